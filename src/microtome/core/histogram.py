@@ -1,0 +1,75 @@
+"""A histogram of a stream of tensors in constant memory, whatever range the values turn out to have."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BINS = 4096  # over [-reach, reach): a tensor of one sign still has 1024 to 2048 bins of its own
+
+
+class Histogram:
+    """Counts values in equal bins around zero; the bin width is a power of two that doubles as values grow.
+
+    Doubling merges neighbouring bins exactly, so that the result does not depend on the order of the stream.
+
+    Attributes:
+        counts: float64, shape (BINS,).
+        low: smallest value seen.
+        high: largest value seen.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.low = math.inf
+        self.high = -math.inf
+        self._reach = 0.0
+
+    def update(self, values: Tensor) -> None:
+        """Add a tensor of any shape.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        low, high = (float(v) for v in torch.aminmax(values.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("the tensor holds NaN or infinity")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        largest = max(-low, high, torch.finfo(torch.float32).tiny)
+        needed = 2.0 ** math.ceil(math.log2(largest))
+        if self._reach == 0.0:
+            self._reach = needed
+        while self._reach < needed:
+            self._double()
+        flat = values.detach().float().reshape(-1).cpu()
+        self.counts += torch.histc(flat, BINS, -self._reach, self._reach).double()
+
+    def _double(self) -> None:
+        """Merge bins two by two into the middle half."""
+        merged = self.counts.reshape(-1, 2).sum(1)
+        self.counts = torch.zeros_like(self.counts)
+        self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
+        self._reach *= 2
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return 2 * self._reach / BINS
+
+    @property
+    def centres(self) -> Tensor:
+        """Middle of each bin; float64, shape (BINS,)."""
+        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self._reach
+
+    def quantile(self, share: float) -> float:
+        """Return the value below which `share` (0 to 1) of all values lie, to within a bin, inside [low, high]."""
+        cumulative = self.counts.cumsum(0)
+        target = share * float(cumulative[-1])
+        position = int(torch.searchsorted(cumulative, torch.tensor(target, dtype=torch.float64)))
+        position = min(position, BINS - 1)
+        before = float(cumulative[position - 1]) if position else 0.0
+        inside = (target - before) / max(float(self.counts[position]), 1.0)
+        value = (position + min(max(inside, 0.0), 1.0)) * self.width - self._reach
+        return min(max(value, self.low), self.high)

@@ -1,0 +1,117 @@
+"""Small changes to a graph that methods are built from. They edit in place: call them on a copy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from microtome.graph.operators import aten, constant_source
+from microtome.types import QParams
+
+
+def add_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> Node:
+    """Add a tensor under an attribute name made from `name` and return its `get_attr` node, first in the graph."""
+    name = unique_name(graph_module, name)
+    set_constant(graph_module, name, tensor)
+    graph = graph_module.graph
+    first = next(iter(graph.nodes))
+    with graph.inserting_before(first):
+        node = graph.get_attr(name)
+    node.meta["val"] = tensor
+    return node
+
+
+def set_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> None:
+    """Store a tensor as parameter (floating) or buffer (integer) under a dotted attribute name, replacing what is there."""
+    *path, last = name.split(".")
+    owner: nn.Module = graph_module
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        owner = getattr(owner, part)
+    if hasattr(owner, last):
+        delattr(owner, last)
+    if tensor.is_floating_point():
+        owner.register_parameter(last, nn.Parameter(tensor.detach().clone(), requires_grad=False))
+    else:
+        owner.register_buffer(last, tensor.detach().clone())
+
+
+def unique_name(graph_module: GraphModule, name: str) -> str:
+    """Return `name`, with a number behind it if the module already has such an attribute."""
+    candidate, count = name, 1
+    while _has(graph_module, candidate):
+        count += 1
+        candidate = f"{name}_{count}"
+    return candidate
+
+
+def own_constant(graph_module: GraphModule, user: Node, position: int, tensor: Tensor) -> None:
+    """Give one user of a constant a new value, without changing it for other users.
+
+    Args:
+        graph_module: the graph to edit.
+        user: the node that reads the constant.
+        position: which argument of `user` it is.
+        tensor: the new value.
+    """
+    source = constant_source(user.args[position])
+    assert source is not None
+    if len(source.users) == 1:
+        set_constant(graph_module, str(source.target), tensor)
+        source.meta["val"] = tensor
+        return
+    node = add_constant(graph_module, str(source.target), tensor)
+    args = list(user.args)
+    args[position] = node
+    user.args = tuple(args)
+
+
+def insert_quantizer(graph_module: GraphModule, value: Node, users: list[Node], qparams: QParams, name: str) -> Node:
+    """Put a fake-quantizer on the edges from `value` to `users` and return its node.
+
+    Per-channel grids keep scale and zero point as constants `NAME_scale`, `NAME_zero_point`.
+    """
+    qtype = qparams.qtype
+    graph = graph_module.graph
+    if qtype.axis is None:
+        with graph.inserting_after(value):
+            quantizer = graph.call_function(
+                aten.fake_quantize_per_tensor_affine.default,
+                (value, float(qparams.scale), int(qparams.zero_point), qtype.qmin, qtype.qmax),
+            )
+    else:
+        scale = add_constant(graph_module, f"{name}_scale", qparams.scale)
+        zero_point = add_constant(graph_module, f"{name}_zero_point", qparams.zero_point)
+        with graph.inserting_before(users[0]):
+            quantizer = graph.call_function(
+                aten.fake_quantize_per_channel_affine.default,
+                (value, scale, zero_point, qtype.axis, qtype.qmin, qtype.qmax),
+            )
+    if isinstance(value.meta.get("val"), Tensor):
+        quantizer.meta["val"] = value.meta["val"]
+    for user in users:
+        user.replace_input_with(value, quantizer)
+    return quantizer
+
+
+def finish(graph_module: GraphModule) -> None:
+    """Drop what is no longer used, check the graph and compile it anew."""
+    graph_module.graph.eliminate_dead_code()
+    used = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
+    for name, _ in [*graph_module.named_parameters(), *graph_module.named_buffers()]:
+        if name not in used:
+            *path, last = name.split(".")
+            delattr(graph_module.get_submodule(".".join(path)), last)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+def _has(module: torch.nn.Module, name: str) -> bool:
+    value: object = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True

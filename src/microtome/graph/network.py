@@ -1,0 +1,202 @@
+"""The Network: a captured ATen graph with its weights, and everything that is asked of it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from microtome.errors import ModelError, ReadError
+from microtome.graph.operators import constant_source, is_weighted, kind
+
+METADATA = "microtome.json"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, transposed convolution or linear layer of the graph."""
+
+    name: str
+    op: str
+    node: Node
+
+    @property
+    def weight(self) -> Node:
+        """The `get_attr` node of the weight."""
+        source = constant_source(self.node.args[1])
+        assert source is not None
+        return source
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as a graph. Methods map one Network to a new one; nothing changes a Network in place.
+
+    Attributes:
+        graph_module: the ATen graph and its tensors; callable.
+        shape: the input's (channels, *spatial) that it was captured with.
+        dynamic: for the batch and each following axis, whether other sizes are allowed.
+        state: what methods have done to the graph so far, such as `folded` or `quantized`.
+        history: one record per method: name, settings, seconds.
+        notes: what the user should know, such as an output that was left out.
+    """
+
+    graph_module: GraphModule
+    shape: tuple[int, ...]
+    dynamic: tuple[bool, ...]
+    state: frozenset[str] = frozenset()
+    history: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the graph: (N, C, *S) → (N, K, *S) or (N, K)."""
+        output: Tensor = self.graph_module(x)
+        return output
+
+    def copy(self) -> Network:
+        """Return an independent copy whose graph may be edited."""
+        with quiet():
+            return replace(self, graph_module=copy.deepcopy(self.graph_module))
+
+    def to(self, device: str | torch.device) -> Network:
+        """Return a copy on another device."""
+        with quiet():
+            return replace(self, graph_module=copy.deepcopy(self.graph_module).to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        tensors = self.graph_module.state_dict().values()
+        return next((t.device for t in tensors), torch.device("cpu"))
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for pictures, 3 for volumes."""
+        return len(self.shape) - 1
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights that the graph uses, each tensor counted once."""
+        return sum(tensor.numel() for tensor in self.constants().values() if tensor.is_floating_point())
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The weighted layers in the order of execution, with names that are unique in the network."""
+        seen: dict[str, int] = {}
+        found = []
+        for node in self.graph_module.graph.nodes:
+            if is_weighted(node):
+                source = constant_source(node.args[1])
+                assert source is not None
+                name = str(source.target).removesuffix(".weight")
+                seen[name] = seen.get(name, 0) + 1
+                found.append(Layer(name if seen[name] == 1 else f"{name}#{seen[name]}", kind(node), node))
+        return tuple(found)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return the tensors that the graph reads, by attribute name."""
+        names = {str(n.target) for n in self.graph_module.graph.nodes if n.op == "get_attr"}
+        return {name: self.tensor(name) for name in sorted(names)}
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a weight or buffer by its attribute name."""
+        value: Any = self.graph_module
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value.detach()  # type: ignore[no-any-return]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the graph's operators and all its tensors: the same network gives the same value."""
+        digest = hashlib.sha256()
+        for node in self.graph_module.graph.nodes:
+            if node.op == "call_function":
+                settings = torch.fx.map_arg(node.args, lambda _: None)
+                digest.update(f"{node.target} {settings}".encode())
+        for name, tensor in self.constants().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the graph, its weights and its history as a `.pt2` file that `torch.export.load` reads too."""
+        metadata = {
+            "shape": list(self.shape),
+            "dynamic": list(self.dynamic),
+            "state": sorted(self.state),
+            "history": list(self.history),
+            "notes": list(self.notes),
+        }
+        with quiet():
+            torch.export.save(self.exported(), path, extra_files={METADATA: json.dumps(metadata)})
+
+    def exported(self) -> torch.export.ExportedProgram:
+        """Return the graph as an ExportedProgram, with the same dynamic axes."""
+        from microtome.graph.capture import export_graph
+
+        return export_graph(self.graph_module, self.shape, self.dynamic)
+
+    @classmethod
+    def load(cls, path: Path) -> Network:
+        """Read a `.pt2` file, ours or anybody's.
+
+        Raises:
+            ReadError: not a `.pt2` file, or truncated.
+            ModelError: it has several inputs.
+        """
+        from microtome.graph.capture import network_from_export
+
+        extra = {METADATA: ""}
+        try:
+            with quiet():
+                program = torch.export.load(path, extra_files=extra)
+        except Exception as error:
+            raise ReadError(
+                f"{path} is not a .pt2 file that torch {torch.__version__} can read ({first_line(error)}).",
+                "Save it with torch.export.save, or pass the model as file.py:factory with --weights.",
+            ) from error
+        network = network_from_export(program)
+        if not extra[METADATA]:
+            return network
+        try:
+            metadata = json.loads(extra[METADATA])
+            return replace(
+                network,
+                state=frozenset(metadata["state"]),
+                history=tuple(metadata["history"]),
+                notes=tuple(metadata["notes"]),
+            )
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"{path} holds broken microtome metadata ({first_line(error)}).") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, for one-sentence errors."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300].rstrip(".")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings and log lines of torch's own export code from the user; errors pass."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch._export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

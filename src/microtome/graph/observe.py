@@ -1,0 +1,63 @@
+"""Running a graph node by node, to look at or to replace what flows on its edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from microtome.graph.network import Network
+from microtome.graph.operators import kind
+
+
+class Observed(Interpreter):
+    """Runs the network and calls `look(node, value)` for the nodes asked for; values are freed after their last use."""
+
+    def __init__(self, network: Network, nodes: Collection[Node], look: Callable[[Node, Tensor], None]) -> None:
+        super().__init__(network.graph_module)
+        self._nodes = set(nodes)
+        self._look = look
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        if n in self._nodes:
+            self._look(n, value)
+        return value
+
+    def __call__(self, x: Tensor) -> None:
+        """Run one batch (N, C, *S)."""
+        with torch.no_grad():
+            self.run(x)
+
+
+class Unquantized(Interpreter):
+    """Runs the network with its quantizers as identities and calls `look(node, inputs, value)` at the nodes asked for.
+
+    `inputs` are the node's real arguments, constants included.
+    """
+
+    def __init__(
+        self, network: Network, nodes: Collection[Node], look: Callable[[Node, tuple[Any, ...], Tensor], None]
+    ) -> None:
+        super().__init__(network.graph_module)
+        self._nodes = set(nodes)
+        self._look = look
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        arguments, _ = self.fetch_args_kwargs_from_env(n)
+        if kind(n) == "quantizer":
+            return arguments[0]
+        value = super().run_node(n)
+        if n in self._nodes:
+            self._look(n, arguments, value)
+        return value
+
+    def __call__(self, x: Tensor) -> None:
+        """Run one batch (N, C, *S)."""
+        with torch.no_grad():
+            self.run(x)

@@ -1,0 +1,28 @@
+"""What every method is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from microtome.graph.network import Network
+
+Batches = Iterable[Tensor]
+"""Calibration input: tensors (N, C, *S), float32; can be iterated more than once and streams from disk."""
+
+
+class Method(Protocol):
+    """Maps a network to a new one. Its fields are its settings.
+
+    `needs` and `leaves` are states of the graph: the recipe checks that each method finds what it needs; `refuses`
+    are states in which the method makes no sense.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    refuses: ClassVar[frozenset[str]]
+    leaves: ClassVar[frozenset[str]]
+
+    def __call__(self, network: Network, batches: Batches) -> Network:
+        """Return the changed network; the one passed stays as it was."""

@@ -1,0 +1,182 @@
+"""From a Network to an ONNX file with QuantizeLinear / DequantizeLinear pairs and integer weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microtome.errors import MissingExtraError, TargetError
+from microtome.graph.network import Network, first_line, quiet
+from microtome.graph.operators import WEIGHTED, kind
+
+OPSET = 21
+WEIGHTED_KINDS = frozenset(WEIGHTED.values())
+
+
+def export_onnx(network: Network, path: Path) -> None:
+    """Write the network as ONNX; quantized weights are stored as integers, layers keep their names.
+
+    The input is `input`, float32 (N, C, *S); the output `output`.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+        TargetError: an operator has no ONNX form; the error names it.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+        import torch
+    except ImportError as error:
+        raise MissingExtraError("ONNX export", "onnxruntime") from error
+    program = network.exported()
+    try:
+        with quiet():
+            exported = torch.onnx.export(
+                program,
+                input_names=["input"],
+                output_names=["output"],
+                opset_version=OPSET,
+                custom_translation_table=_translations(),
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise TargetError(
+            f"the network cannot be written as ONNX: {_cause(error)}.",
+            "Replace that operator in the model, or choose the target `reference`.",
+        ) from error
+    assert exported is not None
+    model = exported.model_proto
+    _name_layers(model, network, program)
+    _fold_weights(model)
+    _drop_zero_zero_points(model)
+    del model.metadata_props[:]
+    for node in model.graph.node:  # the exporter stores source lines of the user's machine
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in model.graph.value_info:
+        del value.metadata_props[:]
+    model.producer_name = "microtome"
+    onnx.save(model, str(path))
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return how quantizer nodes become QuantizeLinear / DequantizeLinear pairs: the exporter's own knows 8 bits only.
+
+    Narrower grids live in 8-bit integers behind a Clip; the narrow signed grid of weights (-127 to 127) needs none,
+    since its scale is such that -128 never comes up.
+    """
+    import onnx_ir as ir
+    import torch
+    from onnxscript import opset21 as op
+
+    def pair(x: Any, scale: Any, zero_point: Any, axis: int | None, limits: tuple[int, int]) -> Any:
+        settings = {} if axis is None else {"axis": axis}
+        full = limits in ((0, 255), (-128, 127), (-127, 127))
+        if not full and axis is not None:
+            raise NotImplementedError(f"a grid of {limits} per channel has no ONNX form yet")
+        if not full:
+            low, high = ((limit - zero_point) * scale for limit in limits)
+            x = op.Clip(x, op.Constant(value_float=low), op.Constant(value_float=high))
+        if axis is None:
+            dtype = np.uint8 if limits[0] >= 0 else np.int8
+            scale = op.Constant(value=ir.tensor(np.array(scale, np.float32)))
+            zero_point = op.Constant(value=ir.tensor(np.array(zero_point, dtype)))
+        else:
+            zero_point = op.Cast(zero_point, to=ir.DataType.UINT8 if limits[0] >= 0 else ir.DataType.INT8)
+        integers = op.QuantizeLinear(x, scale, zero_point, **settings)
+        return op.DequantizeLinear(integers, scale, zero_point, **settings)
+
+    def per_tensor(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Any:
+        return pair(x, scale, zero_point, None, (quant_min, quant_max))
+
+    def per_channel(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
+        return pair(x, scale, zero_point, axis, (quant_min, quant_max))
+
+    aten = torch.ops.aten
+    return {
+        aten.fake_quantize_per_tensor_affine.default: per_tensor,
+        aten.fake_quantize_per_channel_affine.default: per_channel,
+    }
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost cause's first line: the exporter wraps the operator's name several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def _fold_weights(model: onnx.ModelProto) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Replace float weight → QuantizeLinear by an integer initializer, so that the file shrinks."""
+    from onnx import numpy_helper
+
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer}
+    readers: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    for node in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in tensors]:
+        weight = numpy_helper.to_array(tensors[node.input[0]])
+        scale = numpy_helper.to_array(tensors[node.input[1]])
+        zero = numpy_helper.to_array(tensors[node.input[2]])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        shape = [1] * weight.ndim
+        if scale.ndim:
+            shape[axis] = -1
+        limits = np.iinfo(zero.dtype)
+        integers = np.rint(weight / scale.reshape(shape)) + zero.reshape(shape).astype(np.float32)
+        integers = integers.clip(limits.min, limits.max).astype(zero.dtype)
+        graph.initializer.append(numpy_helper.from_array(integers, node.output[0]))
+        graph.node.remove(node)
+        readers[node.input[0]] -= 1
+        if not readers[node.input[0]]:
+            graph.initializer.remove(tensors[node.input[0]])
+
+
+def _drop_zero_zero_points(model: onnx.ModelProto) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Leave out zero points that are all zero: OpenVINO takes a weight with an explicit one for asymmetric, and floats it."""
+    from onnx import numpy_helper
+
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[2] in tensors:
+            if not numpy_helper.to_array(tensors[node.input[2]]).any():
+                del node.input[2]
+    used = {name for node in model.graph.node for name in node.input}
+    for name, tensor in tensors.items():
+        if name not in used:
+            model.graph.initializer.remove(tensor)
+
+
+def _name_layers(model: onnx.ModelProto, network: Network, program: Any) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Give the nodes that run layers the layers' names, so that runtimes report by these.
+
+    The exporter notes the graph node that each ONNX node comes from; where it rewrote that node (transposed
+    convolutions), the weight's name tells.
+    """
+    captured = [node for node in program.graph.nodes if kind(node) in WEIGHTED_KINDS and _is_layer(node)]
+    by_origin = {node.name: layer.name for node, layer in zip(captured, network.layers, strict=True)}
+    by_weight = {str(layer.weight.target): layer.name for layer in network.layers}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            continue
+        origin = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.fx_node"), "")
+        weight = node.input[1]
+        while weight in producers:
+            weight = producers[weight].input[0]
+        node.name = by_origin.get(origin.split(" ")[0].lstrip("%")) or by_weight.get(weight) or node.name
+
+
+def _is_layer(node: Any) -> bool:
+    """Whether the weight of a node of the exported program is a constant, behind quantizers or not."""
+    weight = node.args[1]
+    while kind(weight) == "quantizer":
+        weight = weight.args[0]
+    return bool(weight.op == "placeholder")

@@ -1,0 +1,134 @@
+"""ONNX Runtime on the CPU: the portable choice."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microtome.errors import MissingExtraError, ReadError, TargetError
+from microtome.runtimes.base import LayerRun
+from microtome.types import Array, Capabilities, OperatorSupport, QType
+
+if TYPE_CHECKING:
+    from microtome.graph.network import Network
+
+NAME = "onnxruntime"
+EXTRA = "onnxruntime"
+PRECISIONS = ("f32",)
+
+UNSIGNED = QType(8, signed=False, symmetric=False)
+WEIGHT = QType(8, narrow=True)
+INTEGER_OPERATORS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QMoE")
+
+
+def capabilities() -> Capabilities:
+    """Return what the CPU provider runs in 8 bits: 1-D and 2-D convolutions and linear layers between quantizers.
+
+    It has no integer 3-D or transposed convolution.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    _module()
+    return Capabilities(
+        target=NAME,
+        operators={
+            "conv": OperatorSupport(UNSIGNED, WEIGHT, spatial_dims=(1, 2), output=True),
+            "linear": OperatorSupport(UNSIGNED, WEIGHT, output=True),
+        },
+        transparent=frozenset({"concat", "max_pool"}),
+    )
+
+
+def export(network: Network, folder: Path) -> Path:
+    """Write `model.onnx`."""
+    from microtome.runtimes.onnx_file import export_onnx
+
+    path = folder / "model.onnx"
+    export_onnx(network, path)
+    return path
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """Return the one file."""
+    return (path,)
+
+
+def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Session:
+    """Load an `.onnx` file; `precision` must be f32."""
+    assert precision in PRECISIONS
+    return Session(path, threads=threads)
+
+
+class Session:
+    """An ONNX file on ONNX Runtime's CPU provider."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Read the file.
+
+        Raises:
+            MissingExtraError: onnxruntime is not installed.
+            ReadError: the file is missing or broken.
+            TargetError: it has an operator that ONNX Runtime lacks.
+        """
+        if not path.exists():
+            raise ReadError(f"{path} does not exist.", "Give the model.onnx of a package.")
+        self._path = path
+        self._threads = threads
+        self._session = self._open({})
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, x: Array) -> Array:
+        """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
+        output: Array = self._session.run(None, {self._input: np.ascontiguousarray(x, np.float32)})[0]
+        return output
+
+    def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
+        """Run `x` with profiling; kernels are the operators of the optimized graph."""
+        with tempfile.TemporaryDirectory() as scratch:
+            session = self._open({"enable_profiling": True, "profile_file_prefix": str(Path(scratch) / "profile")})
+            for _ in range(2):
+                session.run(None, {self._input: np.ascontiguousarray(x, np.float32)})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        last: dict[str, LayerRun] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"].removesuffix("_kernel_time")
+                kind = event["args"]["op_name"]
+                integer = kind.startswith(INTEGER_OPERATORS)
+                last[name] = LayerRun((_layer_name(name),), kind, "int8" if integer else "f32", kind, event["dur"] / 1e3)
+        return tuple(last.values())
+
+    def _open(self, settings: dict[str, Any]) -> Any:
+        onnxruntime = _module()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        for key, value in settings.items():
+            setattr(options, key, value)
+        try:
+            return onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own classes are not importable by name in every version
+            reason = str(error).splitlines()[0][:200]
+            if "NOT_IMPLEMENTED" in reason:
+                raise TargetError(f"ONNX Runtime lacks an operator of this network: {reason}.") from error
+            raise ReadError(f"{self._path} is not a model that ONNX Runtime can read: {reason}.") from error
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("The target onnxruntime", EXTRA) from error
+    return onnxruntime
+
+
+def _layer_name(name: str) -> str:
+    """Strip what ONNX Runtime's fusions add to a node's name."""
+    for suffix in ("_quant", "_nchwc", "_token"):
+        name = name.split(suffix)[0]
+    return name

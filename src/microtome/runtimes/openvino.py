@@ -1,0 +1,176 @@
+"""OpenVINO on the CPU, through ONNX QuantizeLinear / DequantizeLinear pairs."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microtome.errors import MissingExtraError, ReadError, TargetError
+from microtome.runtimes.base import LayerRun
+from microtome.types import Array, Capabilities, OperatorSupport, QType
+
+if TYPE_CHECKING:
+    from microtome.graph.network import Network
+
+NAME = "openvino"
+EXTRA = "openvino"
+PRECISIONS = ("f32", "bf16")
+
+# Unsigned with a zero point: the integer units multiply u8 by s8, and signed inputs cost a correction.
+UNSIGNED = QType(8, signed=False, symmetric=False)
+# Deconvolution runs in integers only on signed symmetric inputs, and only where the quantizer stands right before it:
+# behind an integer concatenation 2026.4 falls back to f32 and computes wrong values.
+SIGNED = QType(8)
+WEIGHT = QType(8, narrow=True)
+
+
+def capabilities() -> Capabilities:
+    """Return what OpenVINO's CPU plugin runs in 8 bits.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    _core()
+    return Capabilities(
+        target=NAME,
+        operators={
+            "conv": OperatorSupport(UNSIGNED, WEIGHT),
+            "conv_transpose": OperatorSupport(SIGNED, WEIGHT, directly=True),
+            "linear": OperatorSupport(UNSIGNED, WEIGHT),
+        },
+        transparent=frozenset({"concat", "max_pool"}),
+    )
+
+
+def export(network: Network, folder: Path) -> Path:
+    """Write `model.xml` and `model.bin`.
+
+    Raises:
+        TargetError: an operator has no form in ONNX or OpenVINO; the error names it.
+    """
+    from microtome.runtimes.onnx_file import export_onnx
+
+    core = _core()
+    import openvino
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        onnx_file = Path(scratch) / "model.onnx"
+        export_onnx(network, onnx_file)
+        try:
+            model = core.read_model(onnx_file)
+        except RuntimeError as error:
+            raise TargetError(
+                f"OpenVINO cannot read the exported network: {_reason(error)}.", "Try `--target onnxruntime`."
+            ) from error
+        path = folder / "model.xml"
+        openvino.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """Return the .xml and the .bin."""
+    return (path, path.with_suffix(".bin"))
+
+
+def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Session:
+    """Load a model file; `threads` 0 lets OpenVINO choose."""
+    return Session(path, threads=threads, precision=precision)
+
+
+class Session:
+    """A model on the CPU, compiled for each input shape that it meets (the last few are kept)."""
+
+    MOST_SHAPES = 4
+
+    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32") -> None:
+        """Read the file.
+
+        Args:
+            path: `model.xml`, or an `.onnx` file.
+            threads: 0 lets OpenVINO choose.
+            precision: of what the file leaves in float: `f32` or `bf16`.
+
+        Raises:
+            MissingExtraError: openvino is not installed.
+            ReadError: the file is missing or broken.
+        """
+        if not path.exists():
+            raise ReadError(f"{path} does not exist.", "Give the model.xml of a package.")
+        try:
+            self._model = _core().read_model(path)
+        except RuntimeError as error:
+            raise ReadError(f"{path} is not a model that OpenVINO can read: {_reason(error)}.") from error
+        self._settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        if threads:
+            self._settings["INFERENCE_NUM_THREADS"] = threads
+        self._requests: dict[tuple[int, ...], Any] = {}
+
+    def run(self, x: Array) -> Array:
+        """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
+        if x.shape not in self._requests:
+            while len(self._requests) >= self.MOST_SHAPES:
+                del self._requests[next(iter(self._requests))]
+            self._requests[x.shape] = self._compile(x.shape, {}).create_infer_request()
+        request = self._requests[x.shape]
+        request.infer({0: np.ascontiguousarray(x, np.float32)}, share_inputs=True)
+        return np.array(request.get_output_tensor(0).data)
+
+    def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
+        """Run `x` twice with profiling and return the operators of the second run."""
+        compiled = self._compile(x.shape, {"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        for _ in range(2):
+            request.infer({0: np.ascontiguousarray(x, np.float32)})
+        runs = []
+        for node in compiled.get_runtime_model().get_ordered_ops():
+            info = {key: value.astype(str) for key, value in node.get_rt_info().items() if _is_text(value)}
+            kind, kernel = info.get("layerType", ""), info.get("primitiveType", "")
+            if kind in ("Input", "Output", "Const") or not kernel:
+                continue
+            time = info.get("execTimeMcs", "")
+            milliseconds = float(time) / 1e3 if time.isdigit() else None
+            names = (node.get_friendly_name(), *filter(None, info.get("originalLayersNames", "").split(",")))
+            runs.append(LayerRun(names, kind, _precision(kernel), kernel, milliseconds))
+        return tuple(runs)
+
+    def _compile(self, shape: tuple[int, ...], extra: Mapping[str, Any]) -> Any:
+        model = self._model.clone()
+        try:
+            model.reshape(list(shape))
+            return _core().compile_model(model, "CPU", {**self._settings, **extra})
+        except RuntimeError as error:
+            raise TargetError(
+                f"OpenVINO cannot run this network on an input of shape {shape} in "
+                f"{self._settings['INFERENCE_PRECISION_HINT']}: {_reason(error)}.",
+                "Check the patch size in pipeline.json, or choose the other float precision.",
+            ) from error
+
+
+@functools.cache
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtraError("The target openvino", EXTRA) from error
+    return openvino.Core()
+
+
+def _is_text(value: Any) -> bool:
+    return hasattr(value, "astype")
+
+
+def _precision(kernel: str) -> str:
+    """Read the precision off a kernel's name, such as `brgconv_avx512_amx_I8`."""
+    suffix = kernel.rsplit("_", 1)[-1].lower()
+    return {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "f16"}.get(suffix, "f32")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the last informative line of OpenVINO's nested messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
+    return (lines[-1] if lines else str(error))[:200].rstrip(".")

@@ -1,0 +1,159 @@
+"""Small frozen values that several rooms share. Numpy only: no torch, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Task = Literal["segmentation", "classification"]
+Role = Literal["train", "tuning", "evaluation"]
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class QType:
+    """An integer number format for tensors: how many bits, which grid, how many scales.
+
+    `symmetric` puts real zero at integer zero (for signed) and leaves out the most negative value when
+    `narrow`, so that the grid is the same on both sides, as weights want it. `axis` is the dimension that has a
+    scale of its own (per channel); None is one scale for the tensor.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    narrow: bool = False
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"bits must be 1 to 16, not {self.bits}")
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer of the grid."""
+        if not self.signed:
+            return 0
+        return -(1 << (self.bits - 1)) + (1 if self.narrow and self.bits > 1 else 0)
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer of the grid."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def name(self) -> str:
+        """Such as `int8` or `uint8`."""
+        return f"{'int' if self.signed else 'uint'}{self.bits}"
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Where a tensor's grid lies: `real = scale * (integer - zero_point)`.
+
+    `scale` (float32) and `zero_point` (int32) are scalars (shape ()) or have one entry per channel (shape (C,)).
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    qtype: QType
+
+
+@dataclass(frozen=True)
+class OperatorSupport:
+    """How a target runs one kind of operator in integers.
+
+    Attributes:
+        activation: format of the input.
+        weight: format of the weight; its channel axis is the operator's own.
+        spatial_dims: for convolutions, which dimensionalities have integer kernels.
+        directly: the quantizer must stand right before the operator, not before a transparent one in between.
+        output: the output must be quantized too, or the target runs the operator in float.
+    """
+
+    activation: QType
+    weight: QType
+    spatial_dims: tuple[int, ...] = (1, 2, 3)
+    directly: bool = False
+    output: bool = False
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a target can run, as data: the only thing that methods know of a runtime.
+
+    `operators` maps `conv`, `conv_transpose`, `linear`, `matmul` to their integer support; kinds that are missing stay
+    in float. `transparent` are operator kinds that the target runs on integers as they are (pooling, concat, …), so
+    that a quantizer may stand before them instead of behind.
+    """
+
+    target: str
+    operators: Mapping[str, OperatorSupport] = field(default_factory=dict)
+    transparent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; None where it cannot be computed."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: where its files are and whose it is.
+
+    `id` and `patient` are pseudonyms that the cohort gave out (`case-0007`, `patient-003`): safe to print and to
+    store. File names may identify a patient and must not reach a log, a report or a package.
+
+    Attributes:
+        image: one file; one file per channel; or the slices of one DICOM series.
+        mask: the reference segmentation, on the image's grid.
+        label: the reference class, an index into the cohort's class names.
+        index: position within the file, where one file holds the whole cohort (MedMNIST).
+        role: what the case may be used for. `train` cases may have been seen in training; calibration takes from them.
+        subgroups: further columns (site, sex, device, …) by which results are also shown.
+    """
+
+    id: str
+    patient: str
+    image: tuple[Path, ...]
+    mask: Path | None = None
+    label: int | None = None
+    index: int | None = None
+    role: Role = "evaluation"
+    subgroups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image read from files, on its own grid.
+
+    `array` is (channels, *spatial) with the stored numeric type after rescaling: pictures (C, H, W), volumes
+    (C, I, J, K) in nibabel's axis order. `affine` is 4×4, voxel indices → RAS+ millimetres; None for pictures, which
+    have no physical grid (their spacing then is 1 pixel).
+    """
+
+    array: Array
+    affine: Array | None = None
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Size of the spatial axes."""
+        return tuple(self.array.shape[1:])
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres (pixels for pictures) per step along each spatial axis."""
+        if self.affine is None:
+            return (1.0,) * (self.array.ndim - 1)
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
