@@ -1,0 +1,12 @@
+"""Metrics and statistics: what compression did to the clinical result. Numpy and scipy; no torch, no files.
+
+overlap         Dice, agreement, voxel counts of all structures in one pass
+surface         NSD and HD95 in millimetres
+segmentation    one case → every metric of every structure
+classification  AUROC, AUPRC, sensitivity, specificity, operating point
+statistics      cluster bootstrap by patient, size of a study
+noninferiority  the verdict
+cases           what is known of each case
+summary         many cases → the parts of `result.json`
+empty           the one rule for structures that are absent
+"""

@@ -1,0 +1,85 @@
+"""What is known of each case before it is summarised: its scores or probabilities under both networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from microtome.clinical.empty import paired_difference
+
+Flat = dict[str, float]
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """A segmented case, scored.
+
+    Attributes:
+        case: pseudonym of the case.
+        patient: pseudonym of the patient.
+        parent: what `score_segmentation` gave for the parent; empty for a case without reference.
+        compressed: the same for the compressed network.
+        agreement: fraction of voxels with the parent's label.
+        empty: structures that the reference does not have (`empty_structures`).
+        subgroups: column → value, such as site.
+    """
+
+    case: str
+    patient: str
+    parent: Mapping[str, Mapping[str, float]]
+    compressed: Mapping[str, Mapping[str, float]]
+    agreement: float
+    empty: tuple[str, ...] = ()
+    subgroups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CasePrediction:
+    """A classified case.
+
+    Attributes:
+        case: pseudonym of the case.
+        patient: pseudonym of the patient.
+        parent: the parent's probabilities, one per class.
+        compressed: those of the compressed network.
+        label: the reference class; None if unknown.
+        subgroups: column → value, such as site.
+    """
+
+    case: str
+    patient: str
+    parent: Sequence[float]
+    compressed: Sequence[float]
+    label: int | None = None
+    subgroups: Mapping[str, str] = field(default_factory=dict)
+
+
+def flatten(scores: Mapping[str, Mapping[str, float]]) -> Flat:
+    """`{"dice": {"liver": 0.9}}` → `{"dice": 0.9, "dice/liver": 0.9}`; the mean is over the defined structures."""
+    flat: Flat = {}
+    for metric, by_structure in scores.items():
+        flat[metric] = _mean(by_structure.values())
+        flat.update({f"{metric}/{name}": value for name, value in by_structure.items()})
+    return flat
+
+
+def flatten_difference(case: CaseScores) -> Flat:
+    """Compressed − parent of one case under the names of `flatten`.
+
+    Structures are paired first (`empty.paired_difference`), so that the mean over structures compares the same ones.
+    """
+    return flatten(
+        {
+            metric: {
+                name: paired_difference(metric, value, case.compressed[metric][name])
+                for name, value in by_structure.items()
+            }
+            for metric, by_structure in case.parent.items()
+        }
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan

@@ -1,0 +1,199 @@
+"""A CSV manifest: columns `image`, `mask` or `label`, `patient`, `split`; further columns are subgroups."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from microtome.errors import DataError, LabelError, OptionError, ReadError
+from microtome.medical.formats.table import (
+    SPLIT_NAMES,
+    PatientOf,
+    Row,
+    Split,
+    Table,
+    count_of,
+    label_names,
+    listing,
+    patient_in_name,
+)
+from microtome.types import Task
+
+NAME = "manifest"
+LOOKS_LIKE = "a .csv file with a column image and a column mask or label, or a folder with one such file"
+
+COLUMNS = ("image", "mask", "label", "patient", "split")
+LOOKS_MISSPELT = 0.8  # difflib ratio: `patient_id` and `labels` are above, `site` and `slice` below
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the file: its number for messages, its cells by column."""
+
+    number: int
+    cells: Mapping[str, str]
+
+
+def matches(path: Path) -> bool:
+    """A CSV file with an `image` column, or a folder that holds exactly one."""
+    return _file(path) is not None
+
+
+def _file(path: Path) -> Path | None:
+    if path.is_file():
+        return path if path.suffix.lower() == ".csv" else None
+    found = [entry for entry in listing(path) if entry.suffix.lower() == ".csv" and _has_image_column(entry)]
+    return found[0] if len(found) == 1 else None
+
+
+def _has_image_column(path: Path) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        return "image" in [cell.strip().lower() for cell in stream.readline().split(",")]
+
+
+def rows(path: Path, patient_of: PatientOf | None) -> Table:
+    """One row per line. Paths are relative to the CSV's folder.
+
+    `image` may be several files joined by `;` (channels, or the slices of a series) or a folder with one DICOM series.
+    With a `mask` column the task is segmentation, and a `label` column then is a subgroup. Labels are class numbers
+    from 0, or names, which are numbered in the order of their characters.
+
+    Raises:
+        ReadError: not text, or a file that the manifest names is missing.
+        DataError: columns missing or misspelt, a line too long or too short, an unknown split.
+        LabelError: labels missing.
+        OptionError: a patient pattern beside a patient column.
+    """
+    file = _file(path)
+    if file is None:
+        raise DataError(f"{path} holds no single manifest.", f"Wanted: {LOOKS_LIKE}.")
+    columns, lines = _read(file)
+    if patient_of is not None and "patient" in columns:
+        raise OptionError(f"{file} has a patient column, so a patient pattern is not needed.", "Drop it.")
+    task: Task = "classification" if "label" in columns and "mask" not in columns else "segmentation"
+    classes, labels = _labels(file, lines) if task == "classification" else ((), [None] * len(lines))
+    used = {"image", "mask", "patient", "split"} | ({"label"} if task == "classification" else set())
+    rule = patient_of or patient_in_name
+    found = []
+    for line, label in zip(lines, labels, strict=True):
+        image = _images(file, line)
+        mask = _path(file, line, "mask") if line.cells.get("mask") else None
+        found.append(
+            Row(
+                patient=_patient(file, line) if "patient" in columns else rule(image[0]),
+                image=image,
+                mask=mask,
+                label=label,
+                split=_split(file, line),
+                subgroups={column: line.cells[column] for column in columns if column not in used},
+            )
+        )
+    named = file.with_name("dataset.json")
+    if task == "segmentation" and "mask" in columns and named.is_file():
+        classes = label_names(named)
+    return _checked(Table(task, tuple(found), classes), file, columns)
+
+
+def _checked(table: Table, file: Path, columns: Sequence[str]) -> Table:
+    splits = [row.split for row in table.rows]
+    if any(splits) and not all(splits):
+        raise DataError(
+            f"{file} has a split for some lines only (none in line {splits.index(None) + 2}).", "Fill all or none."
+        )
+    notes = []
+    kept = table.rows
+    if "mask" in columns:
+        kept = tuple(row for row in kept if row.mask is not None)
+        if len(kept) < len(table.rows):
+            notes.append(f"{count_of(len(table.rows) - len(kept), 'line')} without mask left out.")
+        if "label" in columns:
+            notes.append("The manifest has masks and labels: the task is segmentation, and the label is a subgroup.")
+    if not kept:
+        raise DataError(f"{file} lists no cases.", "Fill in image and mask or label.")
+    return Table(table.task, kept, table.classes, tuple(notes))
+
+
+def _read(file: Path) -> tuple[tuple[str, ...], list[_Line]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            table = list(csv.reader(stream, strict=True))
+    except UnicodeDecodeError as error:
+        raise ReadError(f"{file} is not UTF-8 text.", "Save it as CSV in UTF-8.") from error
+    except (OSError, csv.Error) as error:
+        raise ReadError(f"{file} cannot be read as CSV: {error}.", "Save it again as CSV.") from error
+    if not table:
+        raise ReadError(f"{file} is empty.", "Its first line must name the columns.")
+    columns = tuple(cell.strip() if cell.strip().lower() not in COLUMNS else cell.strip().lower() for cell in table[0])
+    _check_columns(file, columns)
+    lines = []
+    for number, cells in enumerate(table[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(columns):
+            raise DataError(f"{file}, line {number}, has {len(cells)} cells, not {len(columns)}.", "Correct the line.")
+        lines.append(_Line(number, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
+    if not lines:
+        raise DataError(f"{file} lists no cases.", "Fill in one line per image.")
+    return columns, lines
+
+
+def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
+    if "image" not in columns:
+        hint = "Use commas between columns." if len(columns) == 1 else f"Wanted: {LOOKS_LIKE}."
+        raise DataError(f"{file}, line 1, has no column 'image'.", hint)
+    if len(set(columns)) < len(columns) or "" in columns:
+        raise DataError(f"{file}, line 1, names a column twice or not at all.", "Give each column a name of its own.")
+    missing = [column for column in COLUMNS if column not in columns]
+    for column in columns:
+        near = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=LOOKS_MISSPELT)
+        if column not in COLUMNS and near:
+            raise DataError(f"{file}, line 1, has a column '{column}'.", f"Name it '{near[0]}', or else not so alike.")
+
+
+def _path(file: Path, line: _Line, column: str, name: str | None = None) -> Path:
+    path = file.parent / (name or line.cells[column])
+    if not path.exists():
+        raise ReadError(f"{file}, line {line.number}: the {column} {path} does not exist.", "Correct the path.")
+    return path
+
+
+def _images(file: Path, line: _Line) -> tuple[Path, ...]:
+    names = [name.strip() for name in line.cells["image"].split(";") if name.strip()]
+    if not names:
+        raise DataError(f"{file}, line {line.number}, names no image.", "Fill in the column 'image'.")
+    return tuple(_path(file, line, "image", name) for name in names)
+
+
+def _patient(file: Path, line: _Line) -> str:
+    if not line.cells["patient"]:
+        raise DataError(f"{file}, line {line.number}, names no patient.", "Fill in the column, or drop it.")
+    return line.cells["patient"]
+
+
+def _split(file: Path, line: _Line) -> Split | None:
+    name = line.cells.get("split", "")
+    if name and name.lower() not in SPLIT_NAMES:
+        raise DataError(f"{file}, line {line.number}, has the unknown split '{name}'.", "Use train, val or test.")
+    return SPLIT_NAMES[name.lower()] if name else None
+
+
+def _labels(file: Path, lines: Sequence[_Line]) -> tuple[tuple[str, ...], list[int | None]]:
+    for line in lines:
+        if not line.cells["label"]:
+            raise LabelError(f"{file}, line {line.number}, has no label.", "Fill it in or remove the line.")
+    names = [line.cells["label"] for line in lines]
+    numbers = [_whole(name) for name in names]
+    if all(number is not None for number in numbers):
+        top = max(number for number in numbers if number is not None)
+        return tuple(str(k) for k in range(top + 1)), list(numbers)
+    classes = tuple(sorted(set(names)))
+    return classes, [classes.index(name) for name in names]
+
+
+def _whole(name: str) -> int | None:
+    """A class number, also when a spreadsheet wrote it as `1.0`."""
+    whole = name.removesuffix(".0")
+    return int(whole) if whole.isascii() and whole.isdigit() else None

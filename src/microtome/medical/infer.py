@@ -1,0 +1,182 @@
+"""Run a network on an image, and turn its output into a label map on the image's own grid or into probabilities."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from microtome.errors import DataError, GeometryError
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import Prepared, prepare, resample, restore
+from microtome.medical.sliding import Predict, sliding_window
+from microtome.types import Array, Image
+
+HUGE = 1e30  # stands for infinity in scores, which linear interpolation would turn into NaN
+SLAB = 1 << 16  # voxels per step of an argmax: the running maximum stays in the cache
+
+
+def segment(predict: Predict, image: Image, pipeline: Pipeline, *, batch: int = 1) -> Array:
+    """The label map of an image, on its own grid.
+
+    Args:
+        predict: float32 (N, C, *S) → float32 (N, K, *S); N is 1, or `batch` with a sliding window.
+        image: the image as read.
+        pipeline: what the network wants.
+        batch: windows per call.
+
+    Returns:
+        uint8 label map of the image's spatial shape (uint16 with more than 256 classes).
+
+    Raises:
+        DataError, GeometryError: as `prepare`, `sliding_window` and `finish_segmentation`.
+    """
+    prepared = prepare(image, pipeline)
+    return finish_segmentation(scores(predict, prepared, pipeline, batch=batch), prepared, pipeline)
+
+
+def classify(predict: Predict, image: Image, pipeline: Pipeline) -> Array:
+    """The class probabilities of an image.
+
+    Args:
+        predict: float32 (1, C, *S) → float32 (1, K).
+        image: the image as read.
+        pipeline: what the network wants.
+
+    Returns:
+        float64 (classes,), see `probabilities`.
+
+    Raises:
+        DataError, GeometryError: as `prepare` and `probabilities`.
+    """
+    logits = scores(predict, prepare(image, pipeline), pipeline)
+    result: Array = probabilities(logits[None], pipeline)[0]
+    return result
+
+
+def scores(predict: Predict, prepared: Prepared, pipeline: Pipeline, *, batch: int = 1) -> Array:
+    """The network's output for a prepared image, by sliding window where the pipeline has a patch.
+
+    Returns:
+        float32 (K, *S) for segmentation, (K,) for classification.
+
+    Raises:
+        GeometryError: the output for a window does not have the window's size.
+    """
+    if pipeline.patch is not None:
+        return sliding_window(predict, prepared.array, patch=pipeline.patch, overlap=pipeline.overlap, batch=batch)
+    output: Array = np.asarray(predict(prepared.array[None]), np.float32)[0]
+    return output
+
+
+def probabilities(logits: Array, pipeline: Pipeline) -> Array:
+    """Class probabilities of a classifier from its outputs (N, K).
+
+    One output is the probability of the second of two classes. Sigmoid with one output per class leaves the classes
+    independent of one another (their sum is not one). Computed in float64: in float32, confident cases would tie at 1
+    and lose their order, which the AUROC rests on.
+
+    Returns:
+        float64 (N, classes).
+
+    Raises:
+        DataError: NaN in the output, or a shape that does not fit the classes.
+    """
+    values = np.asarray(logits, np.float64)
+    classes = len(pipeline.classes)
+    single = values.ndim == 2 and values.shape[1] == 1 and classes == 2
+    if not single and values.shape[1:] != (classes,):
+        raise DataError(
+            f"The network's output has shape {values.shape}, which does not fit {classes} classes.",
+            "A classifier returns one value per class, or a single one for two classes.",
+        )
+    if np.isnan(values).any():
+        raise DataError("The network returned NaN.", "Check its weights and the normalization of the image.")
+    if pipeline.activation == "sigmoid" or (single and pipeline.activation == "softmax"):
+        values = np.exp(-np.logaddexp(0.0, -values))
+    elif pipeline.activation == "softmax":
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+        values /= values.sum(axis=1, keepdims=True)
+    return np.concatenate([1 - values, values], axis=1) if single else values
+
+
+def finish_segmentation(scores: Array, prepared: Prepared, pipeline: Pipeline) -> Array:
+    """Turn the network's output for a prepared image into labels on the image's own grid.
+
+    Padding is cut off, scores are resampled linearly to the crop, the best class (softmax, none: argmax; sigmoid: the
+    best above the threshold, label 0 else) is taken, and the crop is put back where it was; outside it is background.
+
+    Args:
+        scores: float32 (K, *S) with S as in `prepared.array`. K is the number of classes, or one less (no background)
+            with sigmoid. One channel for two classes is the foreground.
+        prepared: what `prepare` returned for the image.
+        pipeline: the one that prepared it.
+
+    Returns:
+        uint8 label map of the image's spatial shape (uint16 with more than 256 classes).
+
+    Raises:
+        DataError: NaN in the scores, or a number of channels that does not fit the classes.
+        GeometryError: the output does not have the spatial size of the input.
+    """
+    scores = np.asarray(scores, np.float32)
+    if scores.shape[1:] != prepared.array.shape[1:]:
+        raise GeometryError(
+            f"The network turned an input of shape {prepared.array.shape} into an output of shape {scores.shape}.",
+            "Set 'divisible', 'size' or 'patch' so that the network keeps the spatial size.",
+        )
+    threshold = _threshold(scores.shape[0], pipeline)
+    scores = scores[(slice(None), *(slice(0, n) for n in prepared.content))]
+    low, high = float(scores.min()), float(scores.max())
+    if math.isnan(low):
+        raise DataError("The network returned NaN.", "Check its weights and the normalization of the image.")
+    dtype = np.dtype(np.uint8 if len(pipeline.classes) <= 256 else np.uint16)
+    size = prepared.crop
+    if size != prepared.content:
+        scores = np.clip(scores, -HUGE, HUGE) if math.isinf(low) or math.isinf(high) else scores
+        antialias = pipeline.spatial_dims == 2
+        resampled = (resample(channel[None], size, antialias=antialias)[0] for channel in scores)
+        return restore(_best(resampled, threshold, dtype), prepared)
+    labels = np.empty(size, dtype)
+    rows = max(1, SLAB // math.prod(size[1:]))
+    for first in range(0, size[0], rows):
+        slab = slice(first, first + rows)
+        labels[slab] = _best((channel[slab] for channel in scores), threshold, dtype)
+    return restore(labels, prepared)
+
+
+def _threshold(outputs: int, pipeline: Pipeline) -> float | None:
+    """The score above which a channel is foreground; None where the first channel is the background."""
+    classes = len(pipeline.classes)
+    if pipeline.activation == "sigmoid" and outputs == classes - 1:
+        return math.log(pipeline.threshold / (1 - pipeline.threshold))
+    if pipeline.activation == "none" and outputs == classes - 1 == 1:
+        return pipeline.threshold
+    if pipeline.activation != "sigmoid" and outputs == classes:
+        return None
+    raise DataError(
+        f"The network has {outputs} output channels, which does not fit {classes} classes and '{pipeline.activation}'.",
+        "Use 'softmax' with one channel per class, or 'sigmoid' with one per class but the background.",
+    )
+
+
+def _best(channels: Iterable[Array], threshold: float | None, dtype: np.dtype) -> Array:
+    """Label of the highest channel, the first one of equals; label 0 is the first channel, or the threshold if given.
+
+    Channels come one by one, so that only a running maximum is held, however many classes there are.
+    """
+    remaining = iter(channels)
+    first = next(remaining)
+    if threshold is None:
+        best = first.copy()
+    else:
+        best = np.full(first.shape, threshold, np.float32)
+        remaining = itertools.chain([first], remaining)
+    labels = np.zeros(first.shape, dtype)
+    for label, channel in enumerate(remaining, start=1):
+        # Labels rise, so that a maximum writes the new label where it is due: faster than masked assignment.
+        np.maximum(labels, np.multiply(channel > best, label, dtype=dtype), out=labels)
+        np.maximum(best, channel, out=best)
+    return labels

@@ -1,0 +1,299 @@
+"""What happens to an image before the network and to its output afterwards, declared as data.
+
+A `Pipeline` is stored as `pipeline.json` beside the compressed network. `microtome.medical.prepare` carries it out, the
+same code for calibration, evaluation and deployment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import nibabel
+import numpy as np
+
+from microtome.errors import DataError, GeometryError, OptionError
+from microtome.types import Image, Task
+
+if TYPE_CHECKING:
+    from microtome.medical.cohort import Cohort
+
+SCHEMA = 1
+Normalize = Literal["none", "unit", "minmax", "zscore", "zscore_nonzero", "fixed"]
+Activation = Literal["softmax", "sigmoid", "none"]
+
+SAMPLE = 8  # images that default_pipeline looks at
+PICTURE_SIZE = 256
+PATCH_LIMIT = 96
+STEP = 16  # what four halvings of a U-Net ask of a size
+SMALL_PICTURE = 64  # pictures up to this size are used as they are: their networks are made for them
+SPACING_SPREAD = 1.1  # spacings that differ by more than 10 % are resampled to their median
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Declared pre- and post-processing of one network.
+
+    The steps run in the order of the fields: channels, orientation, crop, resampling, clipping, normalization, padding;
+    then the network (on the whole image or by sliding window); then activation and, for segmentation, the way back to
+    the image's own grid.
+
+    Attributes:
+        task: `segmentation` or `classification`.
+        classes: class names in the order of the label numbers; for segmentation the first is the background.
+        channels: input channels of the network.
+        spatial_dims: 2 for pictures, 3 for volumes.
+        grayscale: turn RGB into luminance (ITU-R BT.601). One gray channel is repeated where `channels` asks for more.
+        orientation: axis codes of the network's grid, such as `RAS` or `LIA` (volumes with an affine).
+        spacing: millimetres per voxel of the network's grid, after orientation (volumes with an affine).
+        crop: `foreground` keeps the bounding box of values above `crop_threshold`; outside is background.
+        crop_threshold: in the image's own units.
+        size: resize the whole (cropped) image to this size; linear, antialiased for pictures.
+        window: clip to (low, high), in the image's own units (HU for CT).
+        percentiles: clip each channel to these percentiles (0 to 100) of itself.
+        normalize: `none`; `unit` divides integers by the largest value of their type (floats stay as they are);
+            `minmax` maps the window, or each channel's own range, to [0, 1]; `zscore` gives each channel mean 0 and
+            standard deviation 1; `zscore_nonzero` does so for the voxels that are not 0 and leaves the others 0;
+            `fixed` is (value / `scale` − `mean`) / `std`.
+        mean: one value per channel, for `fixed`.
+        std: one value per channel, for `fixed`.
+        scale: a divisor before `mean` and `std`, for `fixed`.
+        patch: size of the sliding window; None gives the network the whole image.
+        overlap: share of the patch by which neighbouring windows overlap at least, in [0, 1).
+        divisible: without `patch` and `size`, zeros are appended to each axis up to a multiple of this.
+        activation: what turns the network's output into probabilities; `none` if they are probabilities already.
+        threshold: probability above which a sigmoid output (or a single output channel) counts as positive.
+
+    Raises:
+        OptionError: a value of the wrong type, out of range, or in conflict with another one.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    channels: int = 1
+    spatial_dims: int = 2
+    grayscale: bool = False
+    orientation: str | None = None
+    spacing: tuple[float, ...] | None = None
+    crop: Literal["foreground"] | None = None
+    crop_threshold: float = 0.0
+    size: tuple[int, ...] | None = None
+    window: tuple[float, float] | None = None
+    percentiles: tuple[float, float] | None = None
+    normalize: Normalize = "none"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float = 1.0
+    patch: tuple[int, ...] | None = None
+    overlap: float = 0.5
+    divisible: int = 1
+    activation: Activation = "softmax"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, before any image is read."""
+        for name, hint in typing.get_type_hints(Pipeline).items():
+            value = getattr(self, name)
+            _require(_fits(value, hint), f"'{name}' must be {_in_words(hint)}, not {value!r}")
+        _check_geometry(self)
+        _check_values(self)
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """(channels, *spatial) of every array that the network gets, or None where it varies with the image."""
+        spatial = self.patch or self.size
+        return None if spatial is None else (self.channels, *spatial)
+
+    def to_json(self) -> str:
+        """The text of `pipeline.json`, schema 1; fields at their defaults are written as well."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Pipeline:
+        """Read the text of a `pipeline.json`.
+
+        Raises:
+            OptionError: not JSON, another schema, an unknown or missing field, or a value that does not fit.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise OptionError(f"The pipeline is not JSON: {error}.", "Correct pipeline.json.") from error
+        _require(isinstance(values, dict), "a pipeline must be a JSON object")
+        schema = values.pop("schema", SCHEMA)
+        _require(schema == SCHEMA, f"schema {schema!r} is not known to this version of microtome, which reads {SCHEMA}")
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for key in values:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            did_you_mean = f"; the nearest known one is '{near[0]}'" if near else ""
+            _require(key in fields, f"'{key}' is not a field of a pipeline{did_you_mean}")
+        for name, field in fields.items():
+            _require(name in values or field.default is not dataclasses.MISSING, f"the field '{name}' is missing")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**values)
+
+
+def describe(pipeline: Pipeline) -> str:
+    """The steps of a pipeline on one line, for people."""
+    p = pipeline
+    steps = [f"{p.spatial_dims}-D", f"{p.channels} channel{'s' * (p.channels > 1)}{' (gray)' if p.grayscale else ''}"]
+    steps += [f"orientation {p.orientation}"] if p.orientation else []
+    steps += [f"crop to values > {p.crop_threshold:g}"] if p.crop else []
+    steps += [f"resample to {_times(p.spacing)} mm"] if p.spacing else []
+    steps += [f"resize to {_times(p.size)}"] if p.size else []
+    steps += [f"clip to {p.window[0]:g} … {p.window[1]:g}"] if p.window else []
+    steps += [f"clip to percentiles {p.percentiles[0]:g} … {p.percentiles[1]:g}"] if p.percentiles else []
+    steps += [f"normalize {p.normalize}"] if p.normalize != "none" else []
+    steps += [f"windows of {_times(p.patch)}, overlap {p.overlap:g}"] if p.patch else []
+    steps += [f"pad to multiples of {p.divisible}"] if p.divisible > 1 and not (p.patch or p.size) else []
+    steps += [p.activation] if p.activation != "none" else []
+    return ", ".join(steps)
+
+
+def default_pipeline(cohort: Cohort, *, outputs: int | None = None) -> Pipeline:
+    """Guess a pipeline from up to 8 training images, spread over the cohort.
+
+    Pictures are resized to 256×256, or keep a common size that is small or divisible by 16. Volumes are turned to RAS
+    where their orientation is known, resampled to the median spacing where spacings differ by more than 10 %, and
+    segmented in patches of at most 96 voxels a side. `outputs` is the network's number of output channels, if known:
+    one channel, or one per class but the background, means sigmoid.
+
+    Raises:
+        DataError: none of the images can be read.
+        GeometryError: pictures and volumes in one cohort.
+    """
+    images = _sample(cohort)
+    dims = {len(image.spatial) for image in images}
+    if len(dims) > 1:
+        raise GeometryError("The cohort mixes pictures and volumes.", "Split it into two cohorts.")
+    foreground = len(cohort.classes) - (cohort.task == "segmentation")
+    sigmoid = outputs is not None and outputs != len(cohort.classes) and outputs in (1, foreground)
+    common: dict[str, Any] = {
+        "task": cohort.task,
+        "classes": tuple(cohort.classes),
+        "channels": max(image.array.shape[0] for image in images),
+        "spatial_dims": dims.pop(),
+        "activation": "sigmoid" if sigmoid else "softmax",
+    }
+    if common["spatial_dims"] == 2:
+        unit = all(image.array.dtype == np.uint8 for image in images)
+        return Pipeline(**common, size=_picture_size(images), normalize="unit" if unit else "minmax")
+    return Pipeline(**common, **_volume_fields(cohort.task, images), normalize="zscore")
+
+
+def _sample(cohort: Cohort) -> list[Image]:
+    train = [case for case in cohort.cases if case.role == "train"] or list(cohort.cases)
+    images: list[Image] = []
+    for case in train[:: max(1, len(train) // SAMPLE)][:SAMPLE]:
+        with contextlib.suppress(DataError):  # single broken files are counted later, case by case
+            images.append(cohort.image(case))
+    return images or [cohort.image(train[0])]  # raises what is wrong with it
+
+
+def _picture_size(images: Sequence[Image]) -> tuple[int, ...]:
+    sizes = {image.spatial for image in images}
+    fits = len(sizes) == 1 and all(n % STEP == 0 or n <= SMALL_PICTURE for n in images[0].spatial)
+    return sizes.pop() if fits else (PICTURE_SIZE, PICTURE_SIZE)
+
+
+def _volume_fields(task: Task, images: Sequence[Image]) -> dict[str, Any]:
+    known = all(image.affine is not None for image in images)
+    orders = [_ras_order(image) if known else [0, 1, 2] for image in images]
+    sizes = np.array([np.take(image.spatial, order) for image, order in zip(images, orders, strict=True)], dtype=float)
+    spacings = np.array([np.take(image.spacing, order) for image, order in zip(images, orders, strict=True)])
+    fields: dict[str, Any] = {"orientation": "RAS" if known else None}
+    if task == "classification" and np.all(sizes == sizes[0]):
+        return {**fields, "size": tuple(int(n) for n in sizes[0])}
+    if task == "segmentation" and np.any(spacings.max(axis=0) > SPACING_SPREAD * spacings.min(axis=0)):
+        fields["spacing"] = tuple(round(float(s), 4) for s in np.median(spacings, axis=0))
+        sizes = sizes * spacings / np.array(fields["spacing"])
+    block = tuple(min(PATCH_LIMIT, STEP * max(1, math.ceil(n / STEP))) for n in np.median(sizes, axis=0))
+    return {**fields, "patch" if task == "segmentation" else "size": block}
+
+
+def _ras_order(image: Image) -> list[int]:
+    axes = nibabel.orientations.io_orientation(image.affine)[:, 0]
+    return [int(axis) for axis in np.argsort(axes)]
+
+
+def _check_geometry(p: Pipeline) -> None:
+    dims = p.spatial_dims
+    _require(dims in (2, 3), f"'spatial_dims' must be 2 or 3, not {dims}")
+    for name in ("spacing", "size", "patch"):
+        value = getattr(p, name)
+        fits = value is None or (len(value) == dims and min(value) > 0)
+        _require(fits, f"'{name}' must have {dims} positive values, not {value}")
+    _require(dims == 3 or not (p.orientation or p.spacing), "'orientation' and 'spacing' are for volumes only")
+    _require(not (p.spacing and p.size), "'spacing' and 'size' exclude one another: both set the size of the grid")
+    _require(p.task == "segmentation" or p.patch is None, "'patch' is for segmentation only")
+    _require(0 <= p.overlap < 1, f"'overlap' must be at least 0 and below 1, not {p.overlap}")
+    _require(p.divisible >= 1, f"'divisible' must be at least 1, not {p.divisible}")
+    axes = None if p.orientation is None else sorted("RLAPSI".find(code) // 2 for code in p.orientation)
+    _require(axes in (None, [0, 1, 2]), f"'orientation' must name three axes, such as RAS, not {p.orientation!r}")
+
+
+def _check_values(p: Pipeline) -> None:
+    distinct = len(set(p.classes)) == len(p.classes) >= 2
+    _require(distinct, f"'classes' must hold two or more different names, not {p.classes}")
+    _require(p.channels >= 1, f"'channels' must be at least 1, not {p.channels}")
+    _require(p.window is None or p.window[0] < p.window[1], f"'window' must rise, not {p.window}")
+    rises = p.percentiles is None or 0 <= p.percentiles[0] < p.percentiles[1] <= 100
+    _require(rises, f"'percentiles' must rise within 0 to 100, not {p.percentiles}")
+    _require(0 < p.threshold < 1, f"'threshold' must lie between 0 and 1, not {p.threshold}")
+    _require(p.scale > 0, f"'scale' must be positive, not {p.scale}")
+    if p.normalize != "fixed":
+        _require(not p.mean and not p.std and p.scale == 1, "'mean', 'std', 'scale' go only with 'normalize': 'fixed'")
+        return
+    for name in ("mean", "std"):
+        value = getattr(p, name)
+        fits = value is not None and len(value) == p.channels
+        _require(
+            fits, f"'{name}' must have one value per channel ({p.channels}) with 'normalize': 'fixed', not {value}"
+        )
+    _require(p.std is not None and min(p.std) > 0, f"'std' must be positive, not {p.std}")
+
+
+def _require(truth: bool, problem: str) -> None:
+    if not truth:
+        raise OptionError(f"Pipeline: {problem}.", "Correct pipeline.json.")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value has the annotated type; an int counts as float, a bool or NaN as no number."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments and isinstance(value, str)
+    if origin is tuple:
+        kinds = [a for a in arguments if a is not Ellipsis]
+        right_length = Ellipsis in arguments or (isinstance(value, tuple) and len(value) == len(kinds))
+        return isinstance(value, tuple) and right_length and all(_fits(v, kinds[0]) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_in_words(argument) for argument in arguments)
+    if origin is Literal:
+        return ", ".join(repr(argument) for argument in arguments)
+    if origin is tuple:
+        return f"a list of {_in_words(arguments[0])}s"
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(hint, "null")
+
+
+def _times(values: Sequence[float]) -> str:
+    return "×".join(f"{value:g}" for value in values)

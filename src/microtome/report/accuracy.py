@@ -1,0 +1,289 @@
+"""The clinical half of the page: metrics, cases, examples and subgroups, ready for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from microtome.report import drawing, plots, words
+from microtome.report.files import Examples, Result
+from microtome.report.headline import main_metric
+from microtome.report.pictures import example_panels, structure_color, structures
+
+MAX_FOREST = 16  # rows; above, only the structures of the verdict's metric are drawn
+MAX_CASES = 500  # rows of the table of all cases
+KINDS = {"worst": "Worst", "typical": "Typical", "best": "Best"}
+EMPTY_RULE = (
+    "Empty masks: where reference and prediction are both empty, a structure's metric is undefined; the case is left "
+    "out of that mean. Where only one of them is empty, Dice and NSD are 0 and HD95 is the diagonal of the image."
+)
+
+
+def metrics(result: Result) -> list[str]:
+    """All metrics in their first order, each followed by its structures."""
+    sources = [words.mapping(result[side].get("metrics")) for side in ("parent", "compressed")]
+    names = list(dict.fromkeys(str(name) for source in (*sources, result["difference"]) for name in source))
+    order = {base: place for place, base in enumerate(dict.fromkeys(words.base(name) for name in names))}
+    return sorted(names, key=lambda name: (order[words.base(name)], "/" in name))
+
+
+def accuracy(result: Result) -> dict[str, Any]:
+    """Table, forest plots and sentences of the section on accuracy."""
+    chosen = main_metric(result)
+    names = metrics(result)
+    rows = [_metric_row(result, metric, strong=metric == chosen) for metric in names]
+    return {
+        "rows": rows,
+        "forests": [plot for plot in _forests(result, names, chosen) if plot],
+        "drawings": [plot for plot in _drawings(result, chosen) if plot["svg"]],
+        "agreement": _agreement(result),
+        "empty": _empty(result),
+        "rule": EMPTY_RULE if result["task"] == "segmentation" else "",
+        "operating_point": _operating_point(result),
+        "explained": {
+            words.metric_name(base): words.EXPLAINED[base]
+            for base in dict.fromkeys(words.base(name) for name in names)
+            if base in words.EXPLAINED
+        },
+    }
+
+
+def _metric_row(result: Mapping[str, Any], metric: str, *, strong: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": words.structure(metric) or words.metric_name(metric),
+        "inner": "/" in metric,
+        "strong": strong,
+        "lower": words.base(metric) in words.LOWER_IS_BETTER and "/" not in metric,
+    }
+    for side in ("parent", "compressed"):
+        value = words.mapping(words.mapping(result.get(side)).get("metrics")).get(metric)
+        row[side] = words.score(words.interval(value).value, metric)
+        row[f"{side}_spread"] = words.spread(value, metric)
+    value = words.mapping(result.get("difference")).get(metric)
+    row["difference"] = words.change(words.interval(value).value, metric)
+    row["difference_spread"] = words.spread(value, metric, signed=True)
+    return row
+
+
+def _forests(result: Result, names: list[str], chosen: str) -> list[str]:
+    shares = [name for name in names if not words.unit(name)]
+    if len(shares) > MAX_FOREST:
+        shares = [name for name in shares if "/" not in name or words.base(name) == words.base(chosen)]
+    lengths = [name for name in names if words.unit(name)]
+    margin = words.number(result["verdict"].get("margin"))
+    return [
+        plots.forest(
+            _forest_rows(result, group, chosen),
+            name=f"forest{place}",
+            xlabel=xlabel,
+            label=f"Difference per metric with 95 % intervals: {xlabel}",
+            margin=margin if chosen in group else None,
+        )
+        for place, (group, xlabel) in enumerate(
+            (
+                (shares, "compressed − parent; left of zero is worse"),
+                (lengths, "compressed − parent in mm; right is worse"),
+            )
+        )
+    ]
+
+
+def _forest_rows(result: Result, names: list[str], chosen: str) -> list[plots.ForestRow]:
+    return [
+        plots.ForestRow(words.metric_name(name), words.interval(result["difference"].get(name)), name == chosen)
+        for name in names
+    ]
+
+
+def _drawings(result: Result, chosen: str) -> list[dict[str, str]]:
+    """Scatter of the cases, and ROC curves for two classes, each with a caption."""
+    pairs = [(case_value(result, case, "parent"), case_value(result, case, "compressed")) for case in result["cases"]]
+    parent, compressed = (np.array([pair[side] for pair in pairs], dtype=float) for side in (0, 1))
+    if result["task"] == "segmentation":
+        what = words.metric_name(chosen) if chosen else "metric"
+        scatter = plots.pairs(parent, compressed, name="cases", what=what)
+        moved = plots.changes(parent, compressed, name="changes", what=what)
+        return [
+            {"svg": scatter, "caption": f"{what} of every case. On the dashed line nothing changed."},
+            {"svg": moved, "caption": f"How much {what} of every case changed. Below the dashed line is worse."},
+        ]
+    threshold = words.number(result["operating_point"].get("threshold"))
+    binary = _is_binary(result)
+    what = "score" if binary else "score of the true class"
+    scatter = plots.pairs(parent, compressed, name="cases", what=what, threshold=threshold if binary else None)
+    caption = "Score of every case. On the dashed line nothing changed."
+    if binary and threshold is not None:
+        caption += " A point in the upper left or lower right field of the threshold lines got another decision."
+    return [
+        {"svg": _roc(result, parent, compressed) if binary else "", "caption": "ROC curves and operating points."},
+        {"svg": scatter, "caption": caption},
+    ]
+
+
+def _roc(result: Result, parent: Any, compressed: Any) -> str:
+    labels = np.array([words.number(case.get("label")) for case in result["cases"]], dtype=float)
+    keep = np.isfinite(labels) & np.isfinite(parent) & np.isfinite(compressed)
+    if not keep.any():
+        return ""
+    sides = (("parent", parent, drawing.PARENT), ("compressed", compressed, drawing.COMPRESSED))
+    curves = [
+        plots.RocCurve(side, scores[keep], color, _operating_place(words.mapping(result[side].get("metrics"))))
+        for side, scores, color in sides
+    ]
+    return plots.roc(curves, labels[keep] > 0, name="roc")
+
+
+def _operating_place(found: Mapping[str, Any]) -> tuple[float, float] | None:
+    sensitivity = words.interval(found.get("sensitivity")).value
+    specificity = words.interval(found.get("specificity")).value
+    return None if sensitivity is None or specificity is None else (1 - specificity, sensitivity)
+
+
+def _is_binary(result: Result) -> bool:
+    """Two classes, or one score per case."""
+    scores = (words.mapping(case.get("parent")).get("score") for case in result["cases"])
+    lengths = {len(score) if isinstance(score, list) else 1 for score in scores if score is not None}
+    return bool(lengths) and max(lengths) <= 2
+
+
+def case_value(result: Result, case: Mapping[str, Any], side: str) -> float | None:
+    """One number per case: its main metric, or its score (of class 1 for two classes, else of its true class)."""
+    values = words.mapping(case.get(side))
+    if result["task"] == "segmentation":
+        return words.interval(values.get(main_metric(result))).value
+    score = values.get("score")
+    if not isinstance(score, list):
+        return words.number(score)
+    place = words.number(case.get("label")) if len(score) > 2 else len(score) - 1
+    return words.number(score[int(place)]) if place is not None and 0 <= place < len(score) else None
+
+
+def _agreement(result: Result) -> str:
+    value = words.interval(result["agreement"]).value
+    if value is None:
+        return ""
+    what = "of all voxels carry" if result["task"] == "segmentation" else "of all cases get"
+    noun = "label" if result["task"] == "segmentation" else "decision"
+    spread = result["agreement"]
+    low, high = words.number(spread.get("low")), words.number(spread.get("high"))
+    between = f" ({words.share(low)} to {words.share(high)})" if low is not None and high is not None else ""
+    return f"{words.share(value)}{between} {what} the {noun} that the parent gives them."
+
+
+def _empty(result: Result) -> str:
+    """The sentence that counts empty references; empty for classification."""
+    counted = result["counts"].get("empty_reference")
+    if isinstance(counted, Mapping) and counted:
+        parts = ", ".join(f"{words.text(name)} {words.count(amount)}" for name, amount in counted.items())
+        return f"Cases with an empty reference, per structure: {parts}."
+    if words.number(counted) is not None:
+        return f"Cases with an empty reference: {words.count(counted)}."
+    return ""
+
+
+def _operating_point(result: Result) -> str:
+    point = result["operating_point"]
+    threshold = words.number(point.get("threshold"))
+    if threshold is None:
+        return ""
+    sentence = f"Operating point: score ≥ {threshold:.4g}"
+    if point.get("rule"):
+        sentence += f", rule “{words.text(point['rule'])}”"
+    if point.get("fixed_on"):
+        sentence += f", fixed on {words.text(point['fixed_on'])}"
+    return sentence + ". Sensitivity and specificity of both networks are taken there."
+
+
+def case_table(result: Result) -> dict[str, Any]:
+    """All cases, those that lost most first (segmentation) or moved most first (classification)."""
+    rows = []
+    for case in result["cases"]:
+        before, after = case_value(result, case, "parent"), case_value(result, case, "compressed")
+        moved = None if before is None or after is None else after - before
+        rows.append((moved, case, before, after))
+    if result["task"] == "segmentation":
+        rows.sort(key=lambda row: np.inf if row[0] is None else row[0])
+    else:
+        rows.sort(key=lambda row: np.inf if row[0] is None else -abs(row[0]))
+    metric = main_metric(result) if result["task"] == "segmentation" else "score"
+    shown = [
+        {
+            "case": words.text(case.get("case")),
+            "label": class_name(result, case.get("label")),
+            "parent": words.score(before, metric),
+            "compressed": words.score(after, metric),
+            "difference": words.change(moved, metric),
+            "agreement": words.share(case.get("agreement")),
+        }
+        for moved, case, before, after in rows[:MAX_CASES]
+    ]
+    what = words.metric_name(metric) if result["task"] == "segmentation" else "Score"
+    return {"rows": shown, "total": len(rows), "what": what or "Metric"}
+
+
+def class_name(result: Result, label: Any) -> str:
+    """The name of class number `label`, the number itself where it has no name, a dash where there is none."""
+    place = words.number(label)
+    if place is None:
+        return words.NONE
+    classes = result["classes"]
+    return words.text(classes[int(place)]) if 0 <= place < len(classes) else str(int(place))
+
+
+def examples(result: Result, arrays: Examples) -> list[dict[str, Any]]:
+    """The example cases, worst first, with panels and a legend of the structures drawn."""
+    order = list(KINDS)
+    entries = sorted(
+        result["examples"], key=lambda entry: order.index(entry["kind"]) if entry.get("kind") in order else len(order)
+    )
+    shown = []
+    for entry in entries:
+        panels = arrays.get(str(entry.get("case")), {})
+        drawn = {label for name, array in panels.items() if name != "image" for label in structures(array)}
+        place = words.number(entry.get("slice"))
+        shown.append(
+            {
+                "case": words.text(entry.get("case")),
+                "kind": KINDS.get(str(entry.get("kind")), words.text(entry.get("kind"))),
+                "worst": entry.get("kind") == "worst",
+                "text": words.text(entry.get("text")) if entry.get("text") else "",
+                "slice": "" if place is None else f"slice {int(place)}",
+                "panels": example_panels(panels),
+                "legend": [(structure_color(label), class_name(result, label)) for label in sorted(drawn)],
+            }
+        )
+    return shown
+
+
+def subgroups(result: Result) -> list[dict[str, Any]]:
+    """One table and forest plot per subgroup column, of the main metric."""
+    metric = main_metric(result)
+    shown = []
+    for place, (column, groups) in enumerate(result["subgroups"].items()):
+        rows, lines = [], []
+        for name, group in words.mapping(groups).items():
+            entry = words.mapping(group)
+            plain = {side: {"metrics": _metrics_of(entry.get(side))} for side in ("parent", "compressed")}
+            row = _metric_row({**plain, "difference": entry.get("difference")}, metric, strong=False)
+            rows.append({**row, "name": words.text(name), "cases": words.count(entry.get("cases"))})
+            difference = words.interval(words.mapping(entry.get("difference")).get(metric))
+            lines.append(plots.ForestRow(words.text(name), difference))
+        if rows:
+            label = f"Difference in {words.metric_name(metric)} by {words.text(column)}"
+            svg = plots.forest(
+                lines,
+                name=f"group{place}",
+                xlabel=f"difference in {words.metric_name(metric)}",
+                label=label,
+                margin=words.number(result["verdict"].get("margin")),
+            )
+            shown.append({"column": words.text(column), "rows": rows, "svg": svg})
+    return shown
+
+
+def _metrics_of(side: Any) -> Mapping[str, Any]:
+    """The metrics of a subgroup's side, which may be given bare or under `metrics`."""
+    values = words.mapping(side)
+    return words.mapping(values["metrics"]) if "metrics" in values else values
