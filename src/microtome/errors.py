@@ -21,19 +21,21 @@ from __future__ import annotations
 
 
 class MicrotomeError(Exception):
-    """Base of all errors that a user can mend.
-
-    Args:
-        problem: what was wrong, and where (file, layer, option), in one sentence.
-        hint: what to do about it, in one sentence; may be empty.
-    """
+    """Base of all errors that a user can mend."""
 
     def __init__(self, problem: str, hint: str = "") -> None:
+        """Keep the two sentences.
+
+        Args:
+            problem: what was wrong, and where (file, layer, option), in one sentence.
+            hint: what to do about it, in one sentence; may be empty.
+        """
         super().__init__(f"{problem} {hint}".strip())
         self.problem = problem
         self.hint = hint
 
     def __reduce__(self) -> tuple[type[MicrotomeError], tuple[str, str]]:
+        """Pickle by the two sentences."""
         return type(self), (self.problem, self.hint)
 
 
@@ -81,11 +83,13 @@ class MissingExtraError(TargetError):
     """An optional package is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
+        """Name what needs the package, and the extra that brings it."""
         super().__init__(f"{feature} needs a package that is not installed.", f"Run: pip install 'microtome[{extra}]'")
         self.feature = feature
         self.extra = extra
 
     def __reduce__(self) -> tuple[type[MicrotomeError], tuple[str, str]]:
+        """Pickle by feature and extra."""
         return type(self), (self.feature, self.extra)
 
 

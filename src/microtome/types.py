@@ -33,6 +33,7 @@ class QType:
     axis: int | None = None
 
     def __post_init__(self) -> None:
+        """Refuse widths that no integer format has."""
         if not 1 <= self.bits <= 16:
             raise ValueError(f"bits must be 1 to 16, not {self.bits}")
 

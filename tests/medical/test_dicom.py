@@ -5,10 +5,12 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import functional_groups, write_series, write_slice
+from pydicom.pixels.decoders.base import get_decoder
 
 from microtome.errors import DataError, GeometryError, MicrotomeError, MissingExtraError, ReadError
 from microtome.medical.read import read_image, read_mask
-from microtome.medical.readers.elements import split_series
+from microtome.medical.readers import dicom
+from microtome.medical.readers.elements import load, split_series
 
 RNG = np.random.default_rng(0)
 VOLUME = RNG.integers(-1000, 1000, (5, 6, 4)).astype(np.int16)  # slices, rows, columns
@@ -191,6 +193,27 @@ def test_missing_decoder_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(pydicom.Dataset, "pixel_array", property(refuse))
     with pytest.raises(MissingExtraError, match=r"microtome\[jpeg\]"):
         read_image([path])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("decoder", ["gdcm", "pylibjpeg"])
+@pytest.mark.parametrize("name", ["jp2klossless", "jpeg_ls_lossless"])
+def test_any_decoder_will_do(data, monkeypatch, decoder, name):
+    pytest.importorskip({"gdcm": "gdcm", "pylibjpeg": "openjpeg"}[decoder])
+    if (decoder, name) == ("pylibjpeg", "jpeg_ls_lossless"):
+        pytest.importorskip("libjpeg")
+    monkeypatch.setattr(dicom, "DECODERS", (decoder,))
+    folder = data / "odd" / "dicom"
+    plain, packed = (read_image([folder / f"MR_small{end}.dcm"]) for end in ("", f"_{name}"))
+    np.testing.assert_array_equal(packed.array, plain.array)
+
+
+def test_gdcm_is_the_last_resort(tmp_path, monkeypatch):
+    dataset = load(write_slice(tmp_path / "x", VOLUME[0]))
+    assert dicom._decoder(dataset) == ""
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    monkeypatch.setattr(type(get_decoder(pydicom.uid.JPEG2000Lossless)), "available_plugins", ("gdcm", "pylibjpeg"))
+    assert dicom._decoder(dataset) == "pylibjpeg"
 
 
 @pytest.mark.parametrize("keep", [0, 100, 200, 400, -10])

@@ -22,6 +22,7 @@ class Histogram:
     """
 
     def __init__(self) -> None:
+        """Start empty."""
         self.counts = torch.zeros(BINS, dtype=torch.float64)
         self.low = math.inf
         self.high = -math.inf

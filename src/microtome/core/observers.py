@@ -57,6 +57,7 @@ class MinMax:
     """The smallest and the largest value seen."""
 
     def __init__(self) -> None:
+        """Start empty."""
         self.low, self.high = math.inf, -math.inf
 
     def update(self, values: Tensor) -> None:
@@ -66,7 +67,7 @@ class MinMax:
             raise ValueError("the tensor holds NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def range(self, qtype: QType) -> tuple[float, float]:  # noqa: ARG002
+    def range(self, qtype: QType) -> tuple[float, float]:
         """Return the range seen."""
         return self.low, self.high
 
@@ -75,6 +76,7 @@ class MovingAverage(MinMax):
     """Exponential moving average of each batch's extremes (Jacob et al. 2018, section 3.1)."""
 
     def __init__(self, momentum: float) -> None:
+        """Start empty; `momentum` is the weight of the newest batch, above 0 and up to 1."""
         super().__init__()
         self.momentum = momentum
 
@@ -93,10 +95,11 @@ class Percentile(Histogram):
     """Leaves out the same small share of values at either end."""
 
     def __init__(self, percentile: float) -> None:
+        """Start empty; `percentile` is the share of values, in percent, that either end keeps inside."""
         super().__init__()
         self.share = percentile / 100
 
-    def range(self, qtype: QType) -> tuple[float, float]:  # noqa: ARG002
+    def range(self, qtype: QType) -> tuple[float, float]:
         """Return the two quantiles; an end that is already at zero stays there."""
         return min(self.quantile(1 - self.share), self.high), max(self.quantile(self.share), self.low)
 

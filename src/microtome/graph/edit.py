@@ -23,7 +23,7 @@ def add_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> Node:
 
 
 def set_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> None:
-    """Store a tensor as parameter (floating) or buffer (integer) under a dotted attribute name, replacing what is there."""
+    """Store a tensor as parameter (floating) or buffer (integer) under a dotted name, in place of what is there."""
     *path, last = name.split(".")
     owner: nn.Module = graph_module
     for part in path:

@@ -17,6 +17,7 @@ class Observed(Interpreter):
     """Runs the network and calls `look(node, value)` for the nodes asked for; values are freed after their last use."""
 
     def __init__(self, network: Network, nodes: Collection[Node], look: Callable[[Node, Tensor], None]) -> None:
+        """Prepare to watch `nodes`; `look` must not keep the values."""
         super().__init__(network.graph_module)
         self._nodes = set(nodes)
         self._look = look
@@ -43,6 +44,7 @@ class Unquantized(Interpreter):
     def __init__(
         self, network: Network, nodes: Collection[Node], look: Callable[[Node, tuple[Any, ...], Tensor], None]
     ) -> None:
+        """Prepare to watch `nodes`; `look` must not keep the values."""
         super().__init__(network.graph_module)
         self._nodes = set(nodes)
         self._look = look

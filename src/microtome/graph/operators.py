@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
 aten = torch.ops.aten
 
 # Operators with a weight that runtimes have integer kernels for.
-WEIGHTED = {
+WEIGHTED: dict[object, str] = {
     aten.conv1d.default: "conv",
     aten.conv2d.default: "conv",
     aten.conv3d.default: "conv",
@@ -21,7 +23,7 @@ WEIGHTED = {
     aten.linear.default: "linear",
 }
 
-OTHERS = {
+OTHERS: dict[object, str] = {
     aten.cat.default: "concat",
     aten.add.Tensor: "add",
     aten.add_.Tensor: "add",
@@ -68,7 +70,7 @@ OTHERS = {
     aten.fake_quantize_per_channel_affine.default: "quantizer",
 }
 
-KINDS = {**WEIGHTED, **OTHERS}
+KINDS: dict[object, str] = {**WEIGHTED, **OTHERS}
 
 
 def kind(node: Node) -> str:
@@ -104,11 +106,12 @@ def groups(node: Node) -> int:
     """Return the number of groups of a (transposed) convolution; 1 for linear layers."""
     if kind(node) == "linear":
         return 1
-    # conv(x, w, b, stride, padding, dilation, groups); conv_transpose(x, w, b, stride, padding, output_padding, groups);
+    # conv(x, w, b, stride, padding, dilation, groups);
+    # conv_transpose(x, w, b, stride, padding, output_padding, groups);
     # convolution(x, w, b, stride, padding, dilation, transposed, output_padding, groups)
     position = 8 if node.target is aten.convolution.default else 6
-    value = node.args[position] if len(node.args) > position else node.kwargs.get("groups", 1)
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    value: Any = node.args[position] if len(node.args) > position else node.kwargs.get("groups", 1)
+    return int(value)
 
 
 def output_axis(node: Node) -> int:

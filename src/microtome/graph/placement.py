@@ -1,8 +1,8 @@
 """Where quantizers go, given what the target can run in integers.
 
-A quantizer stands on every edge into a layer that the target runs in integers. Where the value comes out of an operator
-that works on integers as they are (a concatenation, a max-pool), the quantizer moves before it, so that memory traffic is
-in integers; values that meet in a concatenation share one grid, and so do all uses of one value.
+A quantizer stands on every edge into a layer that the target runs in integers. Where the value comes out of an
+operator that works on integers as they are (a concatenation, a max-pool), the quantizer moves before it, so that memory
+traffic is in integers; values that meet in a concatenation share one grid, and so do all uses of one value.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def place(network: Network, capabilities: Capabilities, skip: frozenset[str] = f
     wanted: dict[Node, dict[Node, QType]] = {}
     names: dict[Node, str] = {}
     groups = _Groups()
-    groups.fixed = {
-        layer.node for layer, support in supported_layers(network, capabilities) if support.directly
-    }
+    groups.fixed = {layer.node for layer, support in supported_layers(network, capabilities) if support.directly}
     for layer, support in supported_layers(network, capabilities):
         value = layer.node.args[0]
         if layer.name in skip or not isinstance(value, Node):
@@ -79,7 +77,7 @@ def place(network: Network, capabilities: Capabilities, skip: frozenset[str] = f
         qtypes = [qtype for value in values for qtype in wanted[value].values()]
         symmetric = [q for q in qtypes if q.symmetric]
         edges = {value: tuple(wanted[value]) for value in values}
-        name = min((names[v] for v in values), key=lambda n: [layer.name for layer in network.layers].index(n))
+        name = min((names[v] for v in values), key=[layer.name for layer in network.layers].index)
         sites.append(Site(name, (symmetric or qtypes)[0], edges))
     return tuple(sites)
 

@@ -1,0 +1,1 @@
+"""Images from files, and everything between a file and the network. No torch."""

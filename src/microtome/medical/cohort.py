@@ -19,7 +19,9 @@ from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role, Task
 
 DIGITS = 4
-LOOK_MASKS = 64  # masks that are read to learn how many classes there are, where nothing names them
+LOOK_MASKS = 32  # masks that are read to learn how many classes there are, where nothing names them
+
+MANY_LABELS = 128  # unnamed labels beyond this are intensities; the largest public label sets have 117 structures
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def load_cohort(
     evaluation: float = 0.3,
     patient_pattern: str | None = None,
 ) -> Cohort:
-    """Find the cases of a cohort, split them by patient, and give them pseudonyms. No pixels are read.
+    """Find the cases of a cohort, split them by patient, and give them pseudonyms. No image is read; masks only
+    where nothing names their labels.
 
     An official split is kept: test becomes evaluation, val tuning, train train; a patient of evaluation leaves the
     other two, a patient of tuning leaves train. Without test the `evaluation` share of the patients is drawn, without
@@ -211,7 +214,13 @@ def _classes_of_masks(rows: list[Row]) -> tuple[str, ...]:
     step = max(1, len(masks) // LOOK_MASKS)
     top = 1
     for mask in masks[::step]:
-        top = max(top, _top_label(mask))
+        found = _top_label(mask)
+        if found > MANY_LABELS:
+            raise LabelError(
+                f"{mask} holds values up to {found}, which are hardly labels.",
+                "Masks hold 0 and 255, or label numbers; JPEG spoils them. Name many labels in a dataset.json.",
+            )
+        top = max(top, found)
     return ("background", "foreground") if top == 1 else ("background", *(f"label {k}" for k in range(1, top + 1)))
 
 

@@ -26,8 +26,8 @@ MEAN_FREE = {"instance_norm"}
 class CorrectBias:
     """Give back to each layer's bias the mean shift that quantization of its weight and input causes.
 
-    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2
-    and appendix D (empirical). Each layer is corrected for its own error, measured on the float network's activations,
+    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
+    4.2 and appendix D (empirical). Each layer is corrected for its own error, measured on the float network's activations,
     so that one pass over the calibration data serves all layers. Layers before an instance norm are left alone.
     """
 
@@ -45,8 +45,10 @@ class CorrectBias:
         }
         shifts: dict[Node, Tensor] = {}
         counts: dict[Node, int] = {}
-        weights = {node: fake_quantize(network.tensor(str(layer.weight.target)), weight_quantizer(network, layer))  # type: ignore[arg-type]
-                   for node, layer in layers.items()}
+        weights = {
+            node: fake_quantize(network.tensor(str(layer.weight.target)), weight_quantizer(network, layer))  # type: ignore[arg-type]
+            for node, layer in layers.items()
+        }
         inputs = {node: input_quantizer(network, layer) for node, layer in layers.items()}
 
         def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:

@@ -19,15 +19,15 @@ from microtome.methods.base import Batches
 class FoldBatchNorm:
     """Multiply a batch norm's scale into the weight, and its shift into the bias, of the layer whose output it reads.
 
-    Exact in evaluation mode (Jacob et al. 2018, section 3.2). A norm that does not directly follow a layer stays: behind
-    a ReLU its shift would meet the next layer's zero padding, where folding forward is not exact.
+    Exact in evaluation mode (Jacob et al. 2018, section 3.2). A norm that does not directly follow a layer stays:
+    behind a ReLU its shift would meet the next layer's zero padding, where folding forward is not exact.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
     leaves: ClassVar[frozenset[str]] = frozenset({"folded"})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:  # noqa: ARG002
+    def __call__(self, network: Network, batches: Batches) -> Network:
         """Return the folded network; no data is read."""
         network = network.copy()
         graph_module = network.graph_module

@@ -27,8 +27,8 @@ from microtome.types import Capabilities
 class Quantize:
     """Put quantizers where the target has integer kernels, with ranges from calibration data.
 
-    Weights: per output channel, on the extremes or (`search_weights`) where the squared error is least. Activations: per
-    tensor, range by `observer`. Calibration runs the float graph once and streams: memory does not grow with the number
+    Weights: per output channel, on the extremes or (`search_weights`) where the squared error is least. Activations:
+    per tensor, range by `observer`. Calibration runs the float graph once and streams: memory does not grow with the number
     of batches.
 
     Attributes:
@@ -81,7 +81,9 @@ class Quantize:
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)
 
-    def _calibrate(self, network: Network, sites: tuple[Site, ...], batches: Batches) -> Mapping[str, tuple[float, float]]:
+    def _calibrate(
+        self, network: Network, sites: tuple[Site, ...], batches: Batches
+    ) -> Mapping[str, tuple[float, float]]:
         """Return each site's range."""
         observers: dict[str, Observer] = {
             site.name: make_observer(self.observer, percentile=self.percentile) for site in sites
@@ -103,7 +105,9 @@ class Quantize:
             watched(batch.to(network.device))
             count += 1
         if not count:
-            raise DataError("there are no calibration images.", "Give at least one labelled or unlabelled training case.")
+            raise DataError(
+                "there are no calibration images.", "Give at least one labelled or unlabelled training case."
+            )
         return {site.name: observers[site.name].range(site.qtype) for site in sites}
 
     def _quantize_weights(self, network: Network) -> None:

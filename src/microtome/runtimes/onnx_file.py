@@ -140,14 +140,14 @@ def _fold_weights(model: onnx.ModelProto) -> None:  # type: ignore[name-defined]
 
 
 def _drop_zero_zero_points(model: onnx.ModelProto) -> None:  # type: ignore[name-defined]  # noqa: F821
-    """Leave out zero points that are all zero: OpenVINO takes a weight with an explicit one for asymmetric, and floats it."""
+    """Leave out zero points of zero: OpenVINO takes a weight with an explicit one for asymmetric, and floats it."""
     from onnx import numpy_helper
 
     tensors = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[2] in tensors:
-            if not numpy_helper.to_array(tensors[node.input[2]]).any():
-                del node.input[2]
+        optional = node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[2] in tensors
+        if optional and not numpy_helper.to_array(tensors[node.input[2]]).any():
+            del node.input[2]
     used = {name for node in model.graph.node for name in node.input}
     for name, tensor in tensors.items():
         if name not in used:

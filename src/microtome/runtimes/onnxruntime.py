@@ -100,7 +100,9 @@ class Session:
                 name = event["name"].removesuffix("_kernel_time")
                 kind = event["args"]["op_name"]
                 integer = kind.startswith(INTEGER_OPERATORS)
-                last[name] = LayerRun((_layer_name(name),), kind, "int8" if integer else "f32", kind, event["dur"] / 1e3)
+                last[name] = LayerRun(
+                    (_layer_name(name),), kind, "int8" if integer else "f32", kind, event["dur"] / 1e3
+                )
         return tuple(last.values())
 
     def _open(self, settings: dict[str, Any]) -> Any:
@@ -130,5 +132,5 @@ def _module() -> Any:
 def _layer_name(name: str) -> str:
     """Strip what ONNX Runtime's fusions add to a node's name."""
     for suffix in ("_quant", "_nchwc", "_token"):
-        name = name.split(suffix)[0]
+        name = name.split(suffix, maxsplit=1)[0]
     return name

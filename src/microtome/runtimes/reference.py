@@ -87,7 +87,8 @@ class Session:
     def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
         """Return one record per layer; times are not measured."""
         return tuple(
-            LayerRun((layer.name,), layer.op, "f32", "torch (simulated integers)", None) for layer in self._network.layers
+            LayerRun((layer.name,), layer.op, "f32", "torch (simulated integers)", None)
+            for layer in self._network.layers
         )
 
 

@@ -26,6 +26,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     """One row per series. The patient is the PatientID; where it is empty, the study, or else the folder.
 
     Raises:
+        ReadError: a broken DICOM file.
         DataError: no DICOM image.
     """
     if not path.is_dir():
@@ -38,7 +39,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     rest = len(files) - sum(len(one) for one in series)
     notes = [f"{count_of(rest, 'file')} left out: no DICOM image."] if rest else []
     if len(others) == rest and rest:
-        notes = [f"{count_of(rest, 'DICOM file')} left out: broken, or an object without image."]
+        notes = [f"{count_of(rest, 'DICOM file')} without image left out."]
     return Table("segmentation", tuple(found), (), tuple(notes))
 
 

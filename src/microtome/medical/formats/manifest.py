@@ -10,6 +10,7 @@ from pathlib import Path
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats.table import (
+    MANY_CLASSES,
     SPLIT_NAMES,
     PatientOf,
     Row,
@@ -188,6 +189,8 @@ def _labels(file: Path, lines: Sequence[_Line]) -> tuple[tuple[str, ...], list[i
     numbers = [_whole(name) for name in names]
     if all(number is not None for number in numbers):
         top = max(number for number in numbers if number is not None)
+        if top >= MANY_CLASSES:
+            raise LabelError(f"{file} has the label {top}, which is no class number.", "Count classes from 0.")
         return tuple(str(k) for k in range(top + 1)), list(numbers)
     classes = tuple(sorted(set(names)))
     return classes, [classes.index(name) for name in names]

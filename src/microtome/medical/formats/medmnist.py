@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from microtome.errors import DataError, LabelError, OptionError
-from microtome.medical.formats.table import PatientOf, Row, Split, Table, listing
+from microtome.medical.formats.table import MANY_CLASSES, PatientOf, Row, Split, Table, listing
 from microtome.medical.readers import arrays
 from microtome.medical.readers.arrays import SPLITS
 from microtome.types import Array
@@ -76,6 +76,7 @@ def _labels(file: Path, split: str) -> list[int | None]:
     if labels.size != len(labels):
         raise LabelError(f"{file} has {labels.shape[-1]} labels per image.", "Multi-label sets are not read; keep one.")
     flat = labels.reshape(-1)
-    if not np.array_equal(flat, flat.astype(np.int64)) or (flat.size and flat.min() < 0):
+    whole = np.array_equal(flat, np.rint(flat))
+    if not whole or (flat.size and not 0 <= flat.min() <= flat.max() < MANY_CLASSES):
         raise LabelError(f"{file} has {split}_labels that are not class numbers.", "Classes count from 0.")
     return [int(label) for label in flat]

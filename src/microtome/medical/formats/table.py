@@ -58,6 +58,9 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+# More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
+MANY_CLASSES = 1000
+
 PatientOf = Callable[[Path], str]
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from microtome.errors import GeometryError, MissingExtraError, ReadError
-from microtome.medical.readers.elements import AGAIN, frame_count, is_image, load, numbers, plane, rescale, value
+from microtome.medical.readers.elements import AGAIN, frame_count, load, numbers, plane, require_image, rescale, value
 from microtome.medical.readers.geometry import Plane, stack
 from microtome.types import Array, Image
 
+DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")  # GDCM last: see _decoder
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -42,14 +44,23 @@ def read(paths: Sequence[Path]) -> Image:
 
 
 def _frames(dataset: Dataset, path: Path) -> int:
-    if not is_image(dataset, path):
-        kind = value(dataset, "SOPClassUID", path)
-        name = getattr(kind, "name", "") or "an object of unknown class"
-        raise ReadError(f"{path} holds no image but {name}.", "Leave it out; convert a segmentation to NIfTI.")
+    require_image(dataset, path)
     count = frame_count(dataset, path)
     if not any(keyword in dataset for keyword in PIXELS):
         raise ReadError(f"{path} is truncated: it has no pixel data.", AGAIN)
     return count
+
+
+def _decoder(dataset: Dataset) -> str:
+    """The pydicom plugin that decodes a file: the first of `DECODERS` that is installed; empty if none is needed.
+
+    One only: pydicom would try them all in turn on a damaged file, and GDCM then may end the whole process.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return ""
+    installed = get_decoder(syntax).available_plugins
+    return next((name for name in DECODERS if name in installed), "")
 
 
 def _decode(dataset: Dataset, path: Path) -> Array:
@@ -57,6 +68,7 @@ def _decode(dataset: Dataset, path: Path) -> Array:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            dataset.pixel_array_options(decoding_plugin=_decoder(dataset))
             array: Array = dataset.pixel_array
             if str(dataset.get("PhotometricInterpretation", "")).startswith("PALETTE"):
                 array = apply_color_lut(array, dataset)[..., :3]
@@ -94,8 +106,7 @@ def _read_series(paths: Sequence[Path]) -> Image:
     headers = [load(path, pixels=False) for path in paths]
     planes, sizes = [], set()
     for header, path in zip(headers, paths, strict=True):
-        if not is_image(header, path):
-            raise ReadError(f"{path} holds no image.", "Leave it out of the series.")
+        require_image(header, path)
         if frame_count(header, path) > 1:
             raise ReadError(f"{path} has several frames of its own.", "Give it alone, as one volume.")
         found = plane(header, path)

@@ -12,7 +12,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from microtome.errors import DataError, ReadError
+from microtome.errors import ReadError
 from microtome.medical.readers.geometry import Plane
 from microtome.types import Array
 
@@ -78,6 +78,26 @@ def numbers(dataset: Dataset, keyword: str, path: Path, count: int) -> Array | N
     return array
 
 
+def require_image(dataset: Dataset, path: Path) -> None:
+    """Refuse an object without image.
+
+    Raises:
+        ReadError: a report, plan, segmentation, …; or an image whose description is cut off.
+    """
+    if is_image(dataset, path):
+        return
+    if claims_image(dataset, path):
+        raise ReadError(f"{path} is truncated: it has no rows and columns.", AGAIN)
+    name = getattr(value(dataset, "SOPClassUID", path), "name", "") or "an object of unknown class"
+    raise ReadError(f"{path} holds no image but {name}.", "Leave it out; convert a segmentation to NIfTI.")
+
+
+def claims_image(dataset: Dataset, path: Path) -> bool:
+    """Whether an object's class is that of an image, also when it lacks everything else."""
+    kind = value(dataset, "SOPClassUID", path) or value(dataset.file_meta, "MediaStorageSOPClassUID", path)
+    return str(getattr(kind, "name", "")).endswith("Image Storage")
+
+
 def is_image(dataset: Dataset, path: Path) -> bool:
     """Whether an object describes an image: it has rows and columns and is no segmentation."""
     kind = str(value(dataset, "SOPClassUID", path) or "")
@@ -118,17 +138,20 @@ def split_series(paths: Sequence[Path]) -> tuple[list[list[Path]], list[Path]]:
     do.
 
     Returns:
-        The series, each with its files in the given order; and the files that are no DICOM image.
+        The series, each with its files in the given order; and the files that hold another kind of object.
+
+    Raises:
+        ReadError: a broken file; leaving it out could shorten a series unseen.
     """
     series: dict[tuple[Any, ...], list[Path]] = {}
     others: list[Path] = []
     for path in paths:
-        try:
-            dataset = load(path, pixels=False)
-            if not is_image(dataset, path):
-                raise ReadError(f"{path} holds no image.")
+        dataset = load(path, pixels=False)
+        if is_image(dataset, path):
             series.setdefault(_series_key(dataset, path), []).append(path)
-        except DataError:
+        elif claims_image(dataset, path):
+            require_image(dataset, path)
+        else:
             others.append(path)
     return list(series.values()), others
 

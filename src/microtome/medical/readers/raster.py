@@ -8,10 +8,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import PIL.Image
 import PIL.ImageOps
 
-from microtome.errors import MissingExtraError, ReadError
+from microtome.errors import ReadError
 from microtome.types import Array, Image
 
 AGAIN = "Copy the file again from its source."
@@ -55,11 +56,11 @@ def _load(path: Path, *, palette: bool) -> Array:
                 if frames > 1:
                     raise ReadError(f"{path} holds {frames} pictures.", "Store one picture per file.")
                 return _to_array(PIL.ImageOps.exif_transpose(opened), palette=palette)
+    except PIL.UnidentifiedImageError as error:
+        raise ReadError(f"{path} is damaged, or a picture of an unusual kind.", "Save it as PNG or TIFF.") from error
     except PIL.Image.DecompressionBombError as error:
         raise ReadError(f"{path} is too large to read whole.", "Cut it into tiles first.") from error
     except (*BROKEN, zlib.error) as error:
-        if "decoder" in str(error) and "not available" in str(error):
-            raise MissingExtraError(f"Reading {path.suffix} pictures of this kind", "jpeg") from error
         raise ReadError(f"{path} is truncated or damaged and cannot be decoded.", AGAIN) from error
 
 

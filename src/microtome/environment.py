@@ -1,0 +1,62 @@
+"""What a measurement depends on: processor, threads, versions, memory."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("numpy", "scipy", "torch", "openvino", "onnxruntime", "onnx", "monai", "nibabel", "pydicom")
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+
+
+@functools.cache
+def processor() -> tuple[str, tuple[str, ...]]:
+    """Return the processor's name and those of its instruction sets that matter here."""
+    name, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in lines.items()}
+        name, flags = fields.get("model name", name), fields.get("flags", fields.get("Features", ""))
+    present = set(flags.split())
+    return name, tuple(flag for flag in INSTRUCTIONS if flag in present)
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """Return the `environment` of `result.json`; `threads` 0 means all cores."""
+    from microtome import __version__
+
+    versions = {"microtome": __version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    name, instructions = processor()
+    cores = os.cpu_count() or 1
+    return {
+        "cpu": name,
+        "cores": cores,
+        "threads": threads or cores,
+        "isa": list(instructions),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def peak_memory_mib() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return round(float(psutil.Process().memory_info().peak_wset) / 1024**2, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

@@ -1,0 +1,1 @@
+"""The verbs: `compress`, `evaluate`, `bench`, `inspect`, and the stretches of road that they are made of."""

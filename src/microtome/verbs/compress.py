@@ -1,0 +1,139 @@
+"""`compress`: model + cohort + recipe + target → a package folder with the evidence."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microtome import recipes
+from microtome.graph.network import Network
+from microtome.package import Staging, write_json, writing
+from microtome.progress import Progress, Silent
+from microtome.types import Array
+from microtome.verbs.calibration import CalibrationBatches
+from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
+from microtome.verbs.deploy import deploy
+from microtome.verbs.examples import choose, pictures
+from microtome.verbs.provenance import provenance
+from microtome.verbs.result import assemble
+from microtome.verbs.task import CompressOptions, Task, identity, read_task
+from microtome.verbs.timing import eager
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def compress(
+    model: str | Path | nn.Module,
+    cohort: str | Path,
+    out: str | Path,
+    *,
+    options: CompressOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compress a network for a target and measure what that did.
+
+    The package appears at `out` when it is whole. Interrupted work is kept in `out.partial`; the same call goes on.
+
+    Args:
+        model: `package.module:factory`, `file.py:factory`, a `.pt2` file, a MONAI bundle, a package, or a module.
+        cohort: folder, npz file or CSV manifest of labelled cases.
+        out: folder to make.
+        options: see CompressOptions.
+        progress: told of stages and steps.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        MicrotomeError: of the kind that says what is wrong; nothing is written to `out`.
+
+    Example:
+        >>> import microtome
+        >>> result = microtome.compress("unet.pt2", "cohort/", "package/")  # doctest: +SKIP
+        >>> result["verdict"]["reason"]  # doctest: +SKIP
+    """
+    options, progress, out = options or CompressOptions(), progress or Silent(), Path(out)
+    seconds = _Stopwatch()
+    task = read_task(model, Path(cohort), options)
+    for note in (*task.loaded.notes, *task.cohort.notes):
+        progress.say(note)
+    staging = Staging(out, identity(task))
+    if staging.resumed:
+        progress.say("going on where the last run stopped")
+    seconds.lap("read")
+    with writing(out):
+        network = _run_recipe(task, staging, progress)
+        seconds.lap("compress")
+        deployed = deploy(task, network, staging, progress)
+        seconds.lap("export and bench")
+        pair = Pair(eager(task.loaded.network, options.threads), deployed.session.run)
+        judgement = Judgement(options.metric, options.margin, options.seed)
+        store = staging.work / "cases.jsonl"
+        evaluation = evaluate_pair(
+            pair, task.cohort, task.pipeline, judgement=judgement, store=store, progress=progress
+        )
+        seconds.lap("evaluate")
+        examples, arrays = pictures(choose(evaluation.parts, task.pipeline.task), pair, task.cohort, task.pipeline)
+        seconds.lap("examples")
+        result = assemble(task, network, deployed, evaluation)
+        result["examples"], result["seconds"] = examples, seconds.laps
+        _write(task, network, result, arrays, staging, progress)
+        staging.finish()
+    return result
+
+
+def _run_recipe(task: Task, staging: Staging, progress: Progress) -> Network:
+    options = task.options
+    chosen = recipes.recipe(
+        options.recipe,
+        task.runtime.capabilities(),
+        observer=options.observer,
+        percentile=options.percentile,
+        skip=frozenset(options.skip),
+    )
+    cohort, cases = task.calibration
+    batches = CalibrationBatches(cohort, cases, task.pipeline, progress, options.seed)
+
+    def announce(name: str) -> None:
+        batches.title = name
+
+    return recipes.run(chosen, task.loaded.network, batches, checkpoints=staging.work, announce=announce)
+
+
+def _write(
+    task: Task, network: Network, result: dict[str, Any], arrays: dict[str, Array], staging: Staging, progress: Progress
+) -> None:
+    """Fill the package folder."""
+    from microtome.report.card import write_model_card
+    from microtome.report.html import write_report
+
+    folder = staging.package
+    progress.say("write the package")
+    write_json(folder / "result.json", result)
+    np.savez_compressed(folder / "examples.npz", **arrays)  # type: ignore[arg-type]
+    network.to("cpu").save(folder / "network.pt2")
+    (folder / "pipeline.json").write_text(task.pipeline.to_json())
+    calibration_cohort, cases = task.calibration
+    write_json(
+        folder / "provenance.json",
+        provenance(task.loaded, task.cohort, calibration_cohort, cases, result, folder, progress),
+    )
+    write_report(folder)
+    write_model_card(folder)
+
+
+class _Stopwatch:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now

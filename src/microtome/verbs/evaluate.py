@@ -1,0 +1,146 @@
+"""`evaluate`: a package or a model on a cohort, alone or against its parent."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microtome import __version__
+from microtome.environment import describe, peak_memory_mib
+from microtome.errors import SplitError
+from microtome.medical.cohort import Cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.sliding import Predict
+from microtome.package import SCHEMA, Staging, open_package, write_json, writing
+from microtome.progress import Progress, Silent
+from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
+from microtome.verbs.examples import choose, pictures
+from microtome.verbs.task import CompressOptions, read_cohort, read_network
+from microtome.verbs.timing import eager
+
+
+def evaluate(
+    model: str | Path,
+    cohort: str | Path,
+    out: str | Path,
+    *,
+    parent: str | Path | None = None,
+    options: CompressOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate a package, or a model in PyTorch, on the evaluation cases of a cohort.
+
+    Without `parent` there is no difference and no verdict. Cases that a package was calibrated on are left out. An
+    operating point comes from the package; without one the class of highest probability is the decision.
+
+    Args:
+        model: a package, or anything that `compress` takes.
+        cohort: labelled cases.
+        out: folder to make, with `result.json` and `report.html`.
+        parent: the uncompressed network; runs in PyTorch.
+        options: those that concern cohort, model and judgement.
+        progress: told of each case.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        MicrotomeError: of the kind that says what is wrong; nothing is written to `out`.
+    """
+    options, progress, out = options or CompressOptions(evaluation=1.0, tuning=0.0), progress or Silent(), Path(out)
+    cases = read_cohort(Path(cohort), options)
+    predict, pipeline, known = _open(model, cases, options)
+    cases = _without_calibration(cases, known.pop("calibrated", ()))
+    reference = predict
+    if parent is not None:
+        loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
+        reference = eager(loaded.network, options.threads)
+    staging = Staging(
+        out, {"evaluate": str(model), "parent": str(parent), "cohort": str(cohort), "options": str(options)}
+    )
+    with writing(out):
+        pair = Pair(reference, predict)
+        evaluation = evaluate_pair(
+            pair,
+            cases,
+            pipeline,
+            judgement=Judgement(options.metric, options.margin, options.seed),
+            operating_point=known.get("operating_point"),
+            store=staging.work / "cases.jsonl",
+            progress=progress,
+        )
+        examples, arrays = pictures(choose(evaluation.parts, pipeline.task), pair, cases, pipeline)
+        result = {
+            "schema": SCHEMA,
+            "microtome": __version__,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "title": options.title or f"Evaluation on a {cases.format} cohort",
+            "task": pipeline.task,
+            "target": known.get("target", "pytorch"),
+            "recipe": known.get("recipe", "none"),
+            "classes": list(pipeline.classes),
+            **evaluation.parts,
+            "examples": examples,
+            "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
+            "memory": {"evaluate_peak_mib": peak_memory_mib()},
+            "environment": describe(options.threads),
+            "notes": list(cases.notes),
+            "warnings": [],
+        }
+        if parent is None:
+            result["parent"], result["difference"], result["agreement"] = {"metrics": {}}, {}, None
+            result["verdict"] = {
+                **result["verdict"],
+                "non_inferior": None,
+                "lower": None,
+                "reason": "No parent was given to compare with: these are the network's own numbers.",
+            }
+        write_json(staging.package / "result.json", result)
+        np.savez_compressed(staging.package / "examples.npz", **arrays)  # type: ignore[arg-type]
+        from microtome.report.html import write_report
+
+        write_report(staging.package)
+        staging.finish()
+    return result
+
+
+def _open(model: str | Path, cohort: Cohort, options: CompressOptions) -> tuple[Predict, Pipeline, dict[str, Any]]:
+    """Return how to run the model, its pipeline, and what its package knows."""
+    folder = Path(model)
+    if not (folder / "result.json").exists():
+        loaded, pipeline = read_network(model, cohort, options)
+        return eager(loaded.network, options.threads), pipeline, {}
+    package = open_package(folder, threads=options.threads)
+    known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
+    record = folder / "provenance.json"
+    if record.exists():
+        origin = json.loads(record.read_text())["cohort"]
+        used = [entry["case"] for entry in origin["roles"]["calibration"]]
+        hashes = {**origin["sha256"], **origin["calibration_sha256"]}
+        if origin["calibration_from_another_cohort"]:
+            hashes = origin["calibration_sha256"]
+        known["calibrated"] = [hashes[case] for case in used if case in hashes]
+    return package.session.run, package.pipeline, known
+
+
+def _without_calibration(cohort: Cohort, calibrated: Sequence[str]) -> Cohort:
+    """Leave out evaluation cases whose files the package was calibrated on.
+
+    Raises:
+        SplitError: none are left.
+    """
+    if not calibrated:
+        return cohort
+    known = set(calibrated)
+    kept = tuple(c for c in cohort.cases if c.role != "evaluation" or cohort.sha256(c) not in known)
+    left_out = len(cohort.cases) - len(kept)
+    if not any(case.role == "evaluation" for case in kept):
+        raise SplitError("the package was calibrated on every case of this cohort.", "Evaluate it on other cases.")
+    note = (f"{left_out} cases were left out: the package was calibrated on them.",) if left_out else ()
+    return replace(cohort, cases=kept, notes=(*cohort.notes, *note))

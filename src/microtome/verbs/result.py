@@ -1,0 +1,139 @@
+"""The content of `result.json`, put together from what was measured."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from microtome import __version__
+from microtome.core.affine import real_range
+from microtome.environment import describe, peak_memory_mib
+from microtome.graph.network import Network
+from microtome.graph.quantizers import quantizers
+from microtome.medical.pipeline import describe as describe_pipeline
+from microtome.package import SCHEMA, sha256
+from microtome.verbs.comparison import Evaluation
+from microtome.verbs.deploy import Deployed
+from microtome.verbs.task import Task
+from microtome.verbs.timing import integer_counts
+
+# The runtime may differ from the simulated graph by roundings, which is less than quantization itself costs. Where it
+# differs by much more than that, it computes something else.
+PARITY_DB = 20.0
+PARITY_SLACK_DB = 6.0
+
+
+def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of `result.json`, schema 1, but for `examples` and `seconds`."""
+    options, parts, target = task.options, evaluation.parts, task.runtime
+    eager_run = next(run for run in deployed.runs if run["runtime"] == "pytorch")
+    ours = next(run for run in deployed.runs if run.get("compressed"))
+    baseline_bytes = next((run["bytes"] for run in deployed.runs if run["bytes"] and not run.get("compressed")), None)
+    parent = task.loaded.network
+    integer = integer_counts(deployed.layers)
+    _, calibration = task.calibration
+    counts = {
+        **parts["counts"],
+        "calibration": len(calibration),
+        "tuning": len(task.cohort.tuning),
+        "failed": 0,
+    }
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "microtome": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "title": options.title or f"{task.loaded.title} on a {task.cohort.format} cohort",
+        "task": task.pipeline.task,
+        "target": options.target,
+        "recipe": options.recipe,
+        "classes": list(task.pipeline.classes),
+        "parent": {
+            "sha256": parent.fingerprint(),
+            "parameters": parent.parameters,
+            "bytes": baseline_bytes or parent.parameters * 4,
+            "latency_ms": eager_run["latency_ms"],
+            **parts["parent"],
+        },
+        "compressed": {
+            "sha256": network.fingerprint(),
+            "parameters": network.parameters,
+            "bytes": ours["bytes"],
+            "latency_ms": ours["latency_ms"],
+            "file": deployed.path.name,
+            **parts["compressed"],
+        },
+        "session": {
+            "runtime": options.target,
+            "file": deployed.path.name,
+            "precision": deployed.precision,
+            "sha256": {file.name: sha256(file) for file in target.files(deployed.path)},
+        },
+        "input": {"shape": [1, *network.shape], "pipeline": describe_pipeline(task.pipeline)},
+        **{key: parts[key] for key in ("difference", "agreement", "operating_point", "subgroups", "cases")},
+        "verdict": parts["verdict"],
+        "runs": deployed.runs,
+        "layers": deployed.layers,
+        "integer": integer,
+        "parity": {"runtime_vs_simulated_db": deployed.parity_db, "simulated_vs_f32_db": deployed.quantization_db},
+        "counts": counts,
+        "quantizers": _quantizer_table(network, options.observer),
+        "methods": list(network.history),
+        "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
+        "memory": {"compress_peak_mib": peak_memory_mib()},
+        "environment": describe(options.threads),
+        "notes": [*task.loaded.notes, *network.notes, *task.cohort.notes],
+        "warnings": _warnings(task, deployed, integer),
+    }
+    if integer["executed"] < integer["requested"]:
+        result["verdict"] = {
+            **result["verdict"],
+            "reason": f"{result['verdict']['reason']} But only {integer['executed']} of the {integer['requested']} "
+            "layers that were asked to run in integers did.",
+        }
+    return result
+
+
+def _warnings(task: Task, deployed: Deployed, integer: dict[str, int]) -> list[str]:
+    """Return what nobody may overlook."""
+    found = []
+    name = task.options.target
+    if name == "reference":
+        found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")
+    elif integer["executed"] < integer["requested"]:
+        layers = [r["name"] for r in deployed.layers if r["requested"].startswith("int") and r["executed"] != "int8"]
+        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+        found.append(
+            f"{name} ran {integer['executed']} of {integer['requested']} layers in integers; "
+            f"not {', '.join(layers[:3])}{more}."
+        )
+    if deployed.parity_db < min(PARITY_DB, deployed.quantization_db - PARITY_SLACK_DB):
+        found.append(
+            f"{name} computes something else than the exported graph ({deployed.parity_db} dB against the simulation, "
+            f"where quantization itself leaves {deployed.quantization_db} dB): a fault of the runtime on this machine."
+        )
+    ours = next(run for run in deployed.runs if run.get("compressed"))
+    floats = [run for run in deployed.runs if run["runtime"] == name and not run.get("compressed")]
+    best = min(floats, key=lambda run: run["latency_ms"], default=None)
+    if best is not None and integer["requested"] and best["latency_ms"] < ours["latency_ms"]:
+        found.append(
+            f"The uncompressed network is faster on {name} in {best['precision']} ({best['latency_ms']:.1f} ms) than "
+            f"the compressed one ({ours['latency_ms']:.1f} ms)."
+        )
+    return found
+
+
+def _quantizer_table(network: Network, observer: str) -> list[dict[str, Any]]:
+    rows = []
+    for quantizer in quantizers(network):
+        low, high = real_range(quantizer.qparams)
+        rows.append(
+            {
+                "name": quantizer.name,
+                "kind": quantizer.kind,
+                "qtype": quantizer.qparams.qtype.name,
+                "low": float(low.min()),
+                "high": float(high.max()),
+                "observer": observer if quantizer.kind == "activation" else "mse",
+            }
+        )
+    return rows

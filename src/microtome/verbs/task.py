@@ -1,0 +1,224 @@
+"""What a verb is asked to do: options, and everything that they name read and checked before any work is done."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microtome import __version__, recipes
+from microtome.errors import LabelError, OptionError
+from microtome.graph.network import Network
+from microtome.medical.cohort import Cohort, load_cohort
+from microtome.medical.pipeline import Pipeline, default_pipeline
+from microtome.medical.pipeline import describe as describe_pipeline
+from microtome.models import Loaded, load_model
+from microtome.package import writing
+from microtome.runtimes import runtime
+from microtome.runtimes.base import Runtime
+from microtome.types import Case
+from microtome.verbs.comparison import check_metric
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What `compress` may be told, beside model, cohort and output.
+
+    Attributes:
+        target: runtime of the package.
+        recipe: chain of methods, a key of `recipes.RECIPES`.
+        weights: weights for a model given as `file.py:factory`.
+        input_shape: (C, *S) that the network is captured with; None takes it from the pipeline.
+        pipeline: pre- and post-processing, or a pipeline.json; None takes the model's, or guesses from the cohort.
+        format: layout of the cohort; None looks.
+        patient_pattern: regular expression for the patient in a file name.
+        calibration: another cohort to calibrate on, all of whose cases are taken for calibration.
+        calibration_cases: at most so many.
+        tuning: share of patients kept for tuning.
+        evaluation: share of patients kept for evaluation.
+        metric: what the verdict rests on; None is Dice or AUROC.
+        margin: the acceptable loss of it.
+        observer: how activation ranges are found.
+        percentile: for the observer of that name.
+        skip: layers that stay in float.
+        precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
+        seed: of the split, the calibration windows and the bootstrap.
+        threads: of the runtime and of eager PyTorch; 0 means all cores.
+        device: where calibration and the parent run.
+        title: of the report.
+    """
+
+    target: str = "openvino"
+    recipe: str = "int8"
+    weights: Path | None = None
+    input_shape: tuple[int, ...] | None = None
+    pipeline: Pipeline | Path | None = None
+    format: str | None = None
+    patient_pattern: str | None = None
+    calibration: Path | None = None
+    calibration_cases: int = 32
+    tuning: float = 0.1
+    evaluation: float = 0.3
+    metric: str | None = None
+    margin: float | None = None
+    observer: str = "mse"
+    percentile: float = 99.99
+    skip: tuple[str, ...] = ()
+    precision: str = "auto"
+    seed: int = 0
+    threads: int = 0
+    device: str = "cpu"
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that was read: what the rest of the road works on."""
+
+    options: CompressOptions
+    loaded: Loaded
+    pipeline: Pipeline
+    cohort: Cohort
+    calibration: tuple[Cohort, tuple[Case, ...]]
+    runtime: Runtime
+
+
+def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
+    """Write which file each pseudonym of a cohort stands for, as CSV. The file identifies patients.
+
+    Raises:
+        OutputError: it cannot be written.
+        MicrotomeError: see `load_cohort`.
+    """
+    loaded = read_cohort(cohort, options)
+    with writing(path), path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["case", "patient", "role", "files"])
+        table.writerows([case.id, case.patient, case.role, loaded.key[case.id]] for case in loaded.cases)
+
+
+def read_cohort(path: Path, options: CompressOptions) -> Cohort:
+    """Load a cohort as the options say."""
+    return load_cohort(
+        path,
+        format=options.format,
+        seed=options.seed,
+        tuning=options.tuning,
+        evaluation=options.evaluation,
+        patient_pattern=options.patient_pattern,
+    )
+
+
+def read_task(model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions) -> Task:
+    """Read and check everything before any work is done.
+
+    Raises:
+        MicrotomeError: see `load_cohort`, `load_model`, `runtime`.
+    """
+    target = runtime(options.target)
+    if options.precision not in ("auto", *target.PRECISIONS):
+        raise OptionError(
+            f"--precision {options.precision} is nothing that {options.target} offers.",
+            f"Choose auto or {', '.join(target.PRECISIONS)}.",
+        )
+    recipes.recipe(options.recipe, target.capabilities(), observer=options.observer, percentile=options.percentile)
+    cohort = read_cohort(cohort_path, options)
+    check_metric(cohort.task, options.metric)
+    loaded, pipeline = read_network(model, cohort, options)
+    if options.calibration is not None:
+        other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
+        calibration = (other, other.cases[: options.calibration_cases])
+    else:
+        calibration = (cohort, cohort.calibration(options.calibration_cases))
+    return Task(options, loaded, pipeline, cohort, calibration, target)
+
+
+def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
+    """Load a network, and settle what it wants: declared, found beside it, or guessed from the cohort."""
+    declared = _declared(options)
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        loaded = load_model(
+            source,
+            weights=options.weights,
+            input_shape=options.input_shape,
+            pipeline=declared,
+            device=options.device,
+        )
+    except OptionError:
+        if declared is not None or options.input_shape is not None:
+            raise
+        guess = default_pipeline(cohort)
+        loaded = load_model(source, weights=options.weights, pipeline=guess, device=options.device)
+        loaded = replace(loaded, pipeline=None)
+    outputs = _outputs(loaded.network)
+    pipeline = declared or loaded.pipeline
+    if pipeline is None:
+        pipeline = default_pipeline(cohort, outputs=outputs)
+        note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}"
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+    _check_fit(loaded.network, pipeline, cohort, outputs)
+    return loaded, pipeline
+
+
+def _declared(options: CompressOptions) -> Pipeline | None:
+    if options.pipeline is None or isinstance(options.pipeline, Pipeline):
+        return options.pipeline
+    path = Path(options.pipeline)
+    if not path.exists():
+        raise OptionError(f"{path} does not exist.", "Give the pipeline.json to use.")
+    return Pipeline.from_json(path.read_text())
+
+
+def _outputs(network: Network) -> int:
+    """Return the number of output channels."""
+    import torch
+
+    with torch.no_grad():
+        return int(network(torch.zeros((1, *network.shape), device=network.device)).shape[1])
+
+
+def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: int) -> None:
+    """Check that network, pipeline and cohort speak of the same thing."""
+    if pipeline.task != cohort.task:
+        raise OptionError(
+            f"the pipeline is for {pipeline.task}, but {cohort.path} is a {cohort.task} cohort.",
+            "Give the cohort or the --pipeline that belongs to this network.",
+        )
+    if network.shape[0] != pipeline.channels or network.spatial_dims != pipeline.spatial_dims:
+        raise OptionError(
+            f"the network takes {network.shape[0]} channels in {network.spatial_dims}-D, the pipeline gives "
+            f"{pipeline.channels} in {pipeline.spatial_dims}-D.",
+            "Give a --pipeline that declares what the network was trained with.",
+        )
+    allowed = {len(pipeline.classes)}
+    if pipeline.activation == "sigmoid":
+        allowed |= {len(pipeline.classes) - 1}
+    if pipeline.task == "classification" and len(pipeline.classes) == 2:
+        allowed |= {1}
+    if outputs not in allowed:
+        raise LabelError(
+            f"the network has {outputs} outputs, but there are {len(pipeline.classes)} classes "
+            f"({', '.join(pipeline.classes)}).",
+            "Declare the network's own classes in --pipeline.",
+        )
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """Return what makes a task the same as an interrupted one."""
+    files = [Path(name) for names in task.cohort.key.values() for name in str(names).split(";")]
+    stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    options = {f.name: str(getattr(task.options, f.name)) for f in dataclasses.fields(task.options)}
+    return {
+        "version": __version__,
+        "network": task.loaded.network.fingerprint(),
+        "pipeline": task.pipeline.to_json(),
+        "cohort": str(task.cohort.path.resolve()),
+        "files": stamps,
+        "options": options,
+    }

@@ -1,0 +1,161 @@
+"""Time, memory and bytes, beside the uncompressed network; per layer, with what really ran."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microtome.environment import peak_memory_mib
+from microtome.graph.quantizers import weight_quantizer
+from microtome.progress import Progress, Silent
+from microtome.runtimes.base import LayerRun, Runtime, Session
+from microtome.types import Array
+
+if TYPE_CHECKING:
+    from microtome.graph.network import Network
+
+MOST_ROUNDS = 50
+BUDGET_SECONDS = 20.0  # for all candidates together
+# The least number of rounds, by how many seconds one round takes: a whole-brain network may need minutes for one.
+LEAST_ROUNDS = ((4.0, 5), (20.0, 3), (float("inf"), 1))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that runs the network: for one row of `runs`."""
+
+    name: str
+    runtime: str
+    precision: str
+    run: Callable[[Array], Any]
+    bytes: int | None = None
+    compressed: bool = False
+
+
+def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BUDGET_SECONDS) -> list[dict[str, Any]]:
+    """Time the candidates in turn, A B C A B C …, so that a machine that slows down slows them all.
+
+    Args:
+        candidates: what to time.
+        x: one input, float32 (1, C, *S).
+        budget: seconds for all together; there are at least as many rounds as LEAST_ROUNDS says, at most MOST_ROUNDS.
+
+    Returns:
+        The rows of `runs` in `result.json`: median latency in milliseconds, with quartiles.
+    """
+    seconds: dict[str, list[float]] = {c.name: [] for c in candidates}
+    begin = time.perf_counter()
+    for candidate in candidates:  # the first run compiles and allocates: it is not counted
+        candidate.run(x)
+    round_seconds = time.perf_counter() - begin
+    least = next(rounds for seconds_, rounds in LEAST_ROUNDS if round_seconds <= seconds_)
+    begin = time.perf_counter()
+    for round_ in range(MOST_ROUNDS):
+        if round_ >= least and time.perf_counter() - begin > budget:
+            break
+        for candidate in candidates:
+            start = time.perf_counter()
+            candidate.run(x)
+            seconds[candidate.name].append(time.perf_counter() - start)
+    return [_row(candidate, np.array(seconds[candidate.name]) * 1e3) for candidate in candidates]
+
+
+def _row(candidate: Candidate, milliseconds: Array) -> dict[str, Any]:
+    low, median, high = (round(float(v), 4) for v in np.percentile(milliseconds, (25, 50, 75)))
+    row: dict[str, Any] = {
+        "name": candidate.name,
+        "runtime": candidate.runtime,
+        "precision": candidate.precision,
+        "latency_ms": median,
+        "quartiles_ms": [low, high],
+        "rounds": len(milliseconds),
+        "bytes": candidate.bytes,
+    }
+    return {**row, "compressed": True} if candidate.compressed else row
+
+
+def eager(network: Network, threads: int) -> Callable[[Array], Array]:
+    """Return a function that runs the network in eager PyTorch."""
+    import torch
+
+    from microtome.runtimes.reference import limited
+
+    def run(x: Array) -> Array:
+        with torch.inference_mode(), limited(threads):
+            tensor = torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(network.device)
+            output: Array = network(tensor).cpu().numpy()
+        return output
+
+    return run
+
+
+def layer_table(network: Network, runs: Sequence[LayerRun]) -> list[dict[str, Any]]:
+    """Put what was asked of each layer beside what the runtime did; the last row sums all other operators.
+
+    Args:
+        network: the compressed graph.
+        runs: the session's own account.
+    """
+    rows, taken = [], set()
+    for layer in network.layers:
+        qparams = weight_quantizer(network, layer)
+        bits = qparams.qtype.bits if qparams is not None else 32
+        found = [i for i, r in enumerate(runs) if r.runs(layer.name) and "reorder" not in r.op.lower()]
+        best = max(found, key=lambda i: runs[i].latency_ms or 0.0, default=None)
+        if best is not None:
+            taken.add(best)
+        run = runs[best] if best is not None else None
+        rows.append(
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "requested": f"int{bits}" if qparams is not None else "f32",
+                "executed": run.executed if run else "unknown",
+                "kernel": run.kernel if run else "not found in the runtime's graph",
+                "bytes": network.tensor(str(layer.weight.target)).numel() * bits // 8,
+                "latency_ms": run.latency_ms if run else None,
+            }
+        )
+    others = [r.latency_ms for i, r in enumerate(runs) if i not in taken and r.latency_ms is not None]
+    if others:
+        rows.append(
+            {
+                "name": f"({len(others)} other operators)",
+                "op": "norms, activations, reorders, …",
+                "requested": "f32",
+                "executed": "mixed",
+                "kernel": "",
+                "bytes": 0,
+                "latency_ms": round(sum(others), 4),
+            }
+        )
+    return rows
+
+
+def integer_counts(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Count layers that were asked to run in integers, and those that did."""
+    asked = [row for row in layers if str(row["requested"]).startswith("int")]
+    return {"requested": len(asked), "executed": sum(str(row["executed"]).startswith("int") for row in asked)}
+
+
+def file_bytes(runtime: Runtime, path: Path) -> int:
+    """Bytes on disk of everything that a model file consists of."""
+    return sum(file.stat().st_size for file in runtime.files(path))
+
+
+def bench_session(session: Session, x: Array, name: str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Time one session alone, with its layers."""
+    (progress or Silent()).say(f"time {name}")
+    row = interleaved([Candidate(name, name, "", session.run, compressed=True)], x)[0]
+    runs = session.layer_runs(x)
+    row["layers"] = [
+        {"name": r.names[0], "op": r.op, "executed": r.executed, "kernel": r.kernel, "latency_ms": r.latency_ms}
+        for r in sorted(runs, key=lambda r: -(r.latency_ms or 0.0))
+    ]
+    row["peak_memory_mib"] = peak_memory_mib()
+    return row
