@@ -6,6 +6,7 @@ strict: every tensor of the file finds its place and none is left over.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MESHNET_DILATIONS = (1, 2, 4, 8, 16, 8, 4, 2, 1)
+MESHNET_CLASSES = (
+    "background",
+    "cerebral white matter",
+    "cortex",
+    "lateral ventricle",
+    "inferior lateral ventricle",
+    "cerebellum white matter",
+    "cerebellum cortex",
+    "thalamus",
+    "caudate",
+    "putamen",
+    "pallidum",
+    "3rd ventricle",
+    "4th ventricle",
+    "brain stem",
+    "hippocampus",
+    "amygdala",
+    "accumbens",
+    "ventral DC",
+)
 # Expansion, channels, repeats, stride of the first: table 2 of Sandler et al., MobileNetV2, CVPR 2018.
 MOBILENET_BLOCKS = (
     (1, 16, 1, 1),
@@ -46,7 +67,7 @@ class ResidualUNet(nn.Module):
 
     def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
-        steps = list(zip(widths, widths[1:], strict=False))
+        steps = list(itertools.pairwise(widths))
         self.first = ResidualBlock(channels, widths[0])
         self.down_path = nn.ModuleList(ResidualBlock(a, b) for a, b in steps)
         self.up_path = nn.ModuleList(UpBlock(b, a) for a, b in reversed(steps))

@@ -1,7 +1,8 @@
-"""One training loop for all reference networks: stages of fixed length, one-cycle learning rate, bfloat16 where faster.
+"""One training loop for all reference networks, and the scores of what comes out.
 
-Images lie in memory as prepared by the pipeline. Every batch is drawn with a random affine map, which also sets the
-size that a stage trains at, so that early stages can be small and fast.
+Stages of fixed length, one cycle of the learning rate, bfloat16 arithmetic with float32 weights. Images lie in memory
+as the pipeline prepares them. Every batch is drawn with a random affine map, which also sets the size that a stage
+trains at, so that early stages can be small and fast.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microtome.clinical.classification import auprc, auroc
+from microtome.clinical.overlap import dice
+from microtome.medical.infer import classify, segment
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.read import read_image, read_mask
+
+Row = Mapping[str, str]  # a line of the manifest
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOG_SECONDS = 20.0
+WARM_UP = 0.15
 MAX_NORM = 12.0  # of the gradient, as nnU-Net clips it
 
 
@@ -30,6 +40,11 @@ class Stage:
     batch: int
     size: tuple[int, ...]
     extent: tuple[float, ...]
+
+    @property
+    def work(self) -> int:
+        """Pixels of a batch."""
+        return self.batch * math.prod(self.size)
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained."""
+    """How a network is trained. `limit` is in seconds."""
 
     stages: tuple[Stage, ...]
     loss: Loss
@@ -70,39 +85,54 @@ class Recipe:
     rate: float = 2e-3
     decay: float = 1e-2
     seed: int = 0
+    limit: float = 540.0
 
 
 def train(module: nn.Module, examples: Examples, recipe: Recipe, *, device: str = "cpu") -> nn.Module:
-    """Train a module in place with AdamW and one cycle of the learning rate; return it in evaluation mode."""
+    """Train a module in place with AdamW and one cycle of the learning rate; return it in evaluation mode.
+
+    Progress is counted in pixels seen, or in time where the machine is too slow for `recipe.limit`: the stages and the
+    learning rate then run through faster, and the result depends on the machine.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
-    module.to(device=device, memory_format=_memory_format(examples.images.ndim)).train()
-    total = sum(stage.steps for stage in recipe.stages)
+    layout = torch.channels_last_3d if examples.images.ndim == 5 else torch.channels_last
+    module.to(device=device, memory_format=layout).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=total, pct_start=0.15)
+    ends = list(itertools.accumulate(stage.steps * stage.work for stage in recipe.stages))
     started = said = time.monotonic()
-    step, mean = 0, math.nan
+    steps, work, progress, mean = 0, 0, 0.0, math.nan
     order = _endless(examples.weights, generator)
-    for stage in recipe.stages:
-        for _ in range(stage.steps):
-            chosen = torch.tensor(list(itertools.islice(order, stage.batch)))
-            x, y = draw(examples, chosen, stage, recipe.augmentation, generator)
-            with torch.autocast(device, torch.bfloat16):
-                output = module(x.to(device, memory_format=_memory_format(x.ndim)))
-            loss = recipe.loss(output.float(), y.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), MAX_NORM)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            value = float(loss.detach())
-            mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
-            now = time.monotonic()
-            if now - said > LOG_SECONDS or step == total:
-                said = now
-                left = (now - started) / step * (total - step)
-                print(f"step {step}/{total}, loss {mean:.4f}, {now - started:.0f} s, about {left:.0f} s left", flush=True)
+    while progress < 1:
+        stage = next(s for s, end in zip(recipe.stages, ends, strict=True) if progress < end / ends[-1])
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * one_cycle(progress)
+        chosen = torch.tensor(list(itertools.islice(order, stage.batch)))
+        x, y = draw(examples, chosen, stage, recipe.augmentation, generator)
+        with torch.autocast(device, torch.bfloat16):
+            output = module(x.to(device, memory_format=layout))
+        loss = recipe.loss(output.float(), y.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), MAX_NORM)
+        optimizer.step()
+        steps, work = steps + 1, work + stage.work
+        mean = float(loss.detach()) if steps == 1 else 0.95 * mean + 0.05 * float(loss.detach())
+        now = time.monotonic()
+        progress = max(work / ends[-1], (now - started) / recipe.limit)
+        if now - said > LOG_SECONDS or progress >= 1:
+            said = now
+            left = (now - started) / progress * (1 - progress)
+            print(f"{progress:.0%}, {steps} steps, loss {mean:.4f}, about {max(0.0, left):.0f} s left", flush=True)
+    if work < ends[-1]:
+        print(f"The machine was slow: training was shortened to {work / ends[-1]:.0%}.")
     return module.to("cpu", memory_format=torch.contiguous_format).eval()
+
+
+def one_cycle(progress: float) -> float:
+    """Learning rate over its maximum (Smith and Topin 2019): up for the first 15 %, then down, along cosines."""
+    if progress < WARM_UP:
+        return 0.52 - 0.48 * math.cos(math.pi * progress / WARM_UP)
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))
 
 
 def draw(
@@ -186,7 +216,40 @@ def predictor(module: nn.Module, device: str = "cpu") -> Callable[[np.ndarray], 
     return predict
 
 
-def _endless(weights: Tensor, generator: torch.Generator):  # type: ignore[no-untyped-def]
+def segmentation_scores(module: nn.Module, rows: Sequence[Row], pipeline: Pipeline, device: str) -> dict[str, object]:
+    """Mean Dice over the test cases, per structure and over the structures, each case on its own grid."""
+    predict = predictor(module, device)
+    test = [row for row in rows if row["split"] == "test"]
+    names = dict(enumerate(pipeline.classes))
+    del names[0]
+    table = np.empty((len(test), len(names)))
+    for k, row in enumerate(test):
+        image = read_image([Path(row["image"])])
+        prediction, reference = segment(predict, image, pipeline), read_mask(Path(row["mask"]), image)
+        table[k] = [dice(prediction, reference, label=label) for label in names]
+    structures = {f"dice/{name}": round(float(v), 4) for name, v in zip(names.values(), table.mean(0), strict=True)}
+    return {"dice": round(float(table.mean()), 4), **structures, **_counts(test)}
+
+
+def classification_scores(module: nn.Module, rows: Sequence[Row], pipeline: Pipeline, device: str) -> dict[str, object]:
+    """AUROC, AUPRC and accuracy on the test cases."""
+    predict = predictor(module, device)
+    test = [row for row in rows if row["split"] == "test"]
+    table = np.stack([classify(predict, read_image([Path(row["image"])]), pipeline) for row in test])
+    labels = np.array([pipeline.classes.index(row["label"]) for row in test])
+    return {
+        "auroc": round(float(auroc(table, labels)), 4),
+        "auprc": round(float(auprc(table, labels)), 4),
+        "accuracy": round(float(np.mean(table.argmax(1) == labels)), 4),
+        **_counts(test),
+    }
+
+
+def _counts(test: Sequence[Row]) -> dict[str, object]:
+    return {"test_cases": len(test), "test_patients": len({row["patient"] for row in test})}
+
+
+def _endless(weights: Tensor, generator: torch.Generator) -> Iterator[int]:
     """Indices without end. Equal weights: one permutation after the other; else drawn with replacement."""
     equal = bool((weights == weights[0]).all())
     while True:
@@ -197,7 +260,3 @@ def _endless(weights: Tensor, generator: torch.Generator):  # type: ignore[no-un
             else torch.multinomial(weights, count, replacement=True, generator=generator)
         )
         yield from chosen.tolist()
-
-
-def _memory_format(ndim: int) -> torch.memory_format:
-    return torch.channels_last_3d if ndim == 5 else torch.channels_last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -132,17 +133,6 @@ class Nothing(nn.Module):
         return functional.avg_pool2d(torch.tanh(x), 2)
 
 
-class Constant(nn.Module):
-    """A scale and a logarithm: negative images become NaN before the convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.log(x))
-
-
 NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "unet2d": (UNet2d, (3, 16, 16)),
     "concat_up2d": (ConcatUp2d, (3, 16, 16)),
@@ -212,5 +202,5 @@ def images(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> list[Tensor
 
 def sqnr_db(expected: Tensor, actual: Tensor) -> float:
     """Signal-to-quantization-noise ratio in decibels: 10 log10(sum expected² / sum error²)."""
-    noise = float((expected - actual).square().sum())
-    return float("inf") if noise == 0 else float(10 * torch.log10(expected.square().sum() / noise))
+    noise = float((expected - actual).detach().square().sum())
+    return float("inf") if noise == 0 else 10 * math.log10(float(expected.detach().square().sum()) / noise)

@@ -165,7 +165,9 @@ def writing(place: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise OutputError(f"{place} cannot be written ({error.strerror}).", "Choose another --out.") from error
-        raise
+        raise OutputError(
+            f"{error.filename or place}: {error.strerror or error}.", "Check the place, and run the same command again."
+        ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 BINS = 4096  # over [-reach, reach): a tensor of one sign still has 1024 to 2048 bins of its own
+SMALLEST = 2.0**-100  # no grid resolves smaller values (affine.SMALLEST_SCALE), and the bin width stays a normal float
+CHUNK = 1 << 16  # values binned at once: the scratch tensors stay in the processor's cache
 
 
 class Histogram:
@@ -38,20 +40,32 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("the tensor holds NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
-        largest = max(-low, high, torch.finfo(torch.float32).tiny)
-        needed = 2.0 ** math.ceil(math.log2(largest))
+        needed = 2.0 ** math.frexp(max(-low, high, SMALLEST))[1]  # the power of two above the largest value
         if self._reach == 0.0:
             self._reach = needed
         while self._reach < needed:
             self._double()
         flat = values.detach().float().reshape(-1).cpu()
-        self.counts += torch.histc(flat, BINS, -self._reach, self._reach).double()
+        for part in torch.split(flat, CHUNK):
+            # Division by a power of two is exact, so that a value's bin does not depend on rounding.
+            self.counts += torch.bincount((part / self.width).floor_().int() + BINS // 2, minlength=BINS)
+
+    def merge(self, other: Histogram) -> None:
+        """Add another histogram's counts, as if its values had been seen here; `other` is not changed."""
+        if math.isinf(other.low):
+            return
+        counts, reach = other.counts, other._reach
+        self._reach = self._reach or reach
+        while self._reach < reach:
+            self._double()
+        while reach < self._reach:
+            counts, reach = _halved(counts), reach * 2
+        self.counts = self.counts + counts
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def _double(self) -> None:
         """Merge bins two by two into the middle half."""
-        merged = self.counts.reshape(-1, 2).sum(1)
-        self.counts = torch.zeros_like(self.counts)
-        self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
+        self.counts = _halved(self.counts)
         self._reach *= 2
 
     @property
@@ -74,3 +88,10 @@ class Histogram:
         inside = (target - before) / max(float(self.counts[position]), 1.0)
         value = (position + min(max(inside, 0.0), 1.0)) * self.width - self._reach
         return min(max(value, self.low), self.high)
+
+
+def _halved(counts: Tensor) -> Tensor:
+    """Return the counts in bins of twice the width."""
+    result = torch.zeros_like(counts)
+    result[BINS // 4 : BINS // 4 + BINS // 2] = counts.reshape(-1, 2).sum(1)
+    return result

@@ -6,7 +6,7 @@ Each observer is fed batch by batch (`update`) and then asked (`range`); memory 
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -20,10 +20,21 @@ OBSERVERS: tuple[str, ...] = get_args(ObserverName)
 
 
 class Observer(Protocol):
-    """Watches one tensor, or several that must share a grid."""
+    """Watches one tensor; those of tensors that must share a grid are merged afterwards.
+
+    Attributes:
+        low: smallest value (moving average: of the batches' smallest values).
+        high: largest value, likewise.
+    """
+
+    low: float
+    high: float
 
     def update(self, values: Tensor) -> None:
         """Add one batch."""
+
+    def merge(self, other: Any) -> None:
+        """Add what another observer of the same kind has seen."""
 
     def range(self, qtype: QType) -> tuple[float, float]:
         """Return (low, high) of the real range that the grid of `qtype` should cover."""
@@ -66,6 +77,10 @@ class MinMax:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("the tensor holds NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def merge(self, other: MinMax) -> None:
+        """Widen the range to hold the other's."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def range(self, qtype: QType) -> tuple[float, float]:
         """Return the range seen."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
+import io
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from microtome.errors import CaptureError, WeightsError
 from microtome.graph.network import Network, first_line, quiet
-from microtome.graph.operators import kind
+from microtome.graph.operators import aten, kind
 
 # Batch size of the example: torch.export takes sizes 0 and 1 for constants.
 EXAMPLE_BATCH = 2
@@ -22,6 +26,8 @@ EXAMPLE_BATCH = 2
 MOST_NODES_FOR_FREE_SIZES = 1200
 # The captured graph does the same operations in the same order; another algorithm inside a kernel moves the last bits.
 CAPTURE_TOLERANCE = 1e-4
+ONE_INPUT = "microtome compresses networks of one image tensor: wrap the module so that the others are constants."
+ONE_OUTPUT = "Return the scores as a tensor (N, K, *spatial) or (N, K)."
 
 
 def capture(module: nn.Module, shape: tuple[int, ...]) -> Network:
@@ -39,7 +45,8 @@ def capture(module: nn.Module, shape: tuple[int, ...]) -> Network:
             line of the model.
     """
     check_finite(module.state_dict())
-    training = module.training
+    _check_inputs(module)
+    training = {part: part.training for part in module.modules()}
     module.eval()
     free, fixed = (True,) * (len(shape) - 1), (False,) * (len(shape) - 1)
     failure: Exception | None = None
@@ -64,28 +71,29 @@ def capture(module: nn.Module, shape: tuple[int, ...]) -> Network:
             else:
                 failure = failure or ValueError("the captured graph computes something else than the module")
     finally:
-        module.train(training)
+        for part, flag in training.items():  # parts may differ, such as a frozen batch norm
+            part.training = flag
     if captured is not None:
-        return captured
+        return captured.copy()  # the graph shares the module's tensors: training it further must not reach the Network
     assert failure is not None
     line = _user_line(failure)
     raise CaptureError(
         f"torch.export cannot capture {type(module).__name__}{f' at {line}' if line else ''}: {first_line(failure)}.",
-        "Rewrite that line without data-dependent Python control flow, or export the network yourself and pass the .pt2.",
+        "Rewrite that line without data-dependent Python control flow, or export the network yourself to a .pt2 file.",
     ) from failure
 
 
 @functools.cache
 def _register_meta_kernels() -> torch.library.Library:
-    """Tell torch the output shapes of its fake-quantize operators, which 2.13 lacks, so that graphs with them export."""
-    library = torch.library.Library("aten", "IMPL", "Meta")
+    """Tell torch the output shapes of its fake-quantize operators, which 2.13 lacks: graphs with them export then."""
+    library = torch.library.Library("aten", "IMPL", "Meta")  # type: ignore[no-untyped-call]
 
     def like(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
 
     for name in ("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask"):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
-            library.impl(name, like)
+            library.impl(name, like)  # type: ignore[no-untyped-call]
     return library
 
 
@@ -96,7 +104,8 @@ def export_graph(module: nn.Module, shape: tuple[int, ...], dynamic: tuple[bool,
     device = parameter.device if parameter is not None else torch.device("cpu")
     example = torch.zeros((EXAMPLE_BATCH if dynamic[0] else 1, *shape), device=device)
     axes = {axis: Dim.AUTO for axis, free in enumerate(dynamic) if free}
-    with quiet(), torch.no_grad():
+    # torch.export prints the whole graph to stderr when it fails; the exception says it in a line.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
         return torch.export.export(module, (example,), dynamic_shapes=(axes or None,))
 
 
@@ -111,8 +120,7 @@ def network_from_export(program: ExportedProgram) -> Network:
     inputs = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
         raise CaptureError(
-            f"the network takes {len(inputs)} inputs ({', '.join(n.name for n in inputs) or 'none'}).",
-            "microtome compresses networks of one image tensor: wrap the module so that the others are constants.",
+            f"the network takes {len(inputs)} inputs ({', '.join(n.name for n in inputs) or 'none'}).", ONE_INPUT
         )
     sizes = inputs[0].meta["val"].shape
     notes = tuple(_simplify(graph_module))
@@ -135,6 +143,19 @@ def check_finite(tensors: dict[str, Tensor], where: str = "the network") -> None
         )
 
 
+def _check_inputs(module: nn.Module) -> None:
+    """Raise CaptureError if `forward` needs more than one argument, or takes none."""
+    if isinstance(module, GraphModule | torch.jit.ScriptModule):
+        return
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [p.name for p in named if p.default is p.empty]
+    if len(needed) > 1 or not parameters:
+        raise CaptureError(
+            f"{type(module).__name__}.forward takes {len(needed)} inputs ({', '.join(needed) or 'none'}).", ONE_INPUT
+        )
+
+
 def _is_small(network: Network) -> bool:
     """Whether trying free spatial axes is worth the time."""
     return len(network.graph_module.graph.nodes) <= MOST_NODES_FOR_FREE_SIZES
@@ -152,7 +173,7 @@ def _simplify(graph_module: GraphModule) -> list[str]:
     for node in list(graph.nodes):
         if node.op == "call_module" and "_guards_fn" in str(node.target):
             graph.erase_node(node)
-        elif kind(node) == "identity":
+        elif kind(node) == "identity" or node.target is aten.detach_.default:  # in place: cannot be exported again
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     output = next(n for n in graph.nodes if n.op == "output")
@@ -160,7 +181,7 @@ def _simplify(graph_module: GraphModule) -> list[str]:
     if len(tensors) != 1:
         notes.append(f"The network has {len(tensors)} outputs; only the first is kept.")
     if not tensors:
-        raise CaptureError("the network returns no tensor.", "Return the scores as a tensor (N, K, *spatial) or (N, K).")
+        raise CaptureError("the network returns no tensor.", ONE_OUTPUT)
     output.args = (tensors[0],)
     graph.set_codegen(torch.fx.graph.CodeGen())
     for node in list(reversed(graph.nodes)):  # assertions on sizes have no users but count as impure
@@ -194,9 +215,10 @@ def _run(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
             f"{f' (at {line})' if line else ''}: {first_line(error)}.",
             "Give the shape that it was trained with: --input-shape C,H,W or C,D,H,W.",
         ) from error
-    while isinstance(output, dict | list | tuple):
-        output = next(iter(output.values() if isinstance(output, dict) else output))
-    return output  # type: ignore[no-any-return]
+    tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+    if not tensors:
+        raise CaptureError(f"{type(module).__name__} returns no tensor but {type(output).__name__}.", ONE_OUTPUT)
+    return tensors[0]
 
 
 def _example(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
@@ -216,12 +238,10 @@ def _agrees(network: Network, expected: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _user_line(error: BaseException) -> str:
-    """Return `file:line (code)` of the deepest frame outside of torch and of this file; empty if there is none."""
-    ours = {Path(__file__).resolve(), Path(torch.__file__).parent}
+    """Return `file:line (code)` of the deepest frame outside of torch and microtome; empty if there is none."""
+    ours = {Path(__file__).parents[1], Path(torch.__file__).parent}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if not any(place == path or place in path.parents for place in ours) and path.suffix == ".py":
-            if "microtome" in path.parts:
-                continue
             return f"{path.name}:{frame.lineno} ({(frame.line or '').strip()})"
     return ""

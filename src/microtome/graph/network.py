@@ -21,6 +21,7 @@ from microtome.errors import ModelError, ReadError
 from microtome.graph.operators import constant_source, is_weighted, kind
 
 METADATA = "microtome.json"
+LOGGERS = ("torch.export", "torch.onnx", "torch._export", "torch.fx.experimental", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,16 @@ class Network:
     def fingerprint(self) -> str:
         """SHA-256 over the graph's operators and all its tensors: the same network gives the same value."""
         digest = hashlib.sha256()
+        operations = 0
+        labels: dict[Node, str] = {}  # names of nodes may change when a graph is saved; their order does not
         for node in self.graph_module.graph.nodes:
             if node.op == "call_function":
-                settings = torch.fx.map_arg(node.args, lambda _: None)
+                settings = torch.fx.map_arg((node.args, dict(node.kwargs)), labels.get)
                 digest.update(f"{node.target} {settings}".encode())
+                labels[node] = f"%{operations}"
+                operations += 1
+            elif node.op == "get_attr":
+                labels[node] = str(node.target)
         for name, tensor in self.constants().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -189,12 +196,12 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the warnings and log lines of torch's own export code from the user; errors pass."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch._export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)  # errors come as exceptions
         try:
             yield
         finally:

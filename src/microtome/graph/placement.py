@@ -17,6 +17,9 @@ from microtome.graph.network import Layer, Network
 from microtome.graph.operators import kind, spatial_dims
 from microtome.types import Capabilities, OperatorSupport, QType
 
+# A grid so many times wider than a value needs costs it 2 dB of signal to noise.
+WIDER = 1.25
+
 
 @dataclass(frozen=True)
 class Site:
@@ -44,60 +47,40 @@ def supported_layers(network: Network, capabilities: Capabilities) -> tuple[tupl
     return tuple(found)
 
 
-def place(network: Network, capabilities: Capabilities, skip: frozenset[str] = frozenset()) -> tuple[Site, ...]:
+def candidates(network: Network, capabilities: Capabilities, skip: frozenset[str] = frozenset()) -> tuple[Node, ...]:
+    """Return the values that a quantizer might stand on: calibration watches these, then `place` decides."""
+    wanted, _, _ = _wanted(network, capabilities, skip)
+    found = set(wanted)
+    for node in reversed(network.graph_module.graph.nodes):
+        if node in found and kind(node) in capabilities.transparent:
+            found.update(_tensor_inputs(node))
+    return tuple(node for node in network.graph_module.graph.nodes if node in found)
+
+
+def place(
+    network: Network,
+    capabilities: Capabilities,
+    spans: Mapping[Node, float],
+    skip: frozenset[str] = frozenset(),
+) -> tuple[Site, ...]:
     """Decide where activation quantizers stand.
 
     Args:
         network: a network without quantizers.
         capabilities: of the target.
+        spans: width of the range of each of the `candidates`, zero included.
         skip: names of layers that shall stay in float.
     """
-    wanted: dict[Node, dict[Node, QType]] = {}
-    names: dict[Node, str] = {}
+    wanted, names, fixed = _wanted(network, capabilities, skip)
     groups = _Groups()
-    groups.fixed = {layer.node for layer, support in supported_layers(network, capabilities) if support.directly}
-    for layer, support in supported_layers(network, capabilities):
-        value = layer.node.args[0]
-        if layer.name in skip or not isinstance(value, Node):
-            continue
-        wanted.setdefault(value, {})[layer.node] = support.activation
-        names.setdefault(value, layer.name)
-        if support.output:
-            result = _behind_activation(layer.node)
-            names.setdefault(result, layer.name)
-            for user in result.users:
-                wanted.setdefault(result, {}).setdefault(user, support.activation)
-    _move_up(network, wanted, names, capabilities, groups)
-    members: dict[Node, list[Node]] = {}
-    for value in network.graph_module.graph.nodes:
-        if value in wanted:
-            members.setdefault(groups.root(value), []).append(value)
-    sites = []
-    for values in members.values():
-        qtypes = [qtype for value in values for qtype in wanted[value].values()]
-        symmetric = [q for q in qtypes if q.symmetric]
-        edges = {value: tuple(wanted[value]) for value in values}
-        name = min((names[v] for v in values), key=[layer.name for layer in network.layers].index)
-        sites.append(Site(name, (symmetric or qtypes)[0], edges))
-    return tuple(sites)
-
-
-def _move_up(
-    network: Network,
-    wanted: dict[Node, dict[Node, QType]],
-    names: dict[Node, str],
-    capabilities: Capabilities,
-    groups: _Groups,
-) -> None:
-    """Move quantizers before transparent operators, last node first; edits `wanted`, `names` and `groups`."""
     for node in reversed(network.graph_module.graph.nodes):
         readers = wanted.get(node)
         if readers is None or kind(node) not in capabilities.transparent or set(node.users) != set(readers):
             continue
-        if groups.fixed & set(readers):
+        inputs = _tensor_inputs(node)
+        if fixed & set(readers) or any(n.op == "get_attr" for n in inputs):
             continue
-        inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-        if any(n.op == "get_attr" for n in inputs):
+        if any(wanted.get(value) and spans[node] > WIDER * spans[value] for value in inputs):
             continue
         qtype = next((q for q in readers.values() if q.symmetric), next(iter(readers.values())))
         for value in inputs:
@@ -105,6 +88,47 @@ def _move_up(
             names.setdefault(value, names[node])
             groups.join(value, node)
         del wanted[node]
+    members: dict[Node, list[Node]] = {}
+    for value in network.graph_module.graph.nodes:
+        if value in wanted:
+            members.setdefault(groups.root(value), []).append(value)
+    order = {layer.name: position for position, layer in enumerate(network.layers)}
+    sites = []
+    for values in members.values():
+        qtypes = [qtype for value in values for qtype in wanted[value].values()]
+        symmetric = [q for q in qtypes if q.symmetric]
+        edges = {value: tuple(wanted[value]) for value in values}
+        sites.append(Site(min((names[v] for v in values), key=order.__getitem__), (symmetric or qtypes)[0], edges))
+    return tuple(sites)
+
+
+def _wanted(
+    network: Network, capabilities: Capabilities, skip: frozenset[str]
+) -> tuple[dict[Node, dict[Node, QType]], dict[Node, str], set[Node]]:
+    """Return what must be quantized (value → reader → format), a layer's name for each value, and the readers whose
+    quantizer must not move.
+    """
+    wanted: dict[Node, dict[Node, QType]] = {}
+    names: dict[Node, str] = {}
+    fixed: set[Node] = set()
+    for layer, support in supported_layers(network, capabilities):
+        value = layer.node.args[0]
+        if layer.name in skip or not isinstance(value, Node):
+            continue
+        if support.directly:
+            fixed.add(layer.node)
+        wanted.setdefault(value, {})[layer.node] = support.activation
+        names.setdefault(value, layer.name)
+        if support.output:
+            result = _behind_activation(layer.node)
+            names.setdefault(result, layer.name)
+            for user in result.users:
+                wanted.setdefault(result, {}).setdefault(user, support.activation)
+    return wanted, names, fixed
+
+
+def _tensor_inputs(node: Node) -> list[Node]:
+    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
 
 
 def _behind_activation(node: Node) -> Node:
@@ -114,10 +138,9 @@ def _behind_activation(node: Node) -> Node:
 
 
 class _Groups:
-    """Union-find over graph nodes; `fixed` are readers whose quantizer must not move."""
+    """Union-find over graph nodes."""
 
     def __init__(self) -> None:
-        self.fixed: set[Node] = set()
         self._parent: dict[Node, Node] = {}
 
     def root(self, node: Node) -> Node:

@@ -56,19 +56,21 @@ def input_quantizer(network: Network, layer: Layer) -> QParams | None:
 
 def quantizers(network: Network) -> Iterator[Quantizer]:
     """Yield the quantizers in the graph's order, named after the first layer that reads them."""
-    layers = {layer.node: layer.name for layer in network.layers}
+    readers = _first_readers(network)
     for node in network.graph_module.graph.nodes:
         if kind(node) == "quantizer":
             role = "weight" if constant_source(node) is not None else "activation"
-            yield Quantizer(role, _reader(node, layers), node, qparams_of(network, node))
+            yield Quantizer(role, readers[node], node, qparams_of(network, node))
 
 
-def _reader(node: Node, layers: dict[Node, str]) -> str:
-    for user in node.users:
-        name = layers.get(user) or _reader(user, layers)
-        if name:
-            return name
-    return ""
+def _first_readers(network: Network) -> dict[Node, str]:
+    """Return for each node the first layer, in the order of execution, that reads it or what is made of it."""
+    layers = network.layers
+    positions = {layer.node: position for position, layer in enumerate(layers)}
+    first: dict[Node, int] = {}
+    for node in reversed(network.graph_module.graph.nodes):
+        first[node] = min((positions.get(user, first[user]) for user in node.users), default=len(layers))
+    return {node: layers[position].name if position < len(layers) else "" for node, position in first.items()}
 
 
 def _grid(network: Network, value: object) -> QParams | None:

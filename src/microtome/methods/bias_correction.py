@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.affine import fake_quantize
+from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.observe import Unquantized
@@ -27,8 +28,9 @@ class CorrectBias:
     """Give back to each layer's bias the mean shift that quantization of its weight and input causes.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
-    4.2 and appendix D (empirical). Each layer is corrected for its own error, measured on the float network's activations,
-    so that one pass over the calibration data serves all layers. Layers before an instance norm are left alone.
+    4.2 and appendix D (empirical). Each layer is corrected for its own error, measured on the float network's
+    activations, so that one pass over the calibration data serves all layers. Layers before an instance norm are left
+    alone.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -36,7 +38,11 @@ class CorrectBias:
     leaves: ClassVar[frozenset[str]] = frozenset({"bias_corrected"})
 
     def __call__(self, network: Network, batches: Batches) -> Network:
-        """Return the network with corrected biases."""
+        """Return the network with corrected biases.
+
+        Raises:
+            DataError: there is no calibration data.
+        """
         network = network.copy()
         layers = {
             layer.node: layer
@@ -63,6 +69,8 @@ class CorrectBias:
         run = Unquantized(network, layers, look)
         for batch in batches:
             run(batch.to(network.device))
+        if layers and not counts:
+            raise DataError("there are no calibration images.", "Give at least one training case.")
         for node, layer in layers.items():
             shift = (shifts[node] / counts[node]).float()
             source = constant_source(node.args[2]) if len(node.args) > 2 else None

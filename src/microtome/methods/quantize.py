@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.observe import Observed
 from microtome.graph.operators import constant_source, output_axis
-from microtome.graph.placement import Site, place, supported_layers
+from microtome.graph.placement import candidates, place, supported_layers
 from microtome.methods.base import Batches
 from microtome.types import Capabilities
 
@@ -27,9 +28,9 @@ from microtome.types import Capabilities
 class Quantize:
     """Put quantizers where the target has integer kernels, with ranges from calibration data.
 
-    Weights: per output channel, on the extremes or (`search_weights`) where the squared error is least. Activations:
-    per tensor, range by `observer`. Calibration runs the float graph once and streams: memory does not grow with the number
-    of batches.
+    Weights: per output channel, on the extremes or (`search_weights`) where the squared error is least.
+    Activations: per tensor, range by `observer`. Calibration runs the float graph once and streams: memory does not
+    grow with the number of batches.
 
     Attributes:
         capabilities: of the target.
@@ -63,52 +64,47 @@ class Quantize:
                 f"the network has no layer {sorted(unknown)[0]!r}.", "`microtome inspect MODEL` lists the layers."
             )
         network = network.copy()
-        sites = place(network, self.capabilities, self.skip)
-        if not sites:
+        values = candidates(network, self.capabilities, self.skip)
+        if not values:
             kinds = sorted({layer.op for layer in network.layers})
             raise TargetError(
                 f"{self.capabilities.target} has integer kernels for none of the {len(network.layers)} layers "
                 f"({', '.join(kinds) or 'none found'}).",
                 "Choose another target, or another recipe.",
             )
-        ranges = self._calibrate(network, sites, batches)
+        observers = self._calibrate(network, values, batches)
+        spans = {value: max(o.high, 0.0) - min(o.low, 0.0) for value, o in observers.items()}
+        sites = place(network, self.capabilities, spans, self.skip)
         self._quantize_weights(network)
         for site in sites:
-            low, high = ranges[site.name]
+            low, high = _merged([observers[value] for value in site.edges]).range(site.qtype)
             qparams = qparams_from_range(torch.tensor(low), torch.tensor(high), site.qtype)
             for value, users in site.edges.items():
                 edit.insert_quantizer(network.graph_module, value, list(users), qparams, value.name)
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)
 
-    def _calibrate(
-        self, network: Network, sites: tuple[Site, ...], batches: Batches
-    ) -> Mapping[str, tuple[float, float]]:
-        """Return each site's range."""
-        observers: dict[str, Observer] = {
-            site.name: make_observer(self.observer, percentile=self.percentile) for site in sites
-        }
-        owner = {value: site.name for site in sites for value in site.edges}
+    def _calibrate(self, network: Network, values: Sequence[Node], batches: Batches) -> dict[Node, Observer]:
+        """Return an observer for each value, fed with all batches."""
+        observers = {value: make_observer(self.observer, percentile=self.percentile) for value in values}
 
         def look(node: Node, value: Tensor) -> None:
             try:
-                observers[owner[node]].update(value)
+                observers[node].update(value)
             except ValueError as error:
                 raise DataError(
-                    f"a calibration image makes {node.name} (before layer {owner[node]}) NaN or infinite.",
+                    f"a calibration image makes {node.name} NaN or infinite.",
                     "Check the pre-processing and the weights.",
                 ) from error
 
-        watched = Observed(network, owner, look)
+        watched = Observed(network, values, look)
         count = 0
         for batch in batches:
             watched(batch.to(network.device))
             count += 1
         if not count:
-            raise DataError(
-                "there are no calibration images.", "Give at least one labelled or unlabelled training case."
-            )
-        return {site.name: observers[site.name].range(site.qtype) for site in sites}
+            raise DataError("there are no calibration images.", "Give at least one training case.")
+        return observers
 
     def _quantize_weights(self, network: Network) -> None:
         for layer, support in supported_layers(network, self.capabilities):
@@ -120,3 +116,11 @@ class Quantize:
             weight = network.tensor(str(source.target))
             qparams = weight_qparams(weight, qtype, search=self.search_weights)
             edit.insert_quantizer(network.graph_module, source, [layer.node], qparams, layer.name)
+
+
+def _merged(observers: Sequence[Observer]) -> Observer:
+    """Return one observer that has seen what all have."""
+    result = copy.deepcopy(observers[0])
+    for observer in observers[1:]:
+        result.merge(observer)
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ OPSET = 21
 WEIGHTED_KINDS = frozenset(WEIGHTED.values())
 
 
-def export_onnx(network: Network, path: Path) -> None:
+def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> None:
     """Write the network as ONNX; quantized weights are stored as integers, layers keep their names.
 
     The input is `input`, float32 (N, C, *S); the output `output`.
+
+    Args:
+        network: with quantizers or without.
+        path: the file to write.
+        zero_points: write zero points that are zero too: ONNX Runtime has no integer Gemm without. OpenVINO takes a
+            weight with an explicit one for asymmetric, and floats it.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
@@ -46,14 +53,15 @@ def export_onnx(network: Network, path: Path) -> None:
             )
     except Exception as error:
         raise TargetError(
-            f"the network cannot be written as ONNX: {_cause(error)}.",
+            f"the network cannot be written as ONNX{_where(network, error)}: {_cause(error)}.",
             "Replace that operator in the model, or choose the target `reference`.",
         ) from error
     assert exported is not None
     model = exported.model_proto
     _name_layers(model, network, program)
     _fold_weights(model)
-    _drop_zero_zero_points(model)
+    if not zero_points:
+        _drop_zero_zero_points(model)
     del model.metadata_props[:]
     for node in model.graph.node:  # the exporter stores source lines of the user's machine
         del node.metadata_props[:]
@@ -108,7 +116,21 @@ def _cause(error: BaseException) -> str:
     """Return the innermost cause's first line: the exporter wraps the operator's name several times."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    operator = re.search(r"op='([\w.]+)'", str(error))
+    return f"the operator {operator.group(1)} has no ONNX form" if operator else first_line(error)
+
+
+def _where(network: Network, error: BaseException) -> str:
+    """Return ` (layer NAME)` of the node whose operator the exporter complains about; empty if it cannot be found."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    operator = re.search(r"op='\w+\.(\w+)'", str(error))
+    name = operator.group(1) if operator else None
+    for node in network.graph_module.graph.nodes:
+        if name and node.op == "call_function" and name in str(node.target):
+            modules = list((node.meta.get("nn_module_stack") or {}).values())
+            return f" (layer {modules[-1][0] or node.name})" if modules else f" (layer {node.name})"
+    return ""
 
 
 def _fold_weights(model: onnx.ModelProto) -> None:  # type: ignore[name-defined]  # noqa: F821
@@ -140,7 +162,7 @@ def _fold_weights(model: onnx.ModelProto) -> None:  # type: ignore[name-defined]
 
 
 def _drop_zero_zero_points(model: onnx.ModelProto) -> None:  # type: ignore[name-defined]  # noqa: F821
-    """Leave out zero points of zero: OpenVINO takes a weight with an explicit one for asymmetric, and floats it."""
+    """Leave out the zero points of DequantizeLinear that are zero, as the default of ONNX says."""
     from onnx import numpy_helper
 
     tensors = {t.name: t for t in model.graph.initializer}

@@ -40,7 +40,8 @@ def capabilities() -> Capabilities:
             "conv": OperatorSupport(UNSIGNED, WEIGHT, spatial_dims=(1, 2), output=True),
             "linear": OperatorSupport(UNSIGNED, WEIGHT, output=True),
         },
-        transparent=frozenset({"concat", "max_pool"}),
+        # no concat: ONNX Runtime does not carry a DequantizeLinear through it to the next layer
+        transparent=frozenset({"max_pool"}),
     )
 
 

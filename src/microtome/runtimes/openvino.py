@@ -60,7 +60,7 @@ def export(network: Network, folder: Path) -> Path:
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"
-        export_onnx(network, onnx_file)
+        export_onnx(network, onnx_file, zero_points=False)
         try:
             model = core.read_model(onnx_file)
         except RuntimeError as error:

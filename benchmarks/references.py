@@ -1,0 +1,303 @@
+"""The reference networks that accuracy is measured on: trained once on real data, or published and loaded unchanged.
+
+    python benchmarks/references.py hippocampus|skin|chest|retina|meshnet|mobilenet [--retrain] [--data DIR]
+
+Kept in $XDG_CACHE_HOME/microtome/references/NAME (~/.cache by default), never in git:
+
+    network.pt2     the captured float32 network
+    pipeline.json   its pre- and post-processing
+    manifest.csv    the cases: image, mask or label, patient, split (train, val, test), subgroups
+    dataset.json    the class names, for segmentation
+    scores.json     what it reaches on the test cases, and how long training took
+
+The split is the one that `load_cohort(folder, seed=0)` makes, so nobody evaluates on what a network was trained on.
+The data folder is --data, or MICROTOME_DATA, or ../shared/data beside the repository; its README.md says what is in it.
+The last line of the output is the path of network.pt2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from microtome.graph.capture import capture
+from microtome.medical.cohort import Cohort, load_cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import prepare
+from microtome.medical.sliding import tiles
+from microtome.types import Case
+from networks import MESHNET_CLASSES, MeshNet, MobileNetV2, WNet, load_published, resnet18, unet
+from training import (
+    Augmentation,
+    Examples,
+    Recipe,
+    Row,
+    Stage,
+    classification_scores,
+    dice_cross_entropy,
+    segmentation_scores,
+    smoothed_cross_entropy,
+    train,
+)
+
+THREADS = 2
+SPLITS = {"train": "train", "tuning": "val", "evaluation": "test"}
+RETINA_CALIBRATION = 4  # of 14 patients; the weights come from another data set, so the other ten are all unseen
+# Between the dark border (up to 15, JPEG ringing) and the fundus: the box is that of the fov_masks to 2 pixels.
+FIELD_OF_VIEW = 20.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network with all that is stored beside it."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    pipeline: Pipeline
+    rows: Sequence[Row] = ()
+    scores: Mapping[str, object] = field(default_factory=dict)
+
+
+def hippocampus(data: Path, device: str) -> Reference:
+    """Residual 3-D U-Net with instance norm on the hippocampus volumes (MSD Task04)."""
+    cohort = load_cohort(data / "hippocampus", seed=0)
+    patch = (48, 64, 48)  # volumes have up to 43×59×47 voxels: one window sees the whole
+    pipeline = Pipeline(
+        "segmentation", cohort.classes, spatial_dims=3, orientation="RAS", normalize="zscore", patch=patch
+    )
+    small = (40, 48, 40)
+    recipe = Recipe(
+        stages=(
+            Stage(1500, 4, small, tuple(a / b for a, b in zip(small, patch, strict=True))),
+            Stage(500, 4, patch, (1.0, 1.0, 1.0)),
+        ),
+        loss=dice_cross_entropy,
+        # Left and right hippocampi are both in the data, so that a mirror image is another patient's other side.
+        augmentation=Augmentation(
+            rotation=10, scale=0.15, shift=0.08, flips=(0,), contrast=0.2, brightness=0.2, noise=0.1
+        ),
+        rate=3e-3,
+        limit=720,
+    )
+    torch.manual_seed(0)
+    return _trained(unet(3, 1, len(cohort.classes), "instance"), cohort, pipeline, recipe, device)
+
+
+def skin(data: Path, device: str) -> Reference:
+    """Residual 2-D U-Net with batch norm on the dermoscopy images (ISIC 2017)."""
+    cohort = load_cohort(data / "skin", seed=0)
+    pipeline = Pipeline("segmentation", ("background", "lesion"), channels=3, size=(256, 256), normalize="unit")
+    recipe = Recipe(
+        stages=(Stage(800, 16, (128, 128), (1.0, 1.0)), Stage(500, 8, (256, 256), (1.0, 1.0))),
+        loss=dice_cross_entropy,
+        augmentation=Augmentation(rotation=45, scale=0.2, shift=0.1, flips=(0, 1), contrast=0.15, brightness=0.08),
+        rate=3e-3,
+    )
+    torch.manual_seed(0)
+    reference = _trained(unet(2, 3, 2, "batch"), cohort, pipeline, recipe, device)
+    diagnoses = _diagnoses(data / "skin" / "ISIC-2017_Training_Part3_GroundTruth.csv")
+    rows = [{**row, "diagnosis": diagnoses[Path(row["image"]).stem]} for row in reference.rows]
+    return Reference(reference.module, reference.shape, pipeline, rows, reference.scores)
+
+
+def chest(data: Path, device: str) -> Reference:
+    """ResNet-18 on the chest X-rays (Kermany et al. 2018), official test folder."""
+    cohort = load_cohort(data / "chest_xray", seed=0)
+    pipeline = Pipeline("classification", cohort.classes, grayscale=True, size=(224, 224), normalize="zscore")
+    recipe = Recipe(
+        stages=(Stage(1200, 32, (112, 112), (1.0, 1.0)), Stage(220, 32, (224, 224), (1.0, 1.0))),
+        loss=smoothed_cross_entropy,
+        augmentation=Augmentation(
+            rotation=10, scale=0.15, shift=0.1, flips=(1,), contrast=0.2, brightness=0.2, noise=0.1
+        ),
+        rate=2e-3,
+        decay=5e-2,
+    )
+    torch.manual_seed(0)
+    return _trained(resnet18(1, len(cohort.classes)), cohort, pipeline, recipe, device)
+
+
+def retina(data: Path, device: str) -> Reference:
+    """Little W-Net with its published weights (trained on DRIVE), on the CHASEDB1 images."""
+    module = load_published(WNet(), data / "networks" / "lwnet_wnet_drive.safetensors")
+    pipeline = Pipeline(
+        "segmentation",
+        ("background", "vessel"),
+        channels=3,
+        crop="foreground",
+        crop_threshold=FIELD_OF_VIEW,
+        size=(512, 512),
+        normalize="unit",
+        activation="sigmoid",
+        threshold=0.4196,
+    )
+    rows = []
+    for image in sorted((data / "retina").glob("Image_*.jpg")):
+        patient, side = image.stem[6:8], image.stem[8]
+        split = "train" if int(patient) <= RETINA_CALIBRATION else "test"
+        mask = image.with_name(f"{image.stem}_1stHO.png")
+        rows.append({"image": str(image), "mask": str(mask), "patient": patient, "split": split, "side": side})
+    scores = segmentation_scores(module, rows, pipeline, device)
+    return Reference(module, (3, 512, 512), pipeline, rows, scores)
+
+
+def meshnet(data: Path, device: str) -> Reference:
+    """MeshNet with 18 classes and its published weights (brainchop); one head without reference labels."""
+    module = load_published(MeshNet(), data / "networks" / "meshnet_18cls.safetensors")
+    pipeline = Pipeline("segmentation", MESHNET_CLASSES, spatial_dims=3, orientation="LIA", normalize="minmax")
+    rows = [{"image": str(data / "brain" / "t1_crop.nii.gz"), "patient": "head", "split": "test"}]
+    # The graph is the same for every size; a small example spares 1.4 GB per activation.
+    return Reference(module, (1, 32, 32, 32), pipeline, rows)
+
+
+def mobilenet(data: Path, device: str) -> Reference:
+    """MobileNetV2 for ImageNet with its published int8 weights as floats: a backbone to fine-tune."""
+    module = load_published(MobileNetV2(), data / "networks" / "mobilenet_v2_imagenet_tf2_int8.npz")
+    classes = ("background", *(f"ImageNet {k}" for k in range(1000)))
+    half = (1.0, 1.0, 1.0)  # px / 127.5 − 1
+    pipeline = Pipeline(
+        "classification",
+        classes,
+        channels=3,
+        size=(224, 224),
+        normalize="fixed",
+        mean=half,
+        std=half,
+        scale=127.5,
+    )
+    return Reference(module, (3, 224, 224), pipeline)
+
+
+REFERENCES: dict[str, Callable[[Path, str], Reference]] = {
+    function.__name__: function for function in (hippocampus, skin, chest, retina, meshnet, mobilenet)
+}
+
+
+def build(name: str, data: Path, *, retrain: bool = False, device: str = "cpu") -> Path:
+    """Return the path of a reference's network.pt2; train or convert it first if it is not there yet."""
+    folder = cache() / name
+    if not (folder / "network.pt2").is_file() or retrain:
+        data = data.resolve()
+        if not data.is_dir():
+            sys.exit(f"There is no data folder {data}: give it with --data.")
+        torch.set_num_threads(THREADS)
+        _store(folder, REFERENCES[name](data, device))
+    print((folder / "scores.json").read_text().strip())
+    return folder / "network.pt2"
+
+
+def cache() -> Path:
+    """Where the references are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microtome" / "references"
+
+
+def _trained(module: nn.Module, cohort: Cohort, pipeline: Pipeline, recipe: Recipe, device: str) -> Reference:
+    for note in cohort.notes:
+        print(note)
+    started = time.monotonic()
+    examples = _examples(cohort, cohort.train, pipeline)
+    print(f"{len(examples.images)} training images read in {time.monotonic() - started:.0f} s", flush=True)
+    module = train(module, examples, recipe, device=device)
+    seconds = time.monotonic() - started
+    rows = [_row(cohort, case) for case in cohort.cases]
+    measure = segmentation_scores if cohort.task == "segmentation" else classification_scores
+    scores = {
+        **measure(module, rows, pipeline, device),
+        "training_seconds": round(seconds),
+        "total_seconds": round(time.monotonic() - started),
+        "training_cases": len(cohort.train),
+        "seed": recipe.seed,
+    }
+    assert pipeline.input_shape is not None
+    return Reference(module, pipeline.input_shape, pipeline, rows, scores)
+
+
+def _examples(cohort: Cohort, cases: Sequence[Case], pipeline: Pipeline) -> Examples:
+    """Prepare the training images once, on the network's grid. Classes are drawn equally often."""
+    images, targets = [], []
+    for case in cases:
+        image = cohort.image(case)
+        array = prepare(image, pipeline).array
+        mask = cohort.mask(case, image)
+        if pipeline.patch is not None:
+            array = next(tiles(array, patch=pipeline.patch, overlap=pipeline.overlap))
+            mask = None if mask is None else next(tiles(mask[None], patch=pipeline.patch, overlap=pipeline.overlap))[0]
+        images.append(torch.from_numpy(array.astype(np.float16)))
+        targets.append(torch.tensor(case.label) if mask is None else torch.from_numpy(mask.astype(np.uint8)))
+    labels = torch.tensor([case.label or 0 for case in cases])
+    return Examples(torch.stack(images), torch.stack(targets), 1.0 / torch.bincount(labels)[labels])
+
+
+def _row(cohort: Cohort, case: Case) -> Row:
+    reference = {"label": cohort.classes[case.label]} if case.label is not None else {"mask": str(case.mask)}
+    return {
+        "image": ";".join(str(path.resolve()) for path in case.image),
+        **reference,
+        "patient": case.patient,
+        "split": SPLITS[case.role],
+        **case.subgroups,
+    }
+
+
+def _diagnoses(path: Path) -> dict[str, str]:
+    with path.open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    columns = {"melanoma": "melanoma", "seborrheic_keratosis": "seborrheic keratosis"}
+    return {
+        line["image_id"]: next((name for key, name in columns.items() if float(line[key]) == 1), "nevus")
+        for line in lines
+    }
+
+
+def _store(folder: Path, reference: Reference) -> None:
+    """Write everything into a temporary folder beside the final one, then put it in its place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        new = Path(name) / "new"
+        new.mkdir()
+        network = capture(reference.module, shape=reference.shape)
+        network.save(new / "network.pt2")
+        (new / "pipeline.json").write_text(reference.pipeline.to_json())
+        parameters = sum(p.numel() for p in reference.module.parameters())
+        scores = {"parameters": parameters, **reference.scores, "torch": torch.__version__}
+        (new / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+        if reference.rows:
+            with (new / "manifest.csv").open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, list(reference.rows[0]))
+                writer.writeheader()
+                writer.writerows(reference.rows)
+        if reference.pipeline.task == "segmentation":
+            labels = {str(k): label for k, label in enumerate(reference.pipeline.classes)}
+            (new / "dataset.json").write_text(json.dumps({"labels": labels}, indent=2) + "\n")
+        if folder.exists():
+            shutil.move(folder, Path(name) / "old")
+        new.rename(folder)
+
+
+def main() -> None:
+    repository = Path(__file__).resolve().parents[1]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=REFERENCES)
+    parser.add_argument("--retrain", action="store_true", help="replace what is in the cache")
+    default = os.environ.get("MICROTOME_DATA") or repository.parent / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=Path(default), help="folder of the data sets")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args()
+    print(build(options.name, options.data, retrain=options.retrain, device=options.device))
+
+
+if __name__ == "__main__":
+    main()

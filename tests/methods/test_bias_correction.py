@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from microtome.errors import DataError
+from microtome.graph.capture import capture
+from microtome.graph.network import Network
+from microtome.methods.bias_correction import CorrectBias
+from microtome.methods.fold import FoldBatchNorm
+from microtome.methods.quantize import Quantize
+from microtome.types import Capabilities, OperatorSupport, QType
+from networks import EVERYTHING, captured, images
+
+FOUR_BITS = OperatorSupport(QType(4, signed=False, symmetric=False), QType(4, narrow=True))
+COARSE = Capabilities("coarse", dict.fromkeys(("conv", "conv_transpose", "linear"), FOUR_BITS))
+# The corrected mean is that of float32 sums in another order: 2^-24 of the activations, which are of size 1 to 10.
+ROUNDING = 1e-5
+
+
+def quantized(network: Network, batches: list[Tensor]) -> Network:
+    return Quantize(COARSE)(FoldBatchNorm()(network, []), batches)
+
+
+def shift(network: Network, reference: Network, batches: list[Tensor]) -> Tensor:
+    """Return the mean difference per output channel."""
+    x = torch.cat(batches)
+    return (network(x) - reference(x)).detach().movedim(1, 0).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), (3, 8, 8)),
+        (nn.Conv2d(4, 8, 3, groups=4, bias=False), (4, 8, 8)),
+        (nn.Conv3d(2, 4, 3), (2, 6, 6, 6)),
+        (nn.ConvTranspose2d(3, 5, 2, stride=2), (3, 8, 8)),
+        (nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), (4, 8, 8)),
+        (nn.Linear(8, 5), (3, 8, 8)),
+        (nn.Linear(8, 5, bias=False), (3, 8, 8)),
+    ],
+    ids=["conv", "depthwise", "conv3d", "transpose", "grouped-transpose", "linear", "linear-no-bias"],
+)
+def test_one_layer_loses_its_mean_shift_on_the_calibration_images(layer: nn.Module, shape: tuple[int, ...]):
+    network, batches = capture(layer, shape), images(shape)
+    coarse = quantized(network, batches)
+    corrected = CorrectBias()(coarse, batches)
+    x = torch.cat(batches)
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+
+    def means(candidate: Network) -> Tensor:
+        return (candidate(x) - network(x)).detach().movedim(axis, 0).flatten(1).mean(1).abs()
+
+    assert float(means(coarse).max()) > 100 * ROUNDING
+    assert float(means(corrected).max()) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["unet2d", "concat_up2d", "dense2d", "transformer"])
+def test_whole_networks_shift_less(name: str):
+    network = captured(name)
+    batches = images(network.shape)
+    coarse = quantized(network, batches)
+    before = shift(coarse, network, batches).norm()
+    after = shift(CorrectBias()(coarse, batches), network, batches).norm()
+    assert float(after) < 0.7 * float(before)  # each layer is corrected for its own error only: less, but not nothing
+
+
+def test_layers_before_an_instance_norm_are_left_alone():
+    network = captured("residual3d")
+    batches = images(network.shape)
+    coarse = quantized(network, batches)
+    corrected = CorrectBias()(coarse, batches)
+    changed = {
+        name for name, tensor in coarse.constants().items() if not torch.equal(tensor, corrected.constants()[name])
+    }
+    assert changed == {"enter.bias", "leave.bias"}
+
+
+def test_weights_and_grids_stay():
+    network = captured("unet2d")
+    batches = images(network.shape)
+    coarse = quantized(network, batches)
+    corrected = CorrectBias()(coarse, batches)
+    for name, tensor in coarse.constants().items():
+        if not name.endswith("bias"):
+            assert torch.equal(tensor, corrected.constants()[name])
+
+
+def test_a_shared_bias_is_parted():
+    network = captured("shared2d")
+    batches = images(network.shape)
+    corrected = CorrectBias()(Quantize(COARSE)(network, batches), batches)
+    _, one, other = corrected.layers
+    assert one.node.args[2].target != other.node.args[2].target
+
+
+def test_layers_in_float_are_left_alone():
+    network = captured("unet2d")
+    batches = images(network.shape)
+    names = frozenset(layer.name for layer in network.layers) - {"up"}
+    partly = Quantize(EVERYTHING, skip=names)(FoldBatchNorm()(network, []), batches)
+    corrected = CorrectBias()(partly, batches)
+    changed = {n for n, t in partly.constants().items() if not torch.equal(t, corrected.constants()[n])}
+    assert changed == {"up.bias"}
+
+
+def test_no_calibration_images_are_refused():
+    network = captured("unet2d")
+    with pytest.raises(DataError, match="no calibration images"):
+        CorrectBias()(quantized(network, images(network.shape)), [])

@@ -1,0 +1,173 @@
+import gc
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from microtome.core.affine import real_range
+from microtome.core.observers import OBSERVERS
+from microtome.errors import DataError, OptionError, TargetError
+from microtome.graph.capture import capture
+from microtome.graph.network import Network
+from microtome.graph.quantizers import input_quantizer, quantizers, weight_quantizer
+from microtome.methods.fold import FoldBatchNorm
+from microtome.methods.quantize import Quantize
+from microtome.types import Capabilities, OperatorSupport, QType
+from networks import EVERYTHING, REAL, captured, images, sqnr_db
+
+# 8 bits keep a layer's output to about 40 dB (6 dB per bit, less the peak-to-mean ratio of what flows); the noise of up
+# to six layers and a norm's gain in between leave 25.
+EIGHT_BITS_DB = 25.0
+
+
+def folded(name: str) -> Network:
+    return FoldBatchNorm()(captured(name), [])
+
+
+def minmax(network: Network, batches: list[Tensor], **settings) -> Network:
+    return Quantize(EVERYTHING, observer="minmax", search_weights=False, **settings)(network, batches)
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_eight_bits_stay_close_to_float(name: str, observer: str):
+    network = folded(name)
+    quantized = Quantize(EVERYTHING, observer=observer, percentile=99.9)(network, images(network.shape))
+    x = images(network.shape)[0]
+    assert sqnr_db(network(x), quantized(x)) > EIGHT_BITS_DB
+
+
+def test_the_input_range_is_that_of_the_images():
+    network, batches = folded("unet2d"), images((3, 16, 16))
+    quantized = minmax(network, batches)
+    grid = input_quantizer(quantized, quantized.layers[0])
+    assert grid is not None
+    low, high = (float(end) for end in real_range(grid))
+    values = torch.stack(batches)
+    # the zero point is rounded: the grid may be shifted by half a step
+    assert low == pytest.approx(float(values.min()), abs=float(grid.scale) * 0.51)
+    assert high == pytest.approx(float(values.max()), abs=float(grid.scale) * 0.51)
+
+
+def test_values_that_share_a_site_share_a_grid_that_holds_both():
+    network = folded("unet2d")
+    quantized = minmax(network, images(network.shape))
+    concat = next(n for n in quantized.graph_module.graph.nodes if "cat" in str(n.target))
+    scales = {(q.args[1], q.args[2]) for q in concat.args[0]}
+    assert len(scales) == 1
+
+
+def test_an_output_has_a_range_of_its_own():
+    # the conv's input spans 100, its output 1: they are two sites that the same layer names
+    conv = nn.Conv2d(1, 2, 1)
+    nn.init.constant_(conv.weight, 0.01)
+    nn.init.zeros_(conv.bias)
+    support = OperatorSupport(QType(8, signed=False, symmetric=False), QType(8, narrow=True), output=True)
+    quantized = Quantize(Capabilities("test", {"conv": support}), observer="minmax")(
+        capture(conv, (1, 8, 8)), [100 * torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))]
+    )
+    scales = sorted(float(q.qparams.scale) for q in quantizers(quantized) if q.kind == "activation")
+    assert len(scales) == 2
+    assert scales[1] / scales[0] == pytest.approx(100, rel=0.02)  # 1 %: the weight 0.01 is itself on a grid
+
+
+def test_weights_span_their_extremes_per_channel():
+    network = folded("concat_up2d")
+    quantized = minmax(network, images(network.shape))
+    for layer in quantized.layers:
+        weight, grid = quantized.tensor(str(layer.weight.target)), weight_quantizer(quantized, layer)
+        assert grid is not None
+        axis = 1 if layer.op == "conv_transpose" else 0
+        assert torch.allclose(grid.scale, weight.abs().movedim(axis, 0).flatten(1).amax(1) / 127)
+
+
+def test_skipped_layers_stay_in_float():
+    network = folded("unet2d")
+    quantized = minmax(network, images(network.shape), skip=frozenset({"leave.3"}))
+    grids = {layer.name: weight_quantizer(quantized, layer) for layer in quantized.layers}
+    assert [name for name, grid in grids.items() if grid is None] == ["leave.3"]
+
+
+def test_an_unknown_layer_to_skip_is_refused_by_name():
+    with pytest.raises(OptionError, match="no layer 'leave.9'"):
+        minmax(folded("unet2d"), [], skip=frozenset({"leave.9"}))
+
+
+@pytest.mark.parametrize("name", ["nothing", "residual3d"])
+def test_a_target_without_a_kernel_for_any_layer_is_refused(name: str):
+    flat = OperatorSupport(QType(8), QType(8), spatial_dims=(2,))
+    with pytest.raises(TargetError, match="integer kernels for none"):
+        Quantize(Capabilities("flat", {"conv": flat}))(captured(name), images(captured(name).shape))
+
+
+def test_skipping_everything_is_refused():
+    network = folded("unet2d")
+    with pytest.raises(TargetError):
+        minmax(network, images(network.shape), skip=frozenset(layer.name for layer in network.layers))
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_an_image_that_makes_nan_is_refused_with_the_place(observer: str):
+    class Log(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(torch.log(x))
+
+    with pytest.raises(DataError, match=r"makes log \(at layer conv\) NaN"):
+        Quantize(EVERYTHING, observer=observer)(_log_network(Log()), [-torch.ones((1, 1, 8, 8))])
+
+
+def _log_network(module: nn.Module) -> Network:
+    # captured on positive images: the check of the capture compares with the module, and NaN equals nothing
+    from microtome.graph.capture import export_graph, network_from_export
+
+    return network_from_export(export_graph(module, (1, 8, 8), (True, False, False, False)))
+
+
+def test_no_calibration_images_are_refused():
+    with pytest.raises(DataError, match="no calibration images"):
+        Quantize(EVERYTHING)(folded("unet2d"), [])
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "kl"])
+def test_the_order_of_the_images_does_not_matter(observer: str):
+    network, batches = folded("dense2d"), images((3, 16, 16), count=5)
+    one = Quantize(EVERYTHING, observer=observer)(network, batches)
+    other = Quantize(EVERYTHING, observer=observer)(network, batches[::-1])
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_calibration_streams():
+    """While calibration runs, the number of live tensors does not grow with the batches that it has seen."""
+    network = folded("residual3d")
+    held: list[int] = []
+
+    def one_at_a_time():
+        for seed in range(6):
+            gc.collect()
+            held.append(sum(isinstance(thing, Tensor) for thing in gc.get_objects()))
+            yield images(network.shape, count=1, seed=seed)[0]
+
+    Quantize(EVERYTHING)(network, one_at_a_time())
+    assert len(set(held[1:])) == 1  # the first batch starts before the observers have seen anything
+
+
+def test_calibration_reads_each_batch_once():
+    network, seen = folded("concat_up2d"), []
+
+    def batches():
+        for x in images(network.shape):
+            seen.append(x)
+            yield x
+
+    minmax(network, batches())
+    assert len(seen) == 3
+
+
+def test_a_weight_that_is_used_twice_is_quantized_for_each_use():
+    network = folded("shared2d")
+    quantized = minmax(network, images(network.shape))
+    assert all(weight_quantizer(quantized, layer) is not None for layer in quantized.layers)

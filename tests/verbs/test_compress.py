@@ -1,0 +1,185 @@
+"""`compress` whole, on tiny cohorts: the package, its evidence, and going on after an interrupt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import Brightness, Spots, class_cohort, manifest_cohort, segmentation_cohort, volume_cohort
+
+import microtome
+from microtome.medical.pipeline import Pipeline
+from microtome.package import sha256
+from microtome.types import Image
+from microtome.verbs.task import CompressOptions
+
+PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
+CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
+VOLUMES = Pipeline(
+    "segmentation",
+    ("background", "spot"),
+    1,
+    3,
+    orientation="RAS",
+    normalize="minmax",
+    patch=(16, 16, 16),
+    activation="softmax",
+)
+FILES = {
+    "result.json", "report.html", "MODEL_CARD.md", "network.pt2", "model.xml", "model.bin", "pipeline.json",
+    "provenance.json", "examples.npz",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package from pictures with subgroups."""
+    folder = tmp_path_factory.mktemp("pictures")
+    manifest = manifest_cohort(folder / "cohort")
+    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=8)
+    microtome.compress(Spots(), manifest, folder / "package", options=options)
+    return folder / "package"
+
+
+def test_package_is_whole_and_non_inferior(package: Path) -> None:
+    result = json.loads((package / "result.json").read_text())
+    assert {file.name for file in package.iterdir()} == FILES
+    assert result["schema"] == 1
+    assert result["integer"] == {"requested": 3, "executed": 3}
+    assert result["compressed"]["metrics"]["dice"]["value"] > 0.9
+    assert abs(result["difference"]["dice"]["value"]) < 0.02
+    assert result["verdict"]["metric"] == "dice"
+    assert result["counts"]["evaluation"] == len(result["cases"]) == 20
+    assert result["counts"]["calibration"] == 8
+    assert set(result["subgroups"]["site"]) <= {"A", "B"}
+    assert result["compressed"]["bytes"] == sum((package / f).stat().st_size for f in ("model.xml", "model.bin"))
+    assert not package.with_name("package.partial").exists()
+
+
+def test_roles_are_disjoint_by_patient_and_hashes_hold(package: Path) -> None:
+    record = json.loads((package / "provenance.json").read_text())
+    roles = {name: {entry["patient"] for entry in cases} for name, cases in record["cohort"]["roles"].items()}
+    assert record["cohort"]["disjoint_by_patient"] is True
+    assert not roles["calibration"] & (roles["tuning"] | roles["evaluation"])
+    assert not roles["tuning"] & roles["evaluation"]
+    for name, value in record["package"].items():
+        if name not in ("report.html", "MODEL_CARD.md"):  # written after provenance, which they quote
+            assert sha256(package / name) == value
+
+
+def test_no_file_name_reaches_the_package(package: Path) -> None:
+    for file in package.iterdir():
+        assert b"person" not in file.read_bytes(), file.name
+
+
+def test_package_opens_without_torch_and_predicts(package: Path) -> None:
+    opened = microtome.open_package(package, threads=1)
+    array = np.full((1, 40, 48), 60, np.uint8)
+    array[:, 10:24, 10:24] = 200
+    labels = opened.predict(Image(array))
+    assert labels.shape == (40, 48)
+    assert labels[16, 16] == 1
+    assert labels[35, 40] == 0
+
+
+def test_changed_model_file_is_refused(package: Path, tmp_path: Path) -> None:
+    for file in package.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    content = bytearray((tmp_path / "model.bin").read_bytes())
+    content[10] ^= 1
+    (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(microtome.errors.ReadError, match="not the file that was measured"):
+        microtome.open_package(tmp_path)
+
+
+def test_classification_fixes_the_operating_point_on_tuning_cases(tmp_path: Path) -> None:
+    cohort = class_cohort(tmp_path / "cohort")
+    options = CompressOptions(pipeline=CLASSES, threads=1, calibration_cases=8, tuning=0.3)
+    result = microtome.compress(Brightness(), cohort, tmp_path / "package", options=options)
+    assert result["task"] == "classification"
+    assert result["operating_point"]["fixed_on"].endswith("tuning cases, parent")
+    assert result["compressed"]["metrics"]["auroc"]["value"] > 0.6
+    assert abs(result["difference"]["auroc"]["value"]) < 0.05
+    assert {"sensitivity", "specificity", "auprc"} <= set(result["difference"])
+
+
+def test_volumes_by_sliding_window(tmp_path: Path) -> None:
+    cohort = volume_cohort(tmp_path / "cohort")
+    options = CompressOptions(pipeline=VOLUMES, threads=1, calibration_cases=6)
+    result = microtome.compress(Spots(3), cohort, tmp_path / "package", options=options)
+    assert result["integer"]["requested"] == result["integer"]["executed"] > 0
+    assert result["agreement"]["value"] > 0.98
+    assert result["examples"][0]["slice"] is not None
+
+
+def test_reference_target_says_that_nothing_runs_in_integers(tmp_path: Path) -> None:
+    cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
+    options = CompressOptions(pipeline=PICTURES, target="reference", threads=1, calibration_cases=4)
+    result = microtome.compress(Spots(), cohort, tmp_path / "package", options=options)
+    assert result["integer"]["executed"] == 0
+    assert "simulates integers" in result["warnings"][0]
+
+
+def test_onnxruntime_target(tmp_path: Path) -> None:
+    cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
+    options = CompressOptions(pipeline=PICTURES, target="onnxruntime", threads=1, calibration_cases=4)
+    result = microtome.compress(Spots(), cohort, tmp_path / "package", options=options)
+    assert result["integer"]["executed"] == result["integer"]["requested"] == 3
+    assert abs(result["difference"]["dice"]["value"]) < 0.02
+
+
+class _InterruptOnce:
+    """Progress that is interrupted in the middle of the evaluation."""
+
+    def __init__(self, title: str, after: int) -> None:
+        self.title, self.after, self.steps = title, after, []
+
+    def track(self, items, title, total=None):
+        for i, item in enumerate(items):
+            if title == self.title and i == self.after:
+                raise KeyboardInterrupt
+            self.steps.append(title)
+            yield item
+
+    def say(self, text: str) -> None:
+        self.steps.append(text)
+
+
+@pytest.mark.parametrize(("title", "after"), [("Quantize", 3), ("evaluate", 5)])
+def test_interrupted_work_goes_on_where_it_stopped(tmp_path: Path, title: str, after: int) -> None:
+    cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
+    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6)
+    with pytest.raises(KeyboardInterrupt):
+        microtome.compress(Spots(), cohort, tmp_path / "out", options=options, progress=_InterruptOnce(title, after))
+    assert not (tmp_path / "out").exists()
+    again = _InterruptOnce("nothing", 0)
+    resumed = microtome.compress(Spots(), cohort, tmp_path / "out", options=options, progress=again)
+    assert any("going on" in step for step in again.steps)
+    if title == "evaluate":
+        assert "Quantize" not in again.steps
+    fresh = microtome.compress(Spots(), cohort, tmp_path / "fresh", options=options)
+    assert resumed["compressed"]["sha256"] == fresh["compressed"]["sha256"]
+    assert resumed["compressed"]["metrics"] == fresh["compressed"]["metrics"]
+
+
+def test_other_options_start_over(tmp_path: Path) -> None:
+    cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
+    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6)
+    with pytest.raises(KeyboardInterrupt):
+        microtome.compress(Spots(), cohort, tmp_path / "out", options=options, progress=_InterruptOnce("evaluate", 2))
+    other = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6, observer="minmax")
+    progress = _InterruptOnce("nothing", 0)
+    microtome.compress(Spots(), cohort, tmp_path / "out", options=other, progress=progress)
+    assert "Quantize" in progress.steps
+
+
+def test_empty_reference_is_counted(tmp_path: Path) -> None:
+    cohort = segmentation_cohort(tmp_path / "cohort", cases=40, empty=40)
+    with pytest.raises(microtome.errors.LabelError):
+        microtome.compress(Spots(), cohort, tmp_path / "none", options=CompressOptions(pipeline=PICTURES, threads=1))
+    some = segmentation_cohort(tmp_path / "some", cases=40, empty=20)
+    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6, evaluation=0.5)
+    result = microtome.compress(Spots(), some, tmp_path / "package", options=options)
+    assert result["counts"]["empty_reference"]["spot"] > 0
