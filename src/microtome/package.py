@@ -135,6 +135,15 @@ class Staging:
                 part.mkdir(parents=True, exist_ok=True)
             state.write_text(key)
 
+    def require(self, size: int) -> None:
+        """Check that so many bytes are free: runtimes write truncated files on a full disk without a word.
+
+        Raises:
+            OSError: they are not (ENOSPC).
+        """
+        if shutil.disk_usage(self.package).free < size:
+            raise OSError(errno.ENOSPC, "no space left on device", str(self.package))
+
     def finish(self) -> None:
         """Move the package to its place and drop the rest.
 

@@ -16,6 +16,7 @@ from microtome.errors import MicrotomeError
 T = TypeVar("T")
 MARKS = {True: "[green]✔ non-inferior[/]", False: "[red]✘ inferior[/]", None: "[yellow]? undecided[/]"}
 MOST_LAYERS = 40
+TABLE_WIDTH = 140  # of tables that are not read in a terminal
 
 
 class RichProgress:
@@ -96,7 +97,7 @@ def print_result(result: dict[str, Any], out: Path) -> None:
 
 def bench_table(result: dict[str, Any]) -> None:
     """Print `bench`'s result."""
-    console = Console(soft_wrap=True)
+    console = _wide()
     for run in result["runs"]:
         console.print(f"{run['name']:32} {run['latency_ms']:10.3f} ms", highlight=False)
     table = Table("operator", "kind", "executed", "kernel", "ms", show_edge=False, pad_edge=False)
@@ -108,7 +109,7 @@ def bench_table(result: dict[str, Any]) -> None:
 
 def inspect_table(result: dict[str, Any]) -> None:
     """Print `inspect`'s result."""
-    console = Console(soft_wrap=True)
+    console = _wide()
     targets = result["targets"]
     table = Table("layer", "op", "weight", "output", "parameters", "MMAC", *targets, show_edge=False, pad_edge=False)
     for row in result["layers"]:
@@ -129,6 +130,11 @@ def inspect_table(result: dict[str, Any]) -> None:
     )
     for note in result["notes"]:
         console.print(f"[dim]{note}[/]", highlight=False)
+
+
+def _wide() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 def _number(interval: dict[str, float | None] | None) -> str:

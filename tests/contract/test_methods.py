@@ -51,7 +51,7 @@ def test_a_method_is_a_frozen_dataclass(method: str):
     assert dataclasses.is_dataclass(value)
     assert type(value).__dataclass_params__.frozen
     assert value.leaves
-    assert hash(dataclasses.replace(value)) == hash(value) or method == "quantize"  # Capabilities holds a mapping
+    assert dataclasses.replace(value) == value
 
 
 @every_method
@@ -113,7 +113,7 @@ def test_the_recipe_refuses_the_method_without_what_it_needs(method: str):
     value, steps = METHODS[method]
     for left_out in range(len(steps)):
         chosen = (*steps[:left_out], *steps[left_out + 1 :], value)
-        with pytest.raises(OptionError, match="cannot run .* before"):
+        with pytest.raises(OptionError, match=r"cannot run \w+ before"):
             Recipe("test", chosen)
 
 

@@ -145,3 +145,29 @@ def test_the_range_does_not_depend_on_the_order(name: str):
 def test_an_unknown_name_is_refused_with_the_choice():
     with pytest.raises(ValueError, match="minmax, moving_average"):
         make_observer("median")
+
+
+def test_entropy_does_not_mind_the_zeros_behind_a_relu():
+    values = torch.randn(30_000, generator=torch.Generator().manual_seed(0))
+    dense, sparse = make_observer("kl"), make_observer("kl")
+    dense.update(values[values > 0])
+    sparse.update(values.clamp(min=0))
+    qtype = QType(8, signed=False, symmetric=False)
+    assert sparse.range(qtype) == dense.range(qtype)
+
+
+@pytest.mark.parametrize("name", [name for name in OBSERVERS if name != "moving_average"])
+def test_merged_observers_have_seen_what_both_have(name: str):
+    values = torch.randn((2, 500), generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [40.0]])
+    for first, second in (values, values.flip(0)):
+        one, other, both = make_observer(name), make_observer(name), make_observer(name)
+        one.update(first)
+        other.update(second)
+        both.update(first)
+        both.update(second)
+        one.merge(other)
+        for qtype in QTYPES:
+            assert one.range(qtype) == both.range(qtype)
+        alone = make_observer(name)
+        alone.update(second)
+        assert other.range(QType(8)) == alone.range(QType(8))  # the other is not changed

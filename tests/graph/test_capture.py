@@ -1,5 +1,5 @@
-import torch
 import pytest
+import torch
 from torch import nn
 
 from microtome.errors import CaptureError, WeightsError
@@ -49,7 +49,9 @@ class LastBatchOnly(nn.Module):
 
 
 def small(dims):
-    conv, norm, pool = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
+    conv, norm, pool = (
+        (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
+    )
     return nn.Sequential(conv(1, 4, 3, padding=1), norm(4), nn.PReLU(), pool(2), conv(4, 2, 1))
 
 

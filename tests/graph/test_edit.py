@@ -111,3 +111,8 @@ def test_edits_survive_the_file(tmp_path):
     x = images(network.shape)[0]
     assert torch.equal(loaded(x), network(x))
     assert sum(kind(node) == "quantizer" for node in loaded.graph_module.graph.nodes) == 1
+
+
+def test_a_name_below_a_tensor_gets_underscores():
+    network = captured("shared2d").copy()
+    assert edit.unique_name(network.graph_module, "conv.weight.bias") == "conv_weight_bias"

@@ -32,7 +32,7 @@ def minmax(network: Network, batches: list[Tensor], **settings) -> Network:
 @pytest.mark.parametrize("observer", OBSERVERS)
 def test_eight_bits_stay_close_to_float(name: str, observer: str):
     network = folded(name)
-    quantized = Quantize(EVERYTHING, observer=observer, percentile=99.9)(network, images(network.shape))
+    quantized = Quantize(EVERYTHING, observer=observer)(network, images(network.shape))
     x = images(network.shape)[0]
     assert sqnr_db(network(x), quantized(x)) > EIGHT_BITS_DB
 
@@ -89,7 +89,7 @@ def test_skipped_layers_stay_in_float():
 
 
 def test_an_unknown_layer_to_skip_is_refused_by_name():
-    with pytest.raises(OptionError, match="no layer 'leave.9'"):
+    with pytest.raises(OptionError, match=r"no layer 'leave\.9'"):
         minmax(folded("unet2d"), [], skip=frozenset({"leave.9"}))
 
 
@@ -107,7 +107,7 @@ def test_skipping_everything_is_refused():
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)
-def test_an_image_that_makes_nan_is_refused_with_the_place(observer: str):
+def test_an_image_that_makes_nan_is_refused_in_one_sentence(observer: str):
     class Log(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -116,7 +116,7 @@ def test_an_image_that_makes_nan_is_refused_with_the_place(observer: str):
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(torch.log(x))
 
-    with pytest.raises(DataError, match=r"makes log \(at layer conv\) NaN"):
+    with pytest.raises(DataError, match=r"^a calibration image makes log NaN or infinite"):
         Quantize(EVERYTHING, observer=observer)(_log_network(Log()), [-torch.ones((1, 1, 8, 8))])
 
 
@@ -148,7 +148,7 @@ def test_calibration_streams():
     def one_at_a_time():
         for seed in range(6):
             gc.collect()
-            held.append(sum(isinstance(thing, Tensor) for thing in gc.get_objects()))
+            held.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
             yield images(network.shape, count=1, seed=seed)[0]
 
     Quantize(EVERYTHING)(network, one_at_a_time())

@@ -177,8 +177,10 @@ def test_other_options_start_over(tmp_path: Path) -> None:
 
 def test_empty_reference_is_counted(tmp_path: Path) -> None:
     cohort = segmentation_cohort(tmp_path / "cohort", cases=40, empty=40)
-    with pytest.raises(microtome.errors.LabelError):
-        microtome.compress(Spots(), cohort, tmp_path / "none", options=CompressOptions(pipeline=PICTURES, threads=1))
+    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6)
+    result = microtome.compress(Spots(), cohort, tmp_path / "none", options=options)
+    assert result["counts"]["empty_reference"]["spot"] == result["counts"]["evaluation"]
+    assert result["verdict"]["non_inferior"] is None
     some = segmentation_cohort(tmp_path / "some", cases=40, empty=20)
     options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6, evaluation=0.5)
     result = microtome.compress(Spots(), some, tmp_path / "package", options=options)

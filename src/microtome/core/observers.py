@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from microtome.core.affine import qparams_from_range, real_range
-from microtome.core.histogram import Histogram
+from microtome.core.histogram import BINS, Histogram
 from microtome.types import QType
 
 ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "kl"]
@@ -165,7 +165,8 @@ class Entropy(Histogram):
     """The range whose quantized histogram diverges least (Kullback-Leibler) from the full one.
 
     Source: Migacz, "8-bit inference with TensorRT", GTC 2017. The clipped tails are added to the outermost bins of the
-    reference; each grid cell's mass is spread evenly over its filled bins.
+    reference; each grid cell's mass is spread evenly over its filled bins. The bin of zero is left out, as TensorRT
+    does: zero is on every grid, and the many zeros behind a ReLU would count as error when their cell is spread.
     """
 
     STEPS = 64
@@ -186,13 +187,15 @@ class Entropy(Histogram):
         grid_low, grid_high = (float(v) for v in real_range(params))
         centres = self.centres
         inside = (centres >= grid_low - self.width) & (centres <= grid_high + self.width)
-        if int(inside.sum()) < 2 or float(self.counts[inside].sum()) == 0:
+        everything = self.counts.clone()
+        everything[BINS // 2] = 0
+        counts = everything[inside]
+        if len(counts) < 2 or float(counts.sum()) == 0:
             return math.inf
-        counts = self.counts[inside].clone()
         reference = counts.clone()
         positions = inside.nonzero()
-        reference[0] += self.counts[: int(positions[0])].sum()
-        reference[-1] += self.counts[int(positions[-1]) + 1 :].sum()
+        reference[0] += everything[: int(positions[0])].sum()
+        reference[-1] += everything[int(positions[-1]) + 1 :].sum()
         scale = float(params.scale)
         cell = (centres[inside] / scale).round().long()
         cell = cell - cell.min()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -39,7 +38,13 @@ def set_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> None:
 
 
 def unique_name(graph_module: GraphModule, name: str) -> str:
-    """Return `name`, with a number behind it if the module already has such an attribute."""
+    """Return `name`, with a number behind it if the module already has such an attribute.
+
+    Where the path leads through a tensor (a weight without a module of its own), its dots become underscores.
+    """
+    owner, *_ = name.rpartition(".")
+    if owner and _has(graph_module, owner) and not isinstance(_get(graph_module, owner), nn.Module):
+        name = name.replace(".", "_")
     candidate, count = name, 1
     while _has(graph_module, candidate):
         count += 1
@@ -108,10 +113,13 @@ def finish(graph_module: GraphModule) -> None:
     graph_module.recompile()
 
 
-def _has(module: torch.nn.Module, name: str) -> bool:
+def _has(module: nn.Module, name: str) -> bool:
+    return _get(module, name) is not None
+
+
+def _get(module: nn.Module, name: str) -> object:
+    """Return an attribute by its dotted name; None if there is none."""
     value: object = module
     for part in name.split("."):
-        if not hasattr(value, part):
-            return False
-        value = getattr(value, part)
-    return True
+        value = getattr(value, part, None)
+    return value

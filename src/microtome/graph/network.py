@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import logging
 import warnings
@@ -144,8 +145,10 @@ class Network:
             "history": list(self.history),
             "notes": list(self.notes),
         }
+        content = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
         with quiet():
-            torch.export.save(self.exported(), path, extra_files={METADATA: json.dumps(metadata)})
+            torch.export.save(self.exported(), content, extra_files={METADATA: json.dumps(metadata)})
+        path.write_bytes(content.getbuffer())
 
     def exported(self) -> torch.export.ExportedProgram:
         """Return the graph as an ExportedProgram, with the same dynamic axes."""
@@ -158,11 +161,13 @@ class Network:
         """Read a `.pt2` file, ours or anybody's.
 
         Raises:
-            ReadError: not a `.pt2` file, or truncated.
+            ReadError: missing, not a `.pt2` file, or truncated.
             ModelError: it has several inputs.
         """
         from microtome.graph.capture import network_from_export
 
+        if not path.is_file():
+            raise ReadError(f"{path} does not exist.", "Give the path of a .pt2 file.")
         extra = {METADATA: ""}
         try:
             with quiet():

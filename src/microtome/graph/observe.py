@@ -19,6 +19,7 @@ class Observed(Interpreter):
     def __init__(self, network: Network, nodes: Collection[Node], look: Callable[[Node, Tensor], None]) -> None:
         """Prepare to watch `nodes`; `look` must not keep the values."""
         super().__init__(network.graph_module)
+        self.extra_traceback = False  # or torch writes source lines of the model into our one-sentence errors
         self._nodes = set(nodes)
         self._look = look
 
@@ -46,6 +47,7 @@ class Unquantized(Interpreter):
     ) -> None:
         """Prepare to watch `nodes`; `look` must not keep the values."""
         super().__init__(network.graph_module)
+        self.extra_traceback = False  # or torch writes source lines of the model into our one-sentence errors
         self._nodes = set(nodes)
         self._look = look
 

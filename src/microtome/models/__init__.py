@@ -144,11 +144,17 @@ def _from_bundle(
     device: str,
 ) -> Loaded:
     bundle = read_bundle(folder)
+    weights = weights or folder / "models" / "model.pt"
+    if not weights.is_file():
+        raise ReadError(
+            f"The bundle has no {weights}.",
+            "Download it whole (python -m monai.bundle download NAME), or give the file as --weights FILE.",
+        )
     notes = bundle.notes if pipeline is None else ()
     pipeline = pipeline or bundle.pipeline
     fixed = pipeline.input_shape if pipeline else None
     shape = _known(input_shape, fixed, bundle.input_shape, _shape_of(pipeline), of=str(folder))
-    loaded = _captured(bundle.module, weights or bundle.weights, shape, pipeline, device)
+    loaded = _captured(bundle.module, weights, shape, pipeline, device)
     return replace(loaded, title=bundle.title, files=(*bundle.files, *loaded.files), notes=(*notes, *loaded.notes))
 
 

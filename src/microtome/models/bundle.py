@@ -30,7 +30,6 @@ class Bundle:
 
     Attributes:
         module: the network, with the weights that its definition gives it.
-        weights: the file of its trained weights.
         pipeline: translated from the preprocessing, the inferer and the metadata; None if that cannot be done.
         input_shape: (C, *S) that the metadata names; free sizes are 64, or a multiple that they allow.
         title: its name.
@@ -39,7 +38,6 @@ class Bundle:
     """
 
     module: nn.Module
-    weights: Path
     pipeline: Pipeline | None
     input_shape: tuple[int, ...] | None
     title: str
@@ -67,12 +65,6 @@ def read_bundle(folder: Path) -> Bundle:
         raise MissingExtraError("MONAI bundles", "monai") from error
     metadata_file = folder / "configs" / "metadata.json"
     metadata = _metadata(metadata_file)
-    weights = folder / "models" / "model.pt"
-    if not weights.is_file():
-        raise ReadError(
-            f"The bundle {folder} has no models/model.pt.",
-            "Download it whole (python -m monai.bundle download NAME), or give the file as --weights FILE.",
-        )
     config_file, config = _config(folder, ConfigParser)
     module = _network(folder, config_file, config, ConfigParser)
     parser = ConfigParser(config)
@@ -83,7 +75,6 @@ def read_bundle(folder: Path) -> Bundle:
     pipeline, notes = translate(declared)
     return Bundle(
         module,
-        weights,
         pipeline,
         _input_shape(image),
         str(metadata.get("name") or folder.resolve().name),

@@ -167,7 +167,9 @@ def _is_installed(path: Path) -> bool:
 @contextlib.contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
     """Put a folder first on `sys.path`, and out of the way what another model's folder left under the same names."""
-    names = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
+    names: set[str] = set()
+    with contextlib.suppress(OSError):  # a folder that may not be listed
+        names |= {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
     aside = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

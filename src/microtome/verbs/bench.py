@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microtome.environment import describe, peak_memory_mib
-from microtome.errors import MicrotomeError, OptionError
+from microtome.errors import MicrotomeError
 from microtome.medical.pipeline import Pipeline
 from microtome.package import open_package
 from microtome.progress import Progress, Silent
 from microtome.runtimes import runtime
-from microtome.runtimes.base import Session
+from microtome.runtimes.base import Runtime, Session
 from microtome.types import Array
 from microtome.verbs.timing import Candidate, eager, file_bytes, interleaved
+
+if TYPE_CHECKING:
+    from microtome.graph.network import Network
 
 
 def bench(
@@ -47,62 +51,79 @@ def bench(
         MicrotomeError: of the kind that says what is wrong.
     """
     progress = progress or Silent()
-    folder = Path(model)
-    if (folder / "result.json").exists():
-        package = open_package(folder, threads=threads)
-        shape = input_shape or tuple(package.result["input"]["shape"][1:])
-        x = _noise(shape)
-        name = f"{package.result['target']} {package.result['recipe']}"
-        candidates = [
-            Candidate(name, name, "", package.session.run, package.result["compressed"]["bytes"], compressed=True)
-        ]
-        return _measure(candidates, package.session, x, threads, progress)
+    if (Path(model) / "result.json").exists():
+        return _bench_package(Path(model), input_shape, threads, progress)
     from microtome.models import load_model
 
     declared = Pipeline.from_json(pipeline.read_text()) if pipeline is not None else None
     loaded = load_model(str(model), weights=weights, input_shape=input_shape, pipeline=declared)
-    x = _noise(input_shape or loaded.network.shape)
-    chosen = runtime(target)
+    return _bench_network(loaded.network, runtime(target), input_shape or loaded.network.shape, threads, progress)
+
+
+def _bench_package(folder: Path, shape: tuple[int, ...] | None, threads: int, progress: Progress) -> dict[str, Any]:
+    package = open_package(folder, threads=threads)
+    deployed, result = package.session, package.result
+    name = f"{result['target']} {result['recipe']}"
+    candidate = Candidate(
+        name, result["target"], result["recipe"], deployed.run, result["compressed"]["bytes"], compressed=True
+    )
+    layers = [row["name"] for row in result["layers"]]
+    return _measure([candidate], deployed, layers, _noise(shape or result["input"]["shape"][1:]), threads, progress)
+
+
+def _bench_network(
+    network: Network, chosen: Runtime, shape: tuple[int, ...], threads: int, progress: Progress
+) -> dict[str, Any]:
+    x = _noise(shape)
+    candidates = [Candidate("eager f32", "pytorch", "f32", eager(network, threads))]
+    sessions: list[Session] = []
     with tempfile.TemporaryDirectory() as scratch:
-        progress.say(f"export to {target}")
-        path = chosen.export(loaded.network, Path(scratch))
-        candidates = [Candidate("eager f32", "pytorch", "f32", eager(loaded.network, threads))]
-        last: Session | None = None
-        failure: MicrotomeError | None = None
+        progress.say(f"export to {chosen.NAME}")
+        path = chosen.export(network, Path(scratch))
         for precision in chosen.PRECISIONS:
             try:
                 session = chosen.open_session(path, threads=threads, precision=precision)
                 session.run(x)
             except MicrotomeError as error:
-                failure = error
-                progress.say(f"{target} {precision}: {error.problem}")
+                if precision == chosen.PRECISIONS[-1] and not sessions:
+                    raise
+                progress.say(f"{chosen.NAME} {precision}: {error.problem}")
                 continue
-            last = last or session
-            candidates.append(
-                Candidate(f"{target} {precision}", target, precision, session.run, file_bytes(chosen, path))
-            )
-        if last is None:
-            raise failure or OptionError(f"{target} offers no precision.")
-        return _measure(candidates, last, x, threads, progress)
+            sessions.append(session)
+            name, size = f"{chosen.NAME} {precision}", file_bytes(chosen, path)
+            candidates.append(Candidate(name, chosen.NAME, precision, session.run, size))
+        return _measure(candidates, sessions[0], [layer.name for layer in network.layers], x, threads, progress)
 
 
 def _measure(
-    candidates: list[Candidate], session: Session, x: Array, threads: int, progress: Progress
+    candidates: list[Candidate],
+    session: Session,
+    layers: Sequence[str],
+    x: Array,
+    threads: int,
+    progress: Progress,
 ) -> dict[str, Any]:
+    """Time the candidates, and list the operators of one session, longest first, under the layers' names."""
     progress.say("time " + ", ".join(candidate.name for candidate in candidates))
-    layers = sorted(session.layer_runs(x), key=lambda run: -(run.latency_ms or 0.0))
+    runs = sorted(session.layer_runs(x), key=lambda run: -(run.latency_ms or 0.0))
     return {
         "input": list(x.shape),
         "runs": interleaved(candidates, x),
         "layers": [
-            {"name": r.names[0], "op": r.op, "executed": r.executed, "kernel": r.kernel, "latency_ms": r.latency_ms}
-            for r in layers
+            {
+                "name": next((layer for layer in layers if run.runs(layer)), run.names[0]),
+                "op": run.op,
+                "executed": run.executed,
+                "kernel": run.kernel,
+                "latency_ms": run.latency_ms,
+            }
+            for run in runs
         ],
         "memory": {"bench_peak_mib": peak_memory_mib()},
         "environment": describe(threads),
     }
 
 
-def _noise(shape: tuple[int, ...]) -> Array:
+def _noise(shape: Sequence[int]) -> Array:
     """Return a fixed random input, float32 (1, C, *S)."""
     return np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32)

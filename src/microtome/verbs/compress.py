@@ -25,6 +25,9 @@ from microtome.verbs.timing import eager
 if TYPE_CHECKING:
     from torch import nn
 
+# Disk space that the work needs, in sizes of the f32 network: its checkpoints, both exports, the package.
+ROOM = 8
+
 
 def compress(
     model: str | Path | nn.Module,
@@ -66,6 +69,7 @@ def compress(
         progress.say("going on where the last run stopped")
     seconds.lap("read")
     with writing(out):
+        staging.require(ROOM * 4 * task.loaded.network.parameters)
         network = _run_recipe(task, staging, progress)
         seconds.lap("compress")
         deployed = deploy(task, network, staging, progress)

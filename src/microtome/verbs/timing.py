@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microtome.environment import peak_memory_mib
 from microtome.graph.quantizers import weight_quantizer
-from microtome.progress import Progress, Silent
-from microtome.runtimes.base import LayerRun, Runtime, Session
+from microtome.runtimes.base import LayerRun, Runtime
 from microtome.types import Array
 
 if TYPE_CHECKING:
@@ -146,16 +144,3 @@ def integer_counts(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def file_bytes(runtime: Runtime, path: Path) -> int:
     """Bytes on disk of everything that a model file consists of."""
     return sum(file.stat().st_size for file in runtime.files(path))
-
-
-def bench_session(session: Session, x: Array, name: str, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Time one session alone, with its layers."""
-    (progress or Silent()).say(f"time {name}")
-    row = interleaved([Candidate(name, name, "", session.run, compressed=True)], x)[0]
-    runs = session.layer_runs(x)
-    row["layers"] = [
-        {"name": r.names[0], "op": r.op, "executed": r.executed, "kernel": r.kernel, "latency_ms": r.latency_ms}
-        for r in sorted(runs, key=lambda r: -(r.latency_ms or 0.0))
-    ]
-    row["peak_memory_mib"] = peak_memory_mib()
-    return row
