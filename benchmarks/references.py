@@ -53,7 +53,6 @@ from training import (
     train,
 )
 
-THREADS = 2
 SPLITS = {"train": "train", "tuning": "val", "evaluation": "test"}
 RETINA_CALIBRATION = 4  # of 14 patients; the weights come from another data set, so the other ten are all unseen
 # Between the dark border (up to 15, JPEG ringing) and the fundus: the box is that of the fov_masks to 2 pixels.
@@ -167,17 +166,9 @@ def mobilenet(data: Path, device: str) -> Reference:
     """MobileNetV2 for ImageNet with its published int8 weights as floats: a backbone to fine-tune."""
     module = load_published(MobileNetV2(), data / "networks" / "mobilenet_v2_imagenet_tf2_int8.npz")
     classes = ("background", *(f"ImageNet {k}" for k in range(1000)))
-    half = (1.0, 1.0, 1.0)  # px / 127.5 − 1
-    pipeline = Pipeline(
-        "classification",
-        classes,
-        channels=3,
-        size=(224, 224),
-        normalize="fixed",
-        mean=half,
-        std=half,
-        scale=127.5,
-    )
+    ones = (1.0, 1.0, 1.0)  # px / 127.5 − 1
+    fixed = {"normalize": "fixed", "mean": ones, "std": ones, "scale": 127.5}
+    pipeline = Pipeline("classification", classes, channels=3, size=(224, 224), **fixed)
     return Reference(module, (3, 224, 224), pipeline)
 
 
@@ -186,14 +177,14 @@ REFERENCES: dict[str, Callable[[Path, str], Reference]] = {
 }
 
 
-def build(name: str, data: Path, *, retrain: bool = False, device: str = "cpu") -> Path:
+def build(name: str, data: Path, *, retrain: bool = False, device: str = "cpu", threads: int = 2) -> Path:
     """Return the path of a reference's network.pt2; train or convert it first if it is not there yet."""
     folder = cache() / name
     if not (folder / "network.pt2").is_file() or retrain:
         data = data.resolve()
         if not data.is_dir():
             sys.exit(f"There is no data folder {data}: give it with --data.")
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(threads)
         _store(folder, REFERENCES[name](data, device))
     print((folder / "scores.json").read_text().strip())
     return folder / "network.pt2"
@@ -205,8 +196,7 @@ def cache() -> Path:
 
 
 def _trained(module: nn.Module, cohort: Cohort, pipeline: Pipeline, recipe: Recipe, device: str) -> Reference:
-    for note in cohort.notes:
-        print(note)
+    print(*cohort.notes, sep="\n")
     started = time.monotonic()
     examples = _examples(cohort, cohort.train, pipeline)
     print(f"{len(examples.images)} training images read in {time.monotonic() - started:.0f} s", flush=True)
@@ -295,8 +285,10 @@ def main() -> None:
     default = os.environ.get("MICROTOME_DATA") or repository.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(default), help="folder of the data sets")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="1 is faster on a machine that others use as well")
     options = parser.parse_args()
-    print(build(options.name, options.data, retrain=options.retrain, device=options.device))
+    settings = {"retrain": options.retrain, "device": options.device, "threads": options.threads}
+    print(build(options.name, options.data, **settings))
 
 
 if __name__ == "__main__":

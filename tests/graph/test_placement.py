@@ -8,7 +8,7 @@ from torch.nn import functional
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
-from microtome.graph.placement import Site, place, supported_layers
+from microtome.graph.placement import WIDER, Site, candidates, place, supported_layers
 from microtome.types import Capabilities, OperatorSupport, QType
 from networks import EVERYTHING, REAL, UNSIGNED, WEIGHT, captured
 
@@ -17,6 +17,17 @@ SIGNED = QType(8)
 
 def only(**support: OperatorSupport) -> Capabilities:
     return Capabilities("test", support, EVERYTHING.transparent)
+
+
+def placed(
+    network: Network,
+    capabilities: Capabilities,
+    skip: frozenset[str] = frozenset(),
+    spans: dict[str, float] | None = None,
+) -> tuple[Site, ...]:
+    """Place quantizers where all values are equally wide, but for those kinds of nodes that `spans` names."""
+    widths = {node: (spans or {}).get(kind(node), 1.0) for node in candidates(network, capabilities, skip)}
+    return place(network, capabilities, widths, skip)
 
 
 def edges(sites: tuple[Site, ...]) -> set[tuple[str, str]]:
@@ -32,7 +43,7 @@ def readers_of(network: Network, sites: tuple[Site, ...], layer: str) -> list[QT
 @pytest.mark.parametrize("name", REAL)
 def test_every_layer_reads_integers(name: str):
     network = captured(name)
-    quantized = {(v, r) for site in place(network, EVERYTHING) for v, rs in site.edges.items() for r in rs}
+    quantized = {(v, r) for site in placed(network, EVERYTHING) for v, rs in site.edges.items() for r in rs}
     for layer in network.layers:
         value, reader = layer.node.args[0], layer.node
         while (value, reader) not in quantized:
@@ -42,12 +53,12 @@ def test_every_layer_reads_integers(name: str):
 
 @pytest.mark.parametrize("name", REAL)
 def test_no_edge_has_two_quantizers(name: str):
-    found = [(v, r) for site in place(captured(name), EVERYTHING) for v, rs in site.edges.items() for r in rs]
+    found = [(v, r) for site in placed(captured(name), EVERYTHING) for v, rs in site.edges.items() for r in rs]
     assert len(found) == len(set(found))
 
 
 def test_values_that_meet_in_a_concatenation_share_a_grid():
-    (site,) = [s for s in place(captured("unet2d"), EVERYTHING) if len(s.edges) > 1]
+    (site,) = [s for s in placed(captured("unet2d"), EVERYTHING) if len(s.edges) > 1]
     assert {kind(value) for value in site.edges} == {"prelu", "conv_transpose"}
     assert site.name == "down.0"  # the first layer that reads one of them
 
@@ -62,9 +73,9 @@ def test_a_quantizer_moves_before_a_pooling():
             return self.b(functional.max_pool2d(self.a(x), 2))
 
     network = capture(Pool(), (1, 16, 16))
-    assert edges(place(network, EVERYTHING)) == {("placeholder", "conv"), ("conv", "max_pool")}
+    assert edges(placed(network, EVERYTHING)) == {("placeholder", "conv"), ("conv", "max_pool")}
     opaque = replace(EVERYTHING, transparent=frozenset())
-    assert edges(place(network, opaque)) == {("placeholder", "conv"), ("max_pool", "conv")}
+    assert edges(placed(network, opaque)) == {("placeholder", "conv"), ("max_pool", "conv")}
 
 
 def test_a_quantizer_stays_behind_an_operator_that_somebody_reads_in_float():
@@ -77,17 +88,17 @@ def test_a_quantizer_stays_behind_an_operator_that_somebody_reads_in_float():
             pooled = functional.max_pool2d(self.a(x), 2)
             return self.b(pooled) + torch.tanh(pooled)
 
-    assert ("max_pool", "conv") in edges(place(capture(Both(), (1, 16, 16)), EVERYTHING))
+    assert ("max_pool", "conv") in edges(placed(capture(Both(), (1, 16, 16)), EVERYTHING))
 
 
 def test_a_layer_that_wants_its_quantizer_directly_has_it_behind_the_concatenation():
     network = captured("concat_up2d")
     plain = OperatorSupport(UNSIGNED, WEIGHT)
     direct = only(conv=plain, conv_transpose=OperatorSupport(SIGNED, WEIGHT, directly=True))
-    assert ("concat", "conv_transpose") in edges(place(network, direct))
-    assert readers_of(network, place(network, direct), "up") == [SIGNED]
+    assert ("concat", "conv_transpose") in edges(placed(network, direct))
+    assert readers_of(network, placed(network, direct), "up") == [SIGNED]
     moved = only(conv=plain, conv_transpose=OperatorSupport(SIGNED, WEIGHT))
-    assert ("concat", "conv_transpose") not in edges(place(network, moved))
+    assert ("concat", "conv_transpose") not in edges(placed(network, moved))
 
 
 def test_one_value_with_two_readers_gets_the_symmetric_grid():
@@ -103,14 +114,14 @@ def test_one_value_with_two_readers_gets_the_symmetric_grid():
 
     network = capture(Fork(), (1, 8, 8))
     capabilities = only(conv=OperatorSupport(UNSIGNED, WEIGHT), conv_transpose=OperatorSupport(SIGNED, WEIGHT))
-    sites = place(network, capabilities)
+    sites = placed(network, capabilities)
     assert readers_of(network, sites, "a") == readers_of(network, sites, "b") == [SIGNED]
     assert readers_of(network, sites, "enter") == [UNSIGNED]
 
 
 def test_an_output_is_quantized_behind_its_relu_where_the_target_asks():
     support = OperatorSupport(UNSIGNED, WEIGHT, output=True)
-    found = edges(place(captured("concat_up2d"), only(conv=support)))
+    found = edges(placed(captured("concat_up2d"), only(conv=support)))
     assert {("relu", "conv"), ("relu", "concat"), ("conv", "concat"), ("conv", "output")} <= found
     assert ("conv", "relu") not in found
 
@@ -118,8 +129,8 @@ def test_an_output_is_quantized_behind_its_relu_where_the_target_asks():
 def test_skipped_layers_read_floats():
     network = captured("unet2d")
     names = frozenset(layer.name for layer in network.layers)
-    assert place(network, EVERYTHING, names) == ()
-    sites = place(network, EVERYTHING, frozenset({"leave.3"}))
+    assert placed(network, EVERYTHING, names) == ()
+    sites = placed(network, EVERYTHING, frozenset({"leave.3"}))
     assert readers_of(network, sites, "leave.3") == []
     assert len(readers_of(network, sites, "leave.0") + readers_of(network, sites, "down.0")) >= 1
 
@@ -129,3 +140,20 @@ def test_only_the_dimensions_that_the_target_has():
     assert supported_layers(captured("residual3d"), flat) == ()
     assert [layer.op for layer, _ in supported_layers(captured("unet2d"), flat)] == ["conv"] * 4
     assert [layer.op for layer, _ in supported_layers(captured("dense2d"), flat)] == ["conv"] * 3
+
+
+def test_a_value_with_a_reader_of_its_own_is_not_drawn_into_a_much_wider_grid():
+    wide = placed(captured("unet2d"), EVERYTHING, spans={"concat": 1.1 * WIDER})
+    assert all(len(site.edges) == 1 for site in wide)
+    assert ("concat", "conv") in edges(wide)
+    narrow = placed(captured("unet2d"), EVERYTHING, spans={"concat": 0.9 * WIDER})
+    assert ("concat", "conv") not in edges(narrow)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_calibration_watches_all_values_that_may_get_a_quantizer(name: str):
+    network = captured(name)
+    for spans in ({}, {"concat": 9.0}):
+        assert {v for s in placed(network, EVERYTHING, spans=spans) for v in s.edges} <= set(
+            candidates(network, EVERYTHING)
+        )

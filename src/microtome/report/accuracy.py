@@ -84,7 +84,7 @@ def _forests(result: Result, names: list[str], chosen: str) -> list[str]:
         for place, (group, xlabel) in enumerate(
             (
                 (shares, "compressed − parent; left of zero is worse"),
-                (lengths, "compressed − parent in mm; right is worse"),
+                (lengths, f"compressed − parent in {words.LENGTH.get()}; right is worse"),
             )
         )
     ]

@@ -22,24 +22,27 @@ def write_model_card(folder: Path) -> Path:
     """
     folder = Path(folder)
     result = files.read_result(folder)
-    card = (
-        _environment()
-        .get_template("card.md.j2")
-        .render(
-            title=words.text(result.get("title") or "Compressed network"),
-            about=about(result),
-            version=words.text(result.get("microtome")),
-            head=headline.headline(result),
-            accuracy=accuracy.accuracy(result),
-            subgroups=accuracy.subgroups(result),
-            speed=technical.speed(result),
-            integer=technical.layers(result),
-            provenance=technical.provenance(result, folder),
-            pipeline=_pipeline(folder),
-            empty=words.NONE,
-            others=[name for name in ("report.html", "provenance.json", "pipeline.json") if (folder / name).exists()],
+    with words.lengths_of(result):
+        card = (
+            _environment()
+            .get_template("card.md.j2")
+            .render(
+                title=words.text(result.get("title") or "Compressed network"),
+                about=about(result),
+                version=words.text(result.get("microtome")),
+                head=headline.headline(result),
+                accuracy=accuracy.accuracy(result),
+                subgroups=accuracy.subgroups(result),
+                speed=technical.speed(result),
+                integer=technical.layers(result),
+                provenance=technical.provenance(result, folder),
+                pipeline=_pipeline(folder),
+                empty=words.NONE,
+                others=[
+                    name for name in ("report.html", "provenance.json", "pipeline.json") if (folder / name).exists()
+                ],
+            )
         )
-    )
     return files.write_text(folder / "MODEL_CARD.md", card)
 
 

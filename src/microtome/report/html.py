@@ -33,7 +33,8 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     result = files.read_result(folder)
     arrays = files.read_examples(folder, [str(entry.get("case")) for entry in result["examples"]])
-    page = environment().get_template("report.html.j2").render(page_of(result, arrays, folder))
+    with words.lengths_of(result):
+        page = environment().get_template("report.html.j2").render(page_of(result, arrays, folder))
     return files.write_text(folder / "report.html", page)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from microtome.types import Interval
@@ -21,7 +23,9 @@ METRICS = {
     "specificity": "Specificity",
     "accuracy": "Accuracy",
 }
-UNITS = {"hd95": "mm"}
+LENGTHS = frozenset({"hd95"})
+# What lengths are measured in while one page is written: millimetres, or pixels where images have no physical grid.
+LENGTH: ContextVar[str] = ContextVar("LENGTH", default="mm")
 LOWER_IS_BETTER = frozenset({"hd95"})
 EXPLAINED = {
     "dice": "overlap of two masks, 0 to 1",
@@ -82,8 +86,18 @@ def metric_name(metric: str) -> str:
 
 
 def unit(metric: str) -> str:
-    """` mm` for distances, empty for shares."""
-    return f" {UNITS[base(metric)]}" if base(metric) in UNITS else ""
+    """` mm` (or ` px`) for distances, empty for shares."""
+    return f" {LENGTH.get()}" if base(metric) in LENGTHS else ""
+
+
+@contextmanager
+def lengths_of(result: Mapping[str, Any]) -> Iterator[None]:
+    """Write lengths in the unit that a result was measured in."""
+    token = LENGTH.set(str(result.get("length_unit") or "mm"))
+    try:
+        yield
+    finally:
+        LENGTH.reset(token)
 
 
 def plain(value: float | None, decimals: int) -> str:

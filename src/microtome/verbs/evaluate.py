@@ -85,6 +85,7 @@ def evaluate(
             "target": known.get("target", "pytorch"),
             "recipe": known.get("recipe", "none"),
             "classes": list(pipeline.classes),
+            "length_unit": "px" if pipeline.spatial_dims == 2 else "mm",
             **evaluation.parts,
             "examples": examples,
             "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},

@@ -47,6 +47,7 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
         "target": options.target,
         "recipe": options.recipe,
         "classes": list(task.pipeline.classes),
+        "length_unit": "px" if task.pipeline.spatial_dims == 2 else "mm",
         "parent": {
             "sha256": parent.fingerprint(),
             "parameters": parent.parameters,

@@ -1,0 +1,5 @@
+"""`python -m microtome`."""
+
+from microtome.cli import main
+
+main()
