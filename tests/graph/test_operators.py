@@ -37,14 +37,14 @@ def test_the_general_convolution_is_told_apart_by_its_transposed_flag():
     class General(nn.Module):
         def __init__(self, transposed: bool) -> None:
             super().__init__()
-            self.weight, self.transposed = nn.Parameter(torch.randn(4, 4, 3, 3)), transposed
+            self.weight, self.transposed = nn.Parameter(torch.randn(4, 2, 3, 3)), transposed
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.convolution(x, self.weight, None, [1, 1], [0, 0], [1, 1], self.transposed, [0, 0], 1)
+            return torch.convolution(x, self.weight, None, [1, 1], [0, 0], [1, 1], self.transposed, [0, 0], 2)
 
-    assert kind(weighted(General(False), (4, 8, 8))) == "conv"
-    transposed = weighted(General(True), (4, 8, 8))
-    assert (kind(transposed), groups(transposed), output_axis(transposed)) == ("conv_transpose", 1, 1)
+    plain, transposed = weighted(General(False), (4, 8, 8)), weighted(General(True), (4, 8, 8))
+    assert (kind(plain), groups(plain), output_axis(plain)) == ("conv", 2, 0)
+    assert (kind(transposed), groups(transposed), output_axis(transposed)) == ("conv_transpose", 2, 1)
 
 
 @pytest.mark.parametrize(
