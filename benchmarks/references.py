@@ -196,7 +196,8 @@ def cache() -> Path:
 
 
 def _trained(module: nn.Module, cohort: Cohort, pipeline: Pipeline, recipe: Recipe, device: str) -> Reference:
-    print(*cohort.notes, sep="\n")
+    for note in cohort.notes:
+        print(note)
     started = time.monotonic()
     examples = _examples(cohort, cohort.train, pipeline)
     print(f"{len(examples.images)} training images read in {time.monotonic() - started:.0f} s", flush=True)
