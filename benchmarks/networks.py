@@ -201,14 +201,15 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-def unet(spatial_dims: int, channels: int, classes: int, norm: str) -> nn.Module:
-    """MONAI's residual U-Net, widths 32 to 256, three halvings, PReLU: (N, channels, *S) → (N, classes, *S).
+def unet(spatial_dims: int, channels: int, classes: int, *, norm: str, depth: int) -> nn.Module:
+    """MONAI's residual U-Net, PReLU: (N, channels, *S) → (N, classes, *S).
 
-    Every size in S must be divisible by 8.
+    Widths 32, 64, …, doubling at each of `depth` halvings; every size in S must be divisible by 2 ** depth.
     """
     from monai.networks.nets import UNet
 
-    return UNet(spatial_dims, channels, classes, (32, 64, 128, 256), (2, 2, 2), num_res_units=2, norm=norm)
+    widths = [32 * 2**level for level in range(depth + 1)]
+    return UNet(spatial_dims, channels, classes, widths, [2] * depth, num_res_units=2, norm=norm)
 
 
 def resnet18(channels: int, classes: int) -> nn.Module:

@@ -92,7 +92,7 @@ def hippocampus(data: Path, device: str) -> Reference:
         limit=720,
     )
     torch.manual_seed(0)
-    return _trained(unet(3, 1, len(cohort.classes), "instance"), cohort, pipeline, recipe, device)
+    return _trained(unet(3, 1, len(cohort.classes), norm="instance", depth=3), cohort, pipeline, recipe, device)
 
 
 def skin(data: Path, device: str) -> Reference:
@@ -100,13 +100,13 @@ def skin(data: Path, device: str) -> Reference:
     cohort = load_cohort(data / "skin", seed=0)
     pipeline = Pipeline("segmentation", ("background", "lesion"), channels=3, size=(256, 256), normalize="unit")
     recipe = Recipe(
-        stages=(Stage(800, 16, (128, 128), (1.0, 1.0)), Stage(500, 8, (256, 256), (1.0, 1.0))),
+        stages=(Stage(1500, 16, (128, 128), (1.0, 1.0)), Stage(500, 8, (256, 256), (1.0, 1.0))),
         loss=dice_cross_entropy,
         augmentation=Augmentation(rotation=45, scale=0.2, shift=0.1, flips=(0, 1), contrast=0.15, brightness=0.08),
         rate=3e-3,
     )
     torch.manual_seed(0)
-    reference = _trained(unet(2, 3, 2, "batch"), cohort, pipeline, recipe, device)
+    reference = _trained(unet(2, 3, 2, norm="batch", depth=4), cohort, pipeline, recipe, device)
     diagnoses = _diagnoses(data / "skin" / "ISIC-2017_Training_Part3_GroundTruth.csv")
     rows = [{**row, "diagnosis": diagnoses[Path(row["image"]).stem]} for row in reference.rows]
     return Reference(reference.module, reference.shape, pipeline, rows, reference.scores)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from microtome import __version__
-from microtome.errors import MicrotomeError
+from microtome.errors import MicrotomeError, MissingExtraError
 
 INFERIOR, FAULT, INTERRUPTED = 1, 2, 130
 
@@ -290,6 +290,11 @@ def _run(verb: Callable[[Any], dict[str, Any]], quietly: bool) -> dict[str, Any]
             return verb(progress)
     except MicrotomeError as error:
         complain(error)
+        raise typer.Exit(FAULT) from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("torch", "safetensors"):
+            raise
+        complain(MissingExtraError("This", "torch"))
         raise typer.Exit(FAULT) from error
     except KeyboardInterrupt:
         typer.echo("Interrupted. What is finished is kept: the same command goes on from there.", err=True)

@@ -73,6 +73,16 @@ def own_constant(graph_module: GraphModule, user: Node, position: int, tensor: T
     user.args = tuple(args)
 
 
+def set_bias(graph_module: GraphModule, layer: Node, bias: Tensor, name: str) -> None:
+    """Give a layer a bias, new or in place of the one it has."""
+    if len(layer.args) > 2 and layer.args[2] is not None:
+        own_constant(graph_module, layer, 2, bias)
+        return
+    node = add_constant(graph_module, f"{name}.bias", bias)
+    args = list(layer.args)
+    layer.args = (*args[:2], node, *args[3:])
+
+
 def insert_quantizer(graph_module: GraphModule, value: Node, users: list[Node], qparams: QParams, name: str) -> Node:
     """Put a fake-quantizer on the edges from `value` to `users` and return its node.
 

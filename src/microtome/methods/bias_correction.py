@@ -17,7 +17,6 @@ from microtome.graph.observe import Unquantized
 from microtome.graph.operators import constant_source, kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.methods.base import Batches
-from microtome.methods.fold import set_bias
 
 # Norms that take each channel's mean away, and a bias with it.
 MEAN_FREE = {"instance_norm"}
@@ -75,7 +74,7 @@ class CorrectBias:
             shift = (shifts[node] / counts[node]).float()
             source = constant_source(node.args[2]) if len(node.args) > 2 else None
             bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
-            set_bias(network.graph_module, node, bias + shift, layer.name)
+            edit.set_bias(network.graph_module, node, bias + shift, layer.name)
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)
 

@@ -69,16 +69,6 @@ def _fold(network: Network, graph_module: GraphModule, layer: Node, norm: Node) 
     source = constant_source(layer.args[1])
     assert source is not None
     edit.own_constant(graph_module, layer, 1, weight * scale.reshape(shape))
-    set_bias(graph_module, layer, new_bias, str(source.target).removesuffix(".weight"))
+    edit.set_bias(graph_module, layer, new_bias, str(source.target).removesuffix(".weight"))
     norm.replace_all_uses_with(layer)
     graph_module.graph.erase_node(norm)
-
-
-def set_bias(graph_module: GraphModule, layer: Node, bias: Tensor, name: str) -> None:
-    """Give a layer a bias, new or in place of the one it has."""
-    if len(layer.args) > 2 and layer.args[2] is not None:
-        edit.own_constant(graph_module, layer, 2, bias)
-        return
-    node = edit.add_constant(graph_module, f"{name}.bias", bias)
-    args = list(layer.args)
-    layer.args = (*args[:2], node, *args[3:])

@@ -17,8 +17,9 @@ from microtome.progress import Progress
 from microtome.runtimes.base import Session
 from microtome.types import Array
 from microtome.verbs.calibration import inputs
+from microtome.verbs.layers import layer_table
 from microtome.verbs.task import Task
-from microtome.verbs.timing import Candidate, eager, file_bytes, interleaved, layer_table
+from microtome.verbs.timing import Candidate, eager, file_bytes, interleaved
 
 # How much faster the network must be with its float part in bf16 before that is chosen.
 WORTHWHILE = 0.95

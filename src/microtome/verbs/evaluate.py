@@ -21,6 +21,7 @@ from microtome.package import SCHEMA, Staging, open_package, write_json, writing
 from microtome.progress import Progress, Silent
 from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
 from microtome.verbs.examples import choose, pictures
+from microtome.verbs.provenance import hash_case
 from microtome.verbs.task import CompressOptions, read_cohort, read_network
 from microtome.verbs.timing import eager
 
@@ -122,11 +123,7 @@ def _open(model: str | Path, cohort: Cohort, options: CompressOptions) -> tuple[
     record = folder / "provenance.json"
     if record.exists():
         origin = json.loads(record.read_text())["cohort"]
-        used = [entry["case"] for entry in origin["roles"]["calibration"]]
-        hashes = {**origin["sha256"], **origin["calibration_sha256"]}
-        if origin["calibration_from_another_cohort"]:
-            hashes = origin["calibration_sha256"]
-        known["calibrated"] = [hashes[case] for case in used if case in hashes]
+        known["calibrated"] = [entry["image"] for entry in origin["calibration_sha256"].values()]
     return package.session.run, package.pipeline, known
 
 
@@ -139,7 +136,7 @@ def _without_calibration(cohort: Cohort, calibrated: Sequence[str]) -> Cohort:
     if not calibrated:
         return cohort
     known = set(calibrated)
-    kept = tuple(c for c in cohort.cases if c.role != "evaluation" or cohort.sha256(c) not in known)
+    kept = tuple(c for c in cohort.cases if c.role != "evaluation" or hash_case(cohort, c)["image"] not in known)
     left_out = len(cohort.cases) - len(kept)
     if not any(case.role == "evaluation" for case in kept):
         raise SplitError("the package was calibrated on every case of this cohort.", "Evaluate it on other cases.")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microtome.medical.cohort import Cohort
-from microtome.models import Loaded
 from microtome.package import sha256
 from microtome.progress import Progress
 from microtome.types import Case
+
+if TYPE_CHECKING:
+    from microtome.models import Loaded
 
 
 def provenance(
@@ -35,18 +38,16 @@ def provenance(
     """
     roles = {"calibration": list(calibration), "tuning": list(cohort.tuning), "evaluation": list(cohort.evaluation)}
     own = calibration_cohort is cohort
-    used = [(cohort, case) for case in (*cohort.tuning, *cohort.evaluation)]
-    used += [(calibration_cohort, case) for case in calibration]
-    hashes = [
-        (source, case.id, source.sha256(case)) for source, case in progress.track(used, "hash the cases", len(used))
-    ]
+    evaluated = [(cohort, case) for case in (*cohort.tuning, *cohort.evaluation)]
+    calibrated = [(calibration_cohort, case) for case in calibration]
+    title, total = "hash the cases", len(evaluated) + len(calibrated)
+    hashes = [hash_case(source, case) for source, case in progress.track(evaluated + calibrated, title, total)]
+    given, used = hashes[: len(evaluated)], hashes[len(evaluated) :]
     patients = {name: {case.patient for case in cases} for name, cases in roles.items()}
-    disjoint = not (patients["tuning"] & patients["evaluation"])
+    disjoint = not patients["tuning"] & patients["evaluation"]
     if own:
-        disjoint = disjoint and not (patients["calibration"] & (patients["tuning"] | patients["evaluation"]))
-    else:
-        others = {value for source, _, value in hashes if source is cohort}
-        disjoint = disjoint and not ({v for s, _, v in hashes if s is calibration_cohort} & others)
+        disjoint = disjoint and not patients["calibration"] & (patients["tuning"] | patients["evaluation"])
+    disjoint = disjoint and not {h["image"] for h in used} & {h["image"] for h in given}
     return {
         "schema": 1,
         "parent": {
@@ -61,8 +62,8 @@ def provenance(
             "roles": {
                 name: [{"case": case.id, "patient": case.patient} for case in cases] for name, cases in roles.items()
             },
-            "sha256": {case: value for source, case, value in hashes if source is cohort},
-            "calibration_sha256": {case: value for source, case, value in hashes if not own and source is not cohort},
+            "sha256": {case.id: value for (_, case), value in zip(evaluated, given, strict=True)},
+            "calibration_sha256": {case.id: value for (_, case), value in zip(calibrated, used, strict=True)},
         },
         "package": {
             file.name: sha256(file)
@@ -71,4 +72,12 @@ def provenance(
         },
         "environment": result["environment"],
         "created": result["created"],
+    }
+
+
+def hash_case(cohort: Cohort, case: Case) -> dict[str, str | None]:
+    """Return the SHA-256 of a case's image (`image`) and, where it has one, of its mask (`mask`)."""
+    return {
+        "image": cohort.sha256(replace(case, mask=None)),
+        "mask": sha256(case.mask) if case.mask is not None and case.mask.is_file() else None,
     }

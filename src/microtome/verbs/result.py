@@ -14,8 +14,8 @@ from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA, sha256
 from microtome.verbs.comparison import Evaluation
 from microtome.verbs.deploy import Deployed
+from microtome.verbs.layers import integer_counts
 from microtome.verbs.task import Task
-from microtome.verbs.timing import integer_counts
 
 # The runtime may differ from the simulated graph by roundings, which is less than quantization itself costs. Where it
 # differs by much more than that, it computes something else.
@@ -96,7 +96,8 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
 
 def _warnings(task: Task, deployed: Deployed, integer: dict[str, int]) -> list[str]:
     """Return what nobody may overlook."""
-    found = []
+    calibration, _ = task.calibration
+    found = [note for note in calibration.notes if calibration is not task.cohort]
     name = task.options.target
     if name == "reference":
         found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")

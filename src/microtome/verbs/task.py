@@ -8,21 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microtome import __version__, recipes
+from microtome import __version__
 from microtome.errors import LabelError, OptionError
-from microtome.graph.network import Network
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline, default_pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
-from microtome.models import Loaded, load_model
 from microtome.package import writing
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.types import Case
 from microtome.verbs.comparison import check_metric
+from microtome.verbs.provenance import hash_case
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from microtome.graph.network import Network
+    from microtome.models import Loaded
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
     Raises:
         MicrotomeError: see `load_cohort`, `load_model`, `runtime`.
     """
+    from microtome import recipes
+
     target = runtime(options.target)
     if options.precision not in ("auto", *target.PRECISIONS):
         raise OptionError(
@@ -130,22 +134,35 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
     cohort = read_cohort(cohort_path, options)
     check_metric(cohort.task, options.metric)
     loaded, pipeline = read_network(model, cohort, options)
-    if options.calibration is not None:
-        other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
-        calibration = (other, other.cases[: options.calibration_cases])
-    else:
-        calibration = (cohort, cohort.calibration(options.calibration_cases))
+    calibration = _calibration(cohort, options)
     return Task(options, loaded, pipeline, cohort, calibration, target)
+
+
+def _calibration(cohort: Cohort, options: CompressOptions) -> tuple[Cohort, tuple[Case, ...]]:
+    """Choose the calibration cases: train cases, or those of another cohort."""
+    if options.calibration is None:
+        return cohort, cohort.calibration(options.calibration_cases)
+    other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
+    cases = other.cases[: options.calibration_cases]
+    evaluated = {hash_case(cohort, case)["image"] for case in cohort.evaluation}
+    shared = sum(hash_case(other, case)["image"] in evaluated for case in cases)
+    if shared:
+        note = f"{shared} of the {len(cases)} calibration images are evaluated too: this is no evidence of accuracy."
+        other = replace(other, notes=(*other.notes, note))
+    return other, cases
 
 
 def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
     """Load a network, and settle what it wants: declared, found beside it, or guessed from the cohort."""
+    from microtome.models import load_model
+
+    weights = Path(options.weights) if options.weights is not None else None
     declared = _declared(options)
     source = str(model) if isinstance(model, Path) else model
     try:
         loaded = load_model(
             source,
-            weights=options.weights,
+            weights=weights,
             input_shape=options.input_shape,
             pipeline=declared,
             device=options.device,
@@ -154,7 +171,12 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
         if declared is not None or options.input_shape is not None:
             raise
         guess = default_pipeline(cohort)
-        loaded = load_model(source, weights=options.weights, pipeline=guess, device=options.device)
+        loaded = load_model(
+            source,
+            weights=weights,
+            pipeline=guess,
+            device=options.device,
+        )
         loaded = replace(loaded, pipeline=None)
     outputs = _outputs(loaded.network)
     pipeline = declared or loaded.pipeline
