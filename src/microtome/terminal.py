@@ -47,7 +47,9 @@ class RichProgress:
         self._bars.stop()
 
     def track(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-        """Pass the items on and move a bar."""
+        """Pass the items on and move a bar; where nobody sees bars, such as in a log, say what begins."""
+        if not self._console.is_terminal:
+            self.say(title if total is None else f"{title}: {total} steps")
         yield from self._bars.track(items, total=total, description=title)
 
     def say(self, text: str) -> None:

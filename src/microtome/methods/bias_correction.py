@@ -17,6 +17,7 @@ from microtome.graph.observe import Unquantized
 from microtome.graph.operators import constant_source, kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.methods.base import Batches
+from microtome.types import QParams
 
 # Norms that take each channel's mean away, and a bias with it.
 MEAN_FREE = {"instance_norm"}
@@ -58,11 +59,11 @@ class CorrectBias:
 
         def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
             grid = inputs[node]
-            x = arguments[0] if grid is None else fake_quantize(arguments[0], grid)
+            x = arguments[0] if grid is None else _on_grid(arguments[0], grid)
             quantized = node.target(x, weights[node], *arguments[2:])  # type: ignore[operator]
             axis = 1 if kind(node) != "linear" else value.ndim - 1
             difference = (value - quantized).movedim(axis, 0).flatten(1)
-            shifts[node] = shifts.get(node, torch.zeros(())) + difference.double().sum(1)
+            shifts[node] = shifts.get(node, torch.zeros(())) + difference.sum(1, dtype=torch.float64)
             counts[node] = counts.get(node, 0) + difference.shape[1]
 
         run = Unquantized(network, layers, look)
@@ -81,3 +82,9 @@ class CorrectBias:
 
 def _mean_is_removed(node: Node) -> bool:
     return bool(node.users) and all(kind(user) in MEAN_FREE for user in node.users)
+
+
+def _on_grid(x: Tensor, grid: QParams) -> Tensor:
+    """Fake-quantize an activation in one kernel: a volume of 256³ leaves no room for intermediate copies."""
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.qtype.qmin, grid.qtype.qmax)

@@ -1,0 +1,128 @@
+"""The command line: help, exit codes, output for scripts, and the demo from end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from microtome import __version__
+from microtome.cli import app
+
+COMMANDS = ("compress", "evaluate", "bench", "inspect", "report", "demo")
+DEMO = "microtome.demo.network:demo_network"
+
+
+def call(*arguments: str | Path, code: int = 0) -> str:
+    """Run the command line and return what it printed."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's package."""
+    out = tmp_path_factory.mktemp("demo") / "package"
+    said = call("demo", "-o", out, "--cases", "40", "--threads", "1")
+    assert "non-inferior" in said
+    assert str(out / "report.html") in said.replace("\n", "")
+    return out
+
+
+def test_version() -> None:
+    assert call("--version").strip() == f"microtome {__version__}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    assert f"Example: microtome {command}" in " ".join(call(command, "--help").split())
+
+
+def test_demo_runs_every_convolution_in_integers(package: Path) -> None:
+    result = json.loads((package / "result.json").read_text())
+    assert result["verdict"]["non_inferior"] is True
+    assert result["integer"]["executed"] == result["integer"]["requested"] == 19
+    assert result["warnings"] == []
+
+
+def test_report_opens_in_a_browser_without_errors(package: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--enable-logging=stderr", f"--screenshot={tmp_path / 'page.png'}", (package / "report.html").as_uri()]
+    run = subprocess.run([browser, *options], check=True, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in run.stderr
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_json_is_all_that_is_printed(package: Path, tmp_path: Path) -> None:
+    said = call("bench", package, "--threads", "1", "--json")
+    assert json.loads(said)["runs"][0]["latency_ms"] > 0
+
+
+def test_inspect_names_layers_and_targets() -> None:
+    result = json.loads(call("inspect", DEMO, "--input-shape", "1,64,64", "--json"))
+    by_name = {layer["name"]: layer for layer in result["layers"]}
+    assert by_name["grow1"]["executes"] == {"openvino": "int8", "onnxruntime": "f32", "reference": "int8"}
+    assert by_name["head"]["macs"] == 16 * 4 * 64 * 64
+    assert "grow1" in call("inspect", DEMO, "--input-shape", "1,64,64")
+
+
+def test_bench_of_a_model_compares_precisions() -> None:
+    result = json.loads(call("bench", DEMO, "--input-shape", "1,64,64", "--threads", "1", "--json"))
+    assert {run["name"] for run in result["runs"]} >= {"eager f32", "openvino f32"}
+    assert "down1.0.0" in {layer["name"] for layer in result["layers"]}
+
+
+def test_evaluate_against_the_parent_and_alone(package: Path, tmp_path: Path) -> None:
+    from microtome.demo.phantom import write_cohort
+
+    manifest = write_cohort(tmp_path / "other", cases=40, seed=3)
+    alone = json.loads(call("evaluate", package, manifest, "-o", tmp_path / "alone", "--json"))
+    assert alone["verdict"]["non_inferior"] is None
+    assert alone["compressed"]["metrics"]["dice"]["value"] > 0.9
+    pair = json.loads(call("evaluate", package, manifest, "-o", tmp_path / "pair", "--parent", DEMO, "--json"))
+    assert pair["verdict"]["non_inferior"] is True
+    assert (tmp_path / "pair" / "report.html").exists()
+
+
+def test_cases_that_calibrated_are_not_evaluated(package: Path, tmp_path: Path) -> None:
+    from microtome.demo.phantom import write_cohort
+
+    manifest = write_cohort(tmp_path / "same", cases=40)
+    rows = list(csv.DictReader(manifest.read_text().splitlines()))
+    with manifest.open("w", newline="") as file:
+        table = csv.DictWriter(file, [name for name in rows[0] if name != "split"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    result = json.loads(call("evaluate", package, manifest, "-o", tmp_path / "out", "--json"))
+    calibrated = json.loads((package / "result.json").read_text())["counts"]["calibration"]
+    assert result["counts"]["evaluation"] == 40 - calibrated
+    assert "left out" in result["notes"][-1]
+
+
+def test_key_names_the_files_and_stays_outside(tmp_path: Path) -> None:
+    from microtome.demo.phantom import write_cohort
+
+    manifest = write_cohort(tmp_path / "cohort", cases=40)
+    call(
+        "compress", DEMO, manifest, "-o", tmp_path / "out", "--key", tmp_path / "key.csv", "--target", "nothing", code=2
+    )
+    rows = list(csv.DictReader((tmp_path / "key.csv").read_text().splitlines()))
+    assert len(rows) == 40
+    assert all(row["files"].endswith(".png") for row in rows)
+
+
+def test_report_again_and_comparison(package: Path, tmp_path: Path) -> None:
+    assert call("report", package).strip().endswith("report.html")
+    call("report", package, package, "-o", tmp_path / "both.html")
+    assert (tmp_path / "both.html").exists()
+    assert "error:" in call("report", tmp_path / "nothing", code=2)
