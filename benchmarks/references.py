@@ -98,12 +98,13 @@ def hippocampus(data: Path, device: str) -> Reference:
 def skin(data: Path, device: str) -> Reference:
     """Residual 2-D U-Net with batch norm on the dermoscopy images (ISIC 2017)."""
     cohort = load_cohort(data / "skin", seed=0)
-    pipeline = Pipeline("segmentation", ("background", "lesion"), channels=3, size=(256, 256), normalize="unit")
+    pipeline = Pipeline("segmentation", ("background", "lesion"), channels=3, size=(256, 256), normalize="zscore")
     recipe = Recipe(
-        stages=(Stage(1500, 16, (128, 128), (1.0, 1.0)), Stage(500, 8, (256, 256), (1.0, 1.0))),
+        stages=(Stage(1500, 16, (128, 128), (1.0, 1.0)), Stage(350, 8, (256, 256), (1.0, 1.0))),
         loss=dice_cross_entropy,
-        augmentation=Augmentation(rotation=45, scale=0.2, shift=0.1, flips=(0, 1), contrast=0.15, brightness=0.08),
+        augmentation=Augmentation(rotation=45, scale=0.2, shift=0.1, flips=(0, 1), contrast=0.2, brightness=0.2),
         rate=3e-3,
+        limit=750,
     )
     torch.manual_seed(0)
     reference = _trained(unet(2, 3, 2, norm="batch", depth=4), cohort, pipeline, recipe, device)

@@ -21,6 +21,8 @@ from microtome.verbs.task import Task
 # differs by much more than that, it computes something else.
 PARITY_DB = 20.0
 PARITY_SLACK_DB = 6.0
+# Quartiles of a latency lie within a few percent of one another on a quiet machine.
+UNSTEADY = 1.5
 
 
 def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evaluation) -> dict[str, Any]:
@@ -112,6 +114,12 @@ def _warnings(task: Task, deployed: Deployed, integer: dict[str, int]) -> list[s
         found.append(
             f"{name} computes something else than the exported graph ({deployed.parity_db} dB against the simulation, "
             f"where quantization itself leaves {deployed.quantization_db} dB): a fault of the runtime on this machine."
+        )
+    unsteady = max(run["quartiles_ms"][1] / max(run["quartiles_ms"][0], 1e-9) for run in deployed.runs)
+    if unsteady > UNSTEADY:
+        found.append(
+            f"The machine was busy: times varied by {unsteady:.1f}× between their quartiles. Measure speed again on a "
+            "quiet one."
         )
     ours = next(run for run in deployed.runs if run.get("compressed"))
     floats = [run for run in deployed.runs if run["runtime"] == name and not run.get("compressed")]
