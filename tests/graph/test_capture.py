@@ -71,7 +71,7 @@ def test_the_graph_computes_what_the_module_does_also_for_other_sizes(dims):
 def test_layers_are_named_as_in_the_module_and_counted():
     network = capture(small(2), (1, 8, 8))
     assert [(layer.name, layer.op) for layer in network.layers] == [("0", "conv"), ("4", "conv")]
-    assert network.parameters == 4 * 9 + 4 + 4 * 4 + 1 + 2 * 4 + 2  # running statistics count: they are in the file
+    assert network.parameters == 4 * 9 + 4 + 2 * 4 + 1 + 2 * 4 + 2  # running statistics are no parameters
 
 
 def test_of_several_outputs_the_first_stays_and_a_note_says_so():

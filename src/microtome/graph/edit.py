@@ -9,10 +9,10 @@ from microtome.graph.operators import aten, constant_source
 from microtome.types import QParams
 
 
-def add_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> Node:
+def add_constant(graph_module: GraphModule, name: str, tensor: Tensor, *, weight: bool = True) -> Node:
     """Add a tensor under an attribute name made from `name` and return its `get_attr` node, first in the graph."""
     name = unique_name(graph_module, name)
-    set_constant(graph_module, name, tensor)
+    set_constant(graph_module, name, tensor, weight=weight)
     graph = graph_module.graph
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
@@ -21,8 +21,8 @@ def add_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> Node:
     return node
 
 
-def set_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> None:
-    """Store a tensor as parameter (floating) or buffer (integer) under a dotted name, in place of what is there."""
+def set_constant(graph_module: GraphModule, name: str, tensor: Tensor, *, weight: bool = True) -> None:
+    """Store a tensor as parameter (`weight`) or buffer under a dotted name, in place of what is there."""
     *path, last = name.split(".")
     owner: nn.Module = graph_module
     for part in path:
@@ -31,7 +31,7 @@ def set_constant(graph_module: GraphModule, name: str, tensor: Tensor) -> None:
         owner = getattr(owner, part)
     if hasattr(owner, last):
         delattr(owner, last)
-    if tensor.is_floating_point():
+    if weight:
         owner.register_parameter(last, nn.Parameter(tensor.detach().clone(), requires_grad=False))
     else:
         owner.register_buffer(last, tensor.detach().clone())
@@ -97,8 +97,8 @@ def insert_quantizer(graph_module: GraphModule, value: Node, users: list[Node], 
                 (value, float(qparams.scale), int(qparams.zero_point), qtype.qmin, qtype.qmax),
             )
     else:
-        scale = add_constant(graph_module, f"{name}_scale", qparams.scale)
-        zero_point = add_constant(graph_module, f"{name}_zero_point", qparams.zero_point)
+        scale = add_constant(graph_module, f"{name}_scale", qparams.scale, weight=False)
+        zero_point = add_constant(graph_module, f"{name}_zero_point", qparams.zero_point, weight=False)
         with graph.inserting_before(users[0]):
             quantizer = graph.call_function(
                 aten.fake_quantize_per_channel_affine.default,

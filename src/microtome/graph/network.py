@@ -89,8 +89,9 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """Number of weights that the graph uses, each tensor counted once."""
-        return sum(tensor.numel() for tensor in self.constants().values() if tensor.is_floating_point())
+        """Number of weights that the graph uses, each tensor counted once; no running statistics, no scales."""
+        weights = {name for name, _ in self.graph_module.named_parameters()}
+        return sum(tensor.numel() for name, tensor in self.constants().items() if name in weights)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -145,9 +146,11 @@ class Network:
             "history": list(self.history),
             "notes": list(self.notes),
         }
+        program = self.exported()
+        program._example_inputs = None  # megabytes of zeros
         content = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
         with quiet():
-            torch.export.save(self.exported(), content, extra_files={METADATA: json.dumps(metadata)})
+            torch.export.save(program, content, extra_files={METADATA: json.dumps(metadata)})
         path.write_bytes(content.getbuffer())
 
     def exported(self) -> torch.export.ExportedProgram:
