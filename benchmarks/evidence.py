@@ -23,7 +23,7 @@ DATA = HERE.parents[1] / "shared" / "data"
 # MeshNet: there is one head and no reference, so that it calibrates as well; the package warns of that.
 EXTRA = {
     "retina": ["--tuning", "0"],
-    "meshnet": ["--calibration", str(DATA / "brain" / "t1_crop.nii.gz"), "--evaluation", "1"],
+    "meshnet": ["--calibration", str(DATA / "brain" / "t1_crop.nii.gz"), "--evaluation", "1", "--precision", "f32"],
 }
 
 

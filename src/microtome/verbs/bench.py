@@ -68,14 +68,18 @@ def _bench_package(folder: Path, shape: tuple[int, ...] | None, threads: int, pr
         name, result["target"], result["recipe"], deployed.run, result["compressed"]["bytes"], compressed=True
     )
     layers = [row["name"] for row in result["layers"]]
-    return _measure([candidate], deployed, layers, _noise(shape or result["input"]["shape"][1:]), threads, progress)
+    x = _noise(shape or result["input"]["shape"][1:])
+    deployed.run(x)
+    return _measure([candidate], deployed, layers, x, threads, progress)
 
 
 def _bench_network(
     network: Network, chosen: Runtime, shape: tuple[int, ...], threads: int, progress: Progress
 ) -> dict[str, Any]:
     x = _noise(shape)
-    candidates = [Candidate("eager f32", "pytorch", "f32", eager(network, threads))]
+    run = eager(network, threads)
+    run(x)
+    candidates = [Candidate("eager f32", "pytorch", "f32", run)]
     sessions: list[Session] = []
     with tempfile.TemporaryDirectory() as scratch:
         progress.say(f"export to {chosen.NAME}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,58 +38,63 @@ class Deployed:
 
 
 def deploy(task: Task, network: Network, staging: Staging, progress: Progress) -> Deployed:
-    """Export parent and compressed network, open them, and look at how they run."""
+    """Export parent and compressed network, open them, and look at how they run.
+
+    Raises:
+        TargetError: an operator cannot be exported, or the compressed network does not run.
+    """
     options, target = task.options, task.runtime
+    parent, network = task.loaded.network.to("cpu"), network.to("cpu")
     progress.say(f"export to {options.target}")
     baseline = staging.work / "parent"
     baseline.mkdir(exist_ok=True)
-    parent_path = target.export(task.loaded.network.to("cpu"), baseline)
-    path = target.export(network.to("cpu"), staging.package)
+    parent_path, path = target.export(parent, baseline), target.export(network, staging.package)
     cohort, cases = task.calibration
     x = inputs(cohort, cases[0], task.pipeline, np.random.default_rng(options.seed))[0][None]
 
     progress.say("time parent and compressed network, interleaved")
-    parent = task.loaded.network.to("cpu")
-    candidates = [Candidate("eager f32", "pytorch", "f32", eager(parent, options.threads))]
-    for precision in target.PRECISIONS:
-        session = _try(partial(target.open_session, parent_path, threads=options.threads, precision=precision), x)
-        if session is not None and options.target != "reference":
-            size = file_bytes(target, parent_path)
-            candidates.append(Candidate(f"{options.target} {precision}", options.target, precision, session.run, size))
-    wanted = target.PRECISIONS if options.precision == "auto" else (options.precision,)
-    sessions: dict[str, Session] = {}
-    for precision in wanted:
-        session = _try(partial(target.open_session, path, threads=options.threads, precision=precision), x)
-        if session is not None:
-            sessions[precision] = session
-            name = f"{options.target} {options.recipe}" + (f", rest {precision}" if len(wanted) > 1 else "")
-            size = file_bytes(target, path)
-            candidates.append(Candidate(name, options.target, options.recipe, session.run, size, compressed=True))
-    if not sessions:
-        target.open_session(path, threads=options.threads, precision=wanted[0]).run(x)  # raises what is wrong
-    runs = interleaved(candidates, x)
-    ours = [run for run in runs if run.get("compressed")]
-    times = dict(zip(sessions, (run["latency_ms"] for run in ours), strict=True))
-    precision = next(iter(sessions))
-    for other, milliseconds in times.items():
-        if milliseconds < WORTHWHILE * times[precision]:
+    run_parent = eager(parent, options.threads)
+    real, simulated = run_parent(x), eager(network, options.threads)(x)
+    floats = {} if options.target == "reference" else _open(task, parent_path, target.PRECISIONS, x)
+    ours = _open(task, path, target.PRECISIONS if options.precision == "auto" else (options.precision,), x)
+    sizes = file_bytes(target, parent_path), file_bytes(target, path)
+    names = {p: f"{options.target} {options.recipe}" + (f", rest {p}" if len(ours) > 1 else "") for p in ours}
+    runs = interleaved(
+        [
+            Candidate("eager f32", "pytorch", "f32", run_parent),
+            *(Candidate(f"{options.target} {p}", options.target, p, s.run, sizes[0]) for p, s in floats.items()),
+            *(Candidate(names[p], options.target, options.recipe, s.run, sizes[1], True) for p, s in ours.items()),
+        ],
+        x,
+    )
+    latency = {run["name"]: run["latency_ms"] for run in runs}
+    precision = next(iter(ours))
+    for other in ours:
+        if latency[names[other]] < WORTHWHILE * latency[names[precision]]:
             precision = other
-    chosen = sessions[precision]
-    kept = list(sessions).index(precision)
-    runs = [run for run in runs if not run.get("compressed") or run is ours[kept]]
-    simulated, real = eager(network.to("cpu"), options.threads)(x), eager(parent, options.threads)(x)
+    runs = [run for run in runs if not run.get("compressed") or run["name"] == names[precision]]
+    chosen = ours[precision]
     layers = layer_table(network, chosen.layer_runs(x))
     return Deployed(path, chosen, precision, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
 
 
-def _try(open_it: Callable[[], Session], x: Array) -> Session | None:
-    """Open a session and run it once; None if this precision does not run on this machine."""
-    try:
-        session = open_it()
-        session.run(x)
-    except MicrotomeError:
-        return None
-    return session
+def _open(task: Task, path: Path, precisions: Sequence[str], x: Array) -> dict[str, Session]:
+    """Open a model file once for each float precision in which it runs on this machine, and run it once.
+
+    Raises:
+        MicrotomeError: it runs in none; what the last one said.
+    """
+    sessions: dict[str, Session] = {}
+    for precision in precisions:
+        try:
+            session = task.runtime.open_session(path, threads=task.options.threads, precision=precision)
+            session.run(x)
+        except MicrotomeError:
+            if precision == precisions[-1] and not sessions:
+                raise
+            continue
+        sessions[precision] = session
+    return sessions
 
 
 def sqnr(signal: Array, other: Array) -> float:

@@ -38,7 +38,7 @@ def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BU
     """Time the candidates in turn, A B C A B C …, so that a machine that slows down slows them all.
 
     Args:
-        candidates: what to time.
+        candidates: what to time; each must have run once before, since the first run compiles and allocates.
         x: one input, float32 (1, C, *S).
         budget: seconds for all together; there are at least as many rounds as LEAST_ROUNDS says, at most MOST_ROUNDS.
 
@@ -47,18 +47,15 @@ def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BU
     """
     seconds: dict[str, list[float]] = {c.name: [] for c in candidates}
     begin = time.perf_counter()
-    for candidate in candidates:  # the first run compiles and allocates: it is not counted
-        candidate.run(x)
-    round_seconds = time.perf_counter() - begin
-    least = next(rounds for seconds_, rounds in LEAST_ROUNDS if round_seconds <= seconds_)
-    begin = time.perf_counter()
-    for round_ in range(MOST_ROUNDS):
-        if round_ >= least and time.perf_counter() - begin > budget:
-            break
+    for done in range(1, MOST_ROUNDS + 1):
         for candidate in candidates:
             start = time.perf_counter()
             candidate.run(x)
             seconds[candidate.name].append(time.perf_counter() - start)
+        elapsed = time.perf_counter() - begin
+        least = next(rounds for limit, rounds in LEAST_ROUNDS if elapsed / done <= limit)
+        if done >= least and elapsed > budget:
+            break
     return [_row(candidate, np.array(seconds[candidate.name]) * 1e3) for candidate in candidates]
 
 
