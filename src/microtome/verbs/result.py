@@ -21,6 +21,8 @@ from microtome.verbs.task import Task
 # differs by much more than that, it computes something else.
 PARITY_DB = 20.0
 PARITY_SLACK_DB = 6.0
+# A file that is not at least so many times smaller has not shrunk.
+SHRUNK = 1.1
 # Quartiles of a latency lie within a few percent of one another on a quiet machine.
 UNSTEADY = 1.5
 
@@ -128,6 +130,12 @@ def _warnings(task: Task, deployed: Deployed, integer: dict[str, int]) -> list[s
         found.append(
             f"The uncompressed network is faster on {name} in {best['precision']} ({best['latency_ms']:.1f} ms) than "
             f"the compressed one ({ours['latency_ms']:.1f} ms)."
+        )
+    float_bytes = min((run["bytes"] for run in floats if run["bytes"]), default=0)
+    if integer["requested"] and 0 < float_bytes < SHRUNK * ours["bytes"]:
+        found.append(
+            f"The file did not shrink ({float_bytes:,} → {ours['bytes']:,} bytes): the network has so few weights that "
+            "the description of its graph outweighs them."
         )
     return found
 
