@@ -100,7 +100,9 @@ def test_mask_of_another_affine(tmp_path: Path) -> None:
         moved = np.array(image.affine)
         moved[:3, 3] += 7
         nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), moved), file)
-    refused(tmp_path, model=f"{model}:make")
+    said = refused(tmp_path, model=f"{model}:make")
+    assert "labelsTr" in said
+    assert "mm" in said
 
 
 @pytest.mark.parametrize("suffix", [".png", ".nii.gz", ".npz"])
@@ -125,7 +127,9 @@ def test_truncated_files(tmp_path: Path, suffix: str) -> None:
     for file in files:
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
-    refused(tmp_path, model=model, cohort=str(cohort))
+    said = refused(tmp_path, model=model, cohort=str(cohort))
+    assert suffix in said
+    assert "truncated" in said or "broken" in said or "damaged" in said, said
 
 
 def test_one_class_only(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from microtome.medical.prepare import prepare
 from microtome.medical.sliding import Predict
 from microtome.progress import Progress, Silent
 from microtome.types import Array, Case
+from microtome.verbs.timing import Stopwatch
 
 # How far apart two borders may lie and still count as the same (NSD): a voxel of usual size; two pixels of a picture.
 TOLERANCE_MM = 1.0
@@ -134,7 +134,7 @@ def label_map(predict: Predict, cohort: Cohort, case: Case, pipeline: Pipeline) 
 
 
 def _segment_case(pair: Pair, cohort: Cohort, case: Case, pipeline: Pipeline) -> dict[str, Any]:
-    clock = _Clock()
+    clock = Stopwatch()
     image = cohort.image(case)
     clock.lap("read")
     prepared = prepare(image, pipeline)
@@ -160,7 +160,7 @@ def _segment_case(pair: Pair, cohort: Cohort, case: Case, pipeline: Pipeline) ->
 
 
 def _classify_case(pair: Pair, cohort: Cohort, case: Case, pipeline: Pipeline) -> dict[str, Any]:
-    clock = _Clock()
+    clock = Stopwatch()
     image = cohort.image(case)
     clock.lap("read")
     prepared = prepare(image, pipeline)
@@ -217,19 +217,6 @@ def _case_prediction(case: Case, record: Mapping[str, Any]) -> CasePrediction:
     return CasePrediction(
         case.id, case.patient, record["parent"], record["compressed"], label=case.label, subgroups=case.subgroups
     )
-
-
-class _Clock:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
 
 
 class _Store:

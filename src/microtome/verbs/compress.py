@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from microtome.verbs.examples import choose, pictures
 from microtome.verbs.provenance import provenance
 from microtome.verbs.result import assemble
 from microtome.verbs.task import CompressOptions, Task, identity, read_task
-from microtome.verbs.timing import eager
+from microtome.verbs.timing import Stopwatch, eager
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +59,7 @@ def compress(
         >>> result["verdict"]["reason"]  # doctest: +SKIP
     """
     options, progress, out = options or CompressOptions(), progress or Silent(), Path(out)
-    seconds = _Stopwatch()
+    seconds = Stopwatch()
     task = read_task(model, Path(cohort), options)
     for note in (*task.loaded.notes, *task.cohort.notes):
         progress.say(note)
@@ -128,16 +127,3 @@ def _write(
     )
     write_report(folder)
     write_model_card(folder)
-
-
-class _Stopwatch:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now

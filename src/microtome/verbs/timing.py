@@ -1,4 +1,4 @@
-"""Time, memory and bytes, beside the uncompressed network; per layer, with what really ran."""
+"""Times of stages and of networks, and the bytes of model files."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ class Candidate:
     run: Callable[[Array], Any]
     bytes: int | None = None
     compressed: bool = False
+
+
+class Stopwatch:
+    """Seconds of each stage, in `laps`."""
+
+    def __init__(self) -> None:
+        """Start the first stage."""
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a stage under its name; the next one begins."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 6)
+        self._last = now
 
 
 def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BUDGET_SECONDS) -> list[dict[str, Any]]:
