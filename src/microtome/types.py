@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Task = Literal["segmentation", "classification"]
 Role = Literal["train", "tuning", "evaluation"]
 Array = np.ndarray
+Bits = tuple[int | None, int | None]
+"""Widths of a layer's weight and of its input; None is float."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,27 @@ class OperatorSupport:
     """How a target runs one kind of operator in integers.
 
     Attributes:
-        activation: format of the input.
-        weight: format of the weight; its channel axis is the operator's own.
+        activation: format of the input; None leaves it in float.
+        weight: format of the weight; its channel axis is the operator's own. None leaves it in float.
         spatial_dims: for convolutions, which dimensionalities have integer kernels.
         directly: the quantizer must stand right before the operator, not before a transparent one in between.
         output: the output must be quantized too, or the target runs the operator in float.
     """
 
-    activation: QType
-    weight: QType
+    activation: QType | None
+    weight: QType | None
     spatial_dims: tuple[int, ...] = (1, 2, 3)
     directly: bool = False
     output: bool = False
+
+    def at(self, bits: Bits) -> OperatorSupport:
+        """Return the same with other widths. Two bits have no room for a grid without its most negative value."""
+        weight, activation = self.weight, self.activation
+        if weight is not None:
+            weight = None if bits[0] is None else replace(weight, bits=bits[0], narrow=weight.narrow and bits[0] > 2)
+        if activation is not None:
+            activation = None if bits[1] is None else replace(activation, bits=bits[1])
+        return replace(self, weight=weight, activation=activation)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from microtome.core.affine import real_range
+from microtome.core.affine import fake_quantize, real_range
 from microtome.core.observers import OBSERVERS
 from microtome.errors import DataError, OptionError, TargetError
 from microtome.graph.capture import capture
@@ -171,3 +171,80 @@ def test_a_weight_that_is_used_twice_is_quantized_for_each_use():
     network = folded("shared2d")
     quantized = minmax(network, images(network.shape))
     assert all(weight_quantizer(quantized, layer) is not None for layer in quantized.layers)
+
+
+def weight_grids(network: Network) -> dict[str, QType]:
+    return {q.name: q.qparams.qtype for q in quantizers(network) if q.kind == "weight"}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 12, 16])
+def test_weights_get_the_width_asked_for(bits: int):
+    network = folded("unet2d")
+    quantized = Quantize(EVERYTHING, weight_bits=bits)(network, images(network.shape))
+    assert {qtype.bits for qtype in weight_grids(quantized).values()} == {bits}
+    for layer in quantized.layers:
+        grid = weight_quantizer(quantized, layer)
+        weight = fake_quantize(quantized.tensor(str(layer.weight.target)), grid)
+        for channel in weight.movedim(grid.qtype.axis, 0):
+            assert len(channel.unique()) <= 2**bits
+
+
+def test_more_bits_are_closer_to_float():
+    network = folded("unet2d")
+    x = images(network.shape)[0]
+    widths = [(2, 8), (4, 8), (6, 8), (8, 8), (16, 16)]
+    losses = []
+    for weight, activation in widths:
+        quantize = Quantize(EVERYTHING, weight_bits=weight, activation_bits=activation)
+        losses.append(sqnr_db(network(x), quantize(network, images(network.shape))(x)))
+    assert losses == sorted(losses)
+    assert losses[-1] > 60
+
+
+@pytest.mark.parametrize(("weight", "activation"), [(None, 8), (8, None)])
+def test_one_side_can_stay_in_float(weight: int | None, activation: int | None):
+    network = folded("concat_up2d")
+    quantized = Quantize(EVERYTHING, weight_bits=weight, activation_bits=activation)(network, images(network.shape))
+    assert {q.kind for q in quantizers(quantized)} == {"weight" if activation is None else "activation"}
+
+
+def test_weights_alone_need_no_images():
+    quantized = Quantize(EVERYTHING, activation_bits=None)(folded("concat_up2d"), [])
+    assert len(list(quantizers(quantized))) == len(quantized.layers)
+
+
+def test_the_first_and_last_layers_keep_more_bits():
+    network = folded("unet2d")
+    quantize = Quantize(EVERYTHING, weight_bits=4, activation_bits=4, end_bits=8)
+    widths = [qtype.bits for qtype in weight_grids(quantize(network, images(network.shape))).values()]
+    assert sorted(widths) == [4, 4, 4, 8, 8]
+    wider = Quantize(EVERYTHING, weight_bits=12, end_bits=8)(network, images(network.shape))
+    assert {qtype.bits for qtype in weight_grids(wider).values()} == {12}
+
+
+def test_single_layers_get_widths_of_their_own():
+    network = folded("unet2d")
+    chosen = network.layers[1].name
+    quantized = Quantize(EVERYTHING, layer_bits={chosen: (3, 5)})(network, images(network.shape))
+    grids = weight_grids(quantized)
+    assert grids.pop(chosen).bits == 3
+    assert {qtype.bits for qtype in grids.values()} == {8}
+
+
+def test_what_is_read_at_two_widths_gets_the_wider():
+    network = folded("unet2d")  # the skip is read by the strided convolution and, in a concatenation, by the last ones
+    first = network.layers[1].name
+    quantized = Quantize(EVERYTHING, layer_bits={first: (8, 4)})(network, images(network.shape))
+    layer = next(layer for layer in quantized.layers if layer.name == first)
+    assert input_quantizer(quantized, layer).qtype.bits == 8
+
+
+@pytest.mark.parametrize("settings", [{"weight_bits": 1}, {"activation_bits": 0}, {"weight_bits": 17}])
+def test_widths_without_a_grid_are_refused(settings: dict):
+    with pytest.raises(OptionError, match="no "):
+        Quantize(EVERYTHING, **settings)(folded("unet2d"), images((3, 16, 16)))
+
+
+def test_a_width_for_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(OptionError, match="no layer 'nobody'"):
+        Quantize(EVERYTHING, layer_bits={"nobody": (4, 4)})(folded("unet2d"), images((3, 16, 16)))

@@ -8,8 +8,9 @@ from torch import Tensor
 from microtome.core.affine import fake_quantize, qparams_from_range
 from microtome.types import QParams, QType
 
-STEPS = 50  # candidates between the full range and half of it; weights of 8 bits rarely want to be clipped further
-SMALLEST_SHARE = 0.5
+STEPS = 50  # candidates between the full range and the smallest share of it
+SMALLEST_SHARE = 0.5  # weights of 8 bits rarely want to be clipped further
+SMALLEST_SHARE_OF_FEW_BITS = 0.1
 
 
 def channel_extremes(weight: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
@@ -37,7 +38,8 @@ def weight_qparams(weight: Tensor, qtype: QType, *, search: bool = False) -> QPa
     if not search:
         return best
     least = _error(weight, best)
-    for share in torch.linspace(1, SMALLEST_SHARE, STEPS)[1:].tolist():
+    smallest = SMALLEST_SHARE if qtype.bits >= 8 else SMALLEST_SHARE_OF_FEW_BITS
+    for share in torch.linspace(1, smallest, STEPS)[1:].tolist():
         candidate = qparams_from_range(low * share, high * share, qtype)
         error = _error(weight, candidate)
         better = error < least

@@ -52,7 +52,7 @@ def unique_name(graph_module: GraphModule, name: str) -> str:
     return candidate
 
 
-def own_constant(graph_module: GraphModule, user: Node, position: int, tensor: Tensor) -> None:
+def own_constant(graph_module: GraphModule, user: Node, position: int, tensor: Tensor, *, weight: bool = True) -> None:
     """Give one user of a constant a new value, without changing it for other users.
 
     Args:
@@ -60,14 +60,15 @@ def own_constant(graph_module: GraphModule, user: Node, position: int, tensor: T
         user: the node that reads the constant.
         position: which argument of `user` it is.
         tensor: the new value.
+        weight: whether it is a parameter, or a buffer such as a scale.
     """
     source = constant_source(user.args[position])
     assert source is not None
     if len(source.users) == 1:
-        set_constant(graph_module, str(source.target), tensor)
+        set_constant(graph_module, str(source.target), tensor, weight=weight)
         source.meta["val"] = tensor
         return
-    node = add_constant(graph_module, str(source.target), tensor)
+    node = add_constant(graph_module, str(source.target), tensor, weight=weight)
     args = list(user.args)
     args[position] = node
     user.args = tuple(args)
@@ -109,6 +110,25 @@ def insert_quantizer(graph_module: GraphModule, value: Node, users: list[Node], 
     for user in users:
         user.replace_input_with(value, quantizer)
     return quantizer
+
+
+def set_grid(graph_module: GraphModule, quantizer: Node, qparams: QParams) -> None:
+    """Give a quantizer node another grid; per channel stays per channel.
+
+    Args:
+        graph_module: the graph to edit.
+        quantizer: the node.
+        qparams: scale and zero point of shape (), or (C,) where the node is per channel.
+    """
+    qtype = qparams.qtype
+    if quantizer.target is aten.fake_quantize_per_tensor_affine.default:
+        grid = (float(qparams.scale), int(qparams.zero_point))
+        quantizer.args = (quantizer.args[0], *grid, qtype.qmin, qtype.qmax)
+        return
+    value, _, _, axis, *_ = quantizer.args
+    own_constant(graph_module, quantizer, 1, qparams.scale, weight=False)
+    own_constant(graph_module, quantizer, 2, qparams.zero_point, weight=False)
+    quantizer.args = (value, *quantizer.args[1:3], axis, qtype.qmin, qtype.qmax)
 
 
 def finish(graph_module: GraphModule) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
 
@@ -65,3 +66,14 @@ class Unquantized(Interpreter):
         """Run one batch (N, C, *S)."""
         with torch.no_grad():
             self.run(x)
+
+
+def without_quantizers(network: Network) -> Network:
+    """Return a copy that computes in float: quantizers are taken out, the weights stay as they are."""
+    network = network.copy()
+    graph = network.graph_module.graph
+    for node in [node for node in graph.nodes if kind(node) == "quantizer"]:
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    edit.finish(network.graph_module)
+    return network

@@ -7,15 +7,15 @@ traffic is in integers; values that meet in a concatenation share one grid, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.fx import Node
 
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import kind, spatial_dims
-from microtome.types import Capabilities, OperatorSupport, QType
+from microtome.types import Bits, Capabilities, OperatorSupport, QType
 
 # A grid so many times wider than a value needs costs it 2 dB of signal to noise.
 WIDER = 1.25
@@ -36,20 +36,45 @@ class Site:
     edges: Mapping[Node, tuple[Node, ...]]
 
 
-def supported_layers(network: Network, capabilities: Capabilities) -> tuple[tuple[Layer, OperatorSupport], ...]:
+Widths = Mapping[str, Bits]
+"""Widths of layers, by name; layers that are missing get the target's own."""
+
+
+def supported_layers(
+    network: Network, capabilities: Capabilities, widths: Widths | None = None
+) -> tuple[tuple[Layer, OperatorSupport], ...]:
     """Return the layers that the target runs in integers, with how."""
     found = []
     for layer in network.layers:
         support = capabilities.operators.get(layer.op)
         dims = spatial_dims(layer.node)
         if support is not None and (dims == 0 or dims in support.spatial_dims):
-            found.append((layer, support))
+            found.append((layer, support.at(widths[layer.name]) if widths and layer.name in widths else support))
     return tuple(found)
 
 
-def candidates(network: Network, capabilities: Capabilities, skip: frozenset[str] = frozenset()) -> tuple[Node, ...]:
+def ends(network: Network) -> frozenset[str]:
+    """Return the names of the layers that no other layer stands before, and of those that none stands behind."""
+    layers = {layer.node: layer.name for layer in network.layers}
+    behind, before = set[Node](), set[Node]()  # nodes with a layer upstream; nodes with a layer downstream
+    nodes = list(network.graph_module.graph.nodes)
+    for node in nodes:
+        if any(value in layers or value in behind for value in node.all_input_nodes):
+            behind.add(node)
+    for node in reversed(nodes):
+        if any(user in layers or user in before for user in node.users):
+            before.add(node)
+    return frozenset(name for node, name in layers.items() if node not in behind or node not in before)
+
+
+def candidates(
+    network: Network,
+    capabilities: Capabilities,
+    skip: frozenset[str] = frozenset(),
+    widths: Widths | None = None,
+) -> tuple[Node, ...]:
     """Return the values that a quantizer might stand on: calibration watches these, then `place` decides."""
-    wanted, _, _ = _wanted(network, capabilities, skip)
+    wanted, _, _ = _wanted(network, capabilities, skip, widths)
     found = set(wanted)
     for node in reversed(network.graph_module.graph.nodes):
         if node in found and kind(node) in capabilities.transparent:
@@ -62,16 +87,18 @@ def place(
     capabilities: Capabilities,
     spans: Mapping[Node, float],
     skip: frozenset[str] = frozenset(),
+    widths: Widths | None = None,
 ) -> tuple[Site, ...]:
-    """Decide where activation quantizers stand.
+    """Decide where activation quantizers stand. What shares a grid gets the widest of the formats asked for.
 
     Args:
         network: a network without quantizers.
         capabilities: of the target.
         spans: width of the range of each of the `candidates`, zero included.
         skip: names of layers that shall stay in float.
+        widths: bits of single layers, where they are not the target's own.
     """
-    wanted, names, fixed = _wanted(network, capabilities, skip)
+    wanted, names, fixed = _wanted(network, capabilities, skip, widths)
     groups = _Groups()
     for node in reversed(network.graph_module.graph.nodes):
         readers = wanted.get(node)
@@ -82,7 +109,7 @@ def place(
             continue
         if any(wanted.get(value) and spans[node] > WIDER * spans[value] for value in inputs):
             continue
-        qtype = next((q for q in readers.values() if q.symmetric), next(iter(readers.values())))
+        qtype = _common(readers.values())
         for value in inputs:
             wanted.setdefault(value, {})[node] = qtype
             names.setdefault(value, names[node])
@@ -95,15 +122,21 @@ def place(
     order = {layer.name: position for position, layer in enumerate(network.layers)}
     sites = []
     for values in members.values():
-        qtypes = [qtype for value in values for qtype in wanted[value].values()]
-        symmetric = [q for q in qtypes if q.symmetric]
+        qtype = _common(qtype for value in values for qtype in wanted[value].values())
         edges = {value: tuple(wanted[value]) for value in values}
-        sites.append(Site(min((names[v] for v in values), key=order.__getitem__), (symmetric or qtypes)[0], edges))
+        sites.append(Site(min((names[v] for v in values), key=order.__getitem__), qtype, edges))
     return tuple(sites)
 
 
+def _common(qtypes: Iterable[QType]) -> QType:
+    """Return the format that serves all: symmetric if one must be, and as wide as the widest."""
+    qtypes = list(qtypes)
+    first = next((q for q in qtypes if q.symmetric), qtypes[0])
+    return replace(first, bits=max(q.bits for q in qtypes))
+
+
 def _wanted(
-    network: Network, capabilities: Capabilities, skip: frozenset[str]
+    network: Network, capabilities: Capabilities, skip: frozenset[str], widths: Widths | None
 ) -> tuple[dict[Node, dict[Node, QType]], dict[Node, str], set[Node]]:
     """Return what must be quantized (value → reader → format), a layer's name for each value, and the readers whose
     quantizer must not move.
@@ -111,9 +144,9 @@ def _wanted(
     wanted: dict[Node, dict[Node, QType]] = {}
     names: dict[Node, str] = {}
     fixed: set[Node] = set()
-    for layer, support in supported_layers(network, capabilities):
+    for layer, support in supported_layers(network, capabilities, widths):
         value = layer.node.args[0]
-        if layer.name in skip or not isinstance(value, Node):
+        if layer.name in skip or support.activation is None or not isinstance(value, Node):
             continue
         if support.directly:
             fixed.add(layer.node)

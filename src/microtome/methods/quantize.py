@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -16,18 +16,19 @@ from microtome.core.observers import Observer, make_observer
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError, TargetError
 from microtome.graph import edit
-from microtome.graph.network import Network
+from microtome.graph.network import Layer, Network
 from microtome.graph.observe import Observed
-from microtome.graph.operators import constant_source, output_axis
-from microtome.graph.placement import candidates, place, supported_layers
+from microtome.graph.operators import output_axis
+from microtome.graph.placement import candidates, ends, place, supported_layers
 from microtome.methods.base import Batches
-from microtome.types import Capabilities
+from microtome.types import Bits, Capabilities, QType
 
 
 @dataclass(frozen=True)
 class Quantize:
     """Put quantizers where the target has integer kernels, with ranges from calibration data.
 
+    Grids narrower than 8 bits run in the same 8-bit kernels; the packed weights are as small as the width says.
     Weights: per output channel, on the extremes or (`search_weights`) where the squared error is least.
     Activations: per tensor, range by `observer`. Calibration runs the float graph once and streams: memory does not
     grow with the number of batches.
@@ -38,6 +39,11 @@ class Quantize:
         percentile: for the observer of that name, in percent.
         search_weights: look for each channel's best range.
         skip: names of layers that stay in float.
+        weight_bits: width of weights, 2 to 16; None leaves them in float.
+        activation_bits: width of layers' inputs, 1 to 16; None leaves them in float.
+        end_bits: width of both in the layers that no other layer stands before, or behind: few-bit networks lose most
+            there (Esser et al., ICLR 2020, section 3). None treats them like the others.
+        layer_bits: (weight, activation) widths of single layers, by name, over all of the above.
     """
 
     capabilities: Capabilities
@@ -45,6 +51,10 @@ class Quantize:
     percentile: float = 99.99
     search_weights: bool = True
     skip: frozenset[str] = frozenset()
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    end_bits: int | None = None
+    layer_bits: Mapping[str, Bits] = field(default_factory=dict)
 
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -58,24 +68,26 @@ class Quantize:
             OptionError: `skip` names a layer that the network does not have.
             DataError: there is no calibration data, or it makes a value NaN.
         """
-        unknown = self.skip - {layer.name for layer in network.layers}
-        if unknown:
-            raise OptionError(
-                f"the network has no layer {sorted(unknown)[0]!r}.", "`microtome inspect MODEL` lists the layers."
-            )
+        self._check(network)
         network = network.copy()
-        values = candidates(network, self.capabilities, self.skip)
-        if not values:
+        widths = self._widths(network)
+        layers = [
+            pair for pair in supported_layers(network, self.capabilities, widths) if pair[0].name not in self.skip
+        ]
+        if not layers:
             kinds = sorted({layer.op for layer in network.layers})
             raise TargetError(
                 f"{self.capabilities.target} has integer kernels for none of the {len(network.layers)} layers "
                 f"({', '.join(kinds) or 'none found'}).",
                 "Choose another target, or another recipe.",
             )
-        observers = self._calibrate(network, values, batches)
+        values = candidates(network, self.capabilities, self.skip, widths)
+        observers = self._calibrate(network, values, batches) if values else {}
         spans = {value: max(o.high, 0.0) - min(o.low, 0.0) for value, o in observers.items()}
-        sites = place(network, self.capabilities, spans, self.skip)
-        self._quantize_weights(network)
+        sites = place(network, self.capabilities, spans, self.skip, widths)
+        for layer, support in layers:
+            if support.weight is not None:
+                self._quantize_weight(network, layer, support.weight)
         for site in sites:
             low, high = _merged([observers[value] for value in site.edges]).range(site.qtype)
             qparams = qparams_from_range(torch.tensor(low), torch.tensor(high), site.qtype)
@@ -83,6 +95,31 @@ class Quantize:
                 edit.insert_quantizer(network.graph_module, value, list(users), qparams, value.name)
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)
+
+    def _check(self, network: Network) -> None:
+        unknown = sorted({*self.skip, *self.layer_bits} - {layer.name for layer in network.layers})
+        if unknown:
+            raise OptionError(
+                f"the network has no layer {unknown[0]!r}.", "`microtome inspect MODEL` lists the layers."
+            )
+        widths = [(self.weight_bits, self.activation_bits), *self.layer_bits.values()]
+        for weight, activation in widths:
+            if weight is not None and not 2 <= weight <= 16:
+                hint = "The formats `ternary` and `binary` hold weights in fewer."
+                raise OptionError(f"weights have no affine grid of {weight} bits: 2 to 16 do.", hint)
+            if activation is not None and not 1 <= activation <= 16:
+                raise OptionError(f"activations have no grid of {activation} bits: 1 to 16 do.")
+
+    def _widths(self, network: Network) -> dict[str, Bits]:
+        """Return the widths of every layer."""
+        at_ends = ends(network) if self.end_bits is not None else frozenset()
+        widths: dict[str, Bits] = {}
+        for layer in network.layers:
+            bits: Bits = (self.weight_bits, self.activation_bits)
+            if layer.name in at_ends:
+                bits = tuple(b and max(b, self.end_bits or 0) for b in bits)  # type: ignore[assignment]
+            widths[layer.name] = self.layer_bits.get(layer.name, bits)
+        return widths
 
     def _calibrate(self, network: Network, values: Sequence[Node], batches: Batches) -> dict[Node, Observer]:
         """Return an observer for each value, fed with all batches."""
@@ -106,16 +143,11 @@ class Quantize:
             raise DataError("there are no calibration images.", "Give at least one training case.")
         return observers
 
-    def _quantize_weights(self, network: Network) -> None:
-        for layer, support in supported_layers(network, self.capabilities):
-            if layer.name in self.skip:
-                continue
-            qtype = replace(support.weight, axis=output_axis(layer.node))
-            source = constant_source(layer.node.args[1])
-            assert source is not None
-            weight = network.tensor(str(source.target))
-            qparams = weight_qparams(weight, qtype, search=self.search_weights)
-            edit.insert_quantizer(network.graph_module, source, [layer.node], qparams, layer.name)
+    def _quantize_weight(self, network: Network, layer: Layer, qtype: QType) -> None:
+        source = layer.weight
+        weight = network.tensor(str(source.target))
+        qparams = weight_qparams(weight, replace(qtype, axis=output_axis(layer.node)), search=self.search_weights)
+        edit.insert_quantizer(network.graph_module, source, [layer.node], qparams, layer.name)
 
 
 def _merged(observers: Sequence[Observer]) -> Observer:

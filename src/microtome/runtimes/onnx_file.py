@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from microtome.core.affine import fake_quantize
 from microtome.errors import MissingExtraError, TargetError
+from microtome.graph import edit
 from microtome.graph.network import Network, first_line, quiet
-from microtome.graph.operators import WEIGHTED, kind
+from microtome.graph.operators import WEIGHTED, constant_source, kind
+from microtome.graph.quantizers import quantizers
 
 OPSET = 21
+STORED_BITS = 8
 WEIGHTED_KINDS = frozenset(WEIGHTED.values())
 
 
@@ -38,6 +43,7 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
         import torch
     except ImportError as error:
         raise MissingExtraError("ONNX export", "onnxruntime") from error
+    network = in_containers(network)
     program = network.exported()
     try:
         with quiet():
@@ -72,11 +78,36 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
     onnx.save(model, str(path))
 
 
+def in_containers(network: Network) -> Network:
+    """Return the network with each weight on a grid that runtimes have kernels for.
+
+    Fewer than 8 bits are rounded now and then lie in 8-bit integers with the same scale; more become float, rounded.
+    """
+    if all(q.qparams.qtype.bits == STORED_BITS for q in quantizers(network) if q.kind == "weight"):
+        return network
+    network = network.copy()
+    for quantizer in [q for q in quantizers(network) if q.kind == "weight"]:
+        qparams = quantizer.qparams
+        if qparams.qtype.bits == STORED_BITS:
+            continue
+        source = constant_source(quantizer.node)
+        assert source is not None
+        rounded = fake_quantize(network.tensor(str(source.target)), qparams)
+        edit.own_constant(network.graph_module, quantizer.node, 0, rounded)
+        if qparams.qtype.bits < STORED_BITS:
+            stored = replace(qparams.qtype, bits=STORED_BITS, narrow=True)
+            edit.set_grid(network.graph_module, quantizer.node, replace(qparams, qtype=stored))
+        else:
+            quantizer.node.replace_all_uses_with(quantizer.node.args[0])  # type: ignore[arg-type]
+    edit.finish(network.graph_module)
+    return network
+
+
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return how quantizer nodes become QuantizeLinear / DequantizeLinear pairs: the exporter's own knows 8 bits only.
 
-    Narrower grids live in 8-bit integers behind a Clip; the narrow signed grid of weights (-127 to 127) needs none,
-    since its scale is such that -128 never comes up.
+    Narrower grids live in 8-bit integers behind a Clip, those of 9 to 15 bits in 16-bit ones; the narrow signed grid
+    of weights (-127 to 127) needs none, since its scale is such that -128 never comes up.
     """
     import onnx_ir as ir
     import torch
@@ -84,14 +115,15 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def pair(x: Any, scale: Any, zero_point: Any, axis: int | None, limits: tuple[int, int]) -> Any:
         settings = {} if axis is None else {"axis": axis}
-        full = limits in ((0, 255), (-128, 127), (-127, 127))
+        full = limits in ((0, 255), (-128, 127), (-127, 127), (0, 65535), (-32768, 32767))
         if not full and axis is not None:
-            raise NotImplementedError(f"a grid of {limits} per channel has no ONNX form yet")
+            raise NotImplementedError(f"a grid of {limits} per channel has no ONNX form")
         if not full:
             low, high = ((limit - zero_point) * scale for limit in limits)
             x = op.Clip(x, op.Constant(value_float=low), op.Constant(value_float=high))
         if axis is None:
-            dtype = np.uint8 if limits[0] >= 0 else np.int8
+            wide = limits[1] > 255 or limits[0] < -128
+            dtype = (np.uint16 if wide else np.uint8) if limits[0] >= 0 else (np.int16 if wide else np.int8)
             scale = op.Constant(value=ir.tensor(np.array(scale, np.float32)))
             zero_point = op.Constant(value=ir.tensor(np.array(zero_point, dtype)))
         else:
