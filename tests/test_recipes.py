@@ -5,10 +5,11 @@ import pytest
 
 from microtome.errors import OptionError
 from microtome.graph.network import Network
+from microtome.graph.placement import ends
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from microtome.recipes import RECIPES, Recipe, recipe, run
+from microtome.recipes import RECIPES, Data, Recipe, Settings, recipe, run
 from networks import EVERYTHING, captured, images
 
 INT8 = recipe("int8", EVERYTHING)
@@ -26,25 +27,23 @@ def test_the_chain_of_int8():
 
 
 def test_settings_reach_the_method():
-    chosen = recipe("int8", EVERYTHING, observer="percentile", percentile=99.5, skip=frozenset({"a"}))
+    chosen = recipe(
+        "int8", EVERYTHING, Settings(observer="percentile", percentile=99.5, skip=frozenset({"a"}), weight_bits=4)
+    )
     quantize = chosen.methods[1]
     assert isinstance(quantize, Quantize)
     assert (quantize.observer, quantize.percentile, quantize.skip) == ("percentile", 99.5, frozenset({"a"}))
+    assert (quantize.weight_bits, quantize.activation_bits, quantize.end_bits) == (4, 8, 8)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_describes_itself_in_plain_values(name: str):
-    described = recipe(name, EVERYTHING, skip=frozenset({"b", "a"})).describe()
+    described = recipe(name, EVERYTHING, Settings(skip=frozenset({"b", "a"}), layer_bits={"c": (4, 8)})).describe()
     assert json.loads(json.dumps(described)) == described
-    if described:
-        assert described[1] == {
-            "method": "Quantize",
-            "capabilities": "test",
-            "observer": "mse",
-            "percentile": 99.99,
-            "search_weights": True,
-            "skip": ["a", "b"],
-        }
+    for record in described:
+        if record["method"] == "Quantize":
+            assert record["skip"] == ["a", "b"]
+            assert record["layer_bits"] == {"c": [4, 8]}
 
 
 @pytest.mark.parametrize(
@@ -54,11 +53,12 @@ def test_every_recipe_describes_itself_in_plain_values(name: str):
         ({"observer": "median"}, "no observer 'median'"),
         ({"percentile": 50.0}, "above 50"),
         ({"percentile": 101.0}, "up to 100"),
+        ({"steps": 0}, "at least 1"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(settings: dict, message: str):
     with pytest.raises(OptionError, match=message):
-        recipe(settings.pop("name", "int8"), EVERYTHING, **settings)
+        recipe(settings.pop("name", "int8"), EVERYTHING, Settings(**settings))
 
 
 @pytest.mark.parametrize(
@@ -137,3 +137,35 @@ def test_a_run_that_was_interrupted_resumes_behind_the_last_finished_method(tmp_
 def test_a_state_that_nobody_knows_does_no_harm():
     network = replace(captured("concat_up2d"), state=frozenset({"distilled"}))
     assert "distilled" in run(INT8, network, images(network.shape)).state
+
+
+def test_a_recipe_that_trains_reads_the_training_images(tmp_path):
+    network, seen = captured("concat_up2d"), []
+    data = Data(images(network.shape), training=images(network.shape, seed=1), tuning=images(network.shape, seed=2))
+    chosen = recipe("qat", EVERYTHING, Settings(weight_bits=4, steps=3))
+    assert chosen.trains
+    result = run(chosen, network, data, checkpoints=tmp_path, watch=lambda step, steps, loss: seen.append((step, steps)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    record = result.history[-1]
+    assert record["method"] == "Finetune"
+    assert record["training"]["monitor"][-1] is not None
+    assert json.loads(json.dumps(record)) == record
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-FoldBatchNorm.pt2", "1-Quantize.pt2", "2-Finetune.pt2"]
+
+
+def test_training_without_images_is_refused():
+    network = captured("concat_up2d")
+    with pytest.raises(OptionError, match="no training images"):
+        run(recipe("qat", EVERYTHING), network, images(network.shape))
+
+
+@pytest.mark.parametrize("name", ["ternary", "binary"])
+def test_weights_of_three_or_two_values(name: str):
+    network = captured("unet2d")
+    data = Data(images(network.shape), training=images(network.shape, seed=1))
+    result = run(recipe(name, EVERYTHING, Settings(steps=4)), network, data)
+    inner = [layer for layer in result.layers if layer.name not in ends(result)]
+    for layer in inner:
+        axis = 1 if layer.op == "conv_transpose" else 0
+        for channel in result.tensor(str(layer.weight.target)).movedim(axis, 0):
+            assert len(channel.unique()) <= {"ternary": 3, "binary": 2}[name]

@@ -27,3 +27,23 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Tell nothing."""
+
+
+class TrainingBar:
+    """Shows the steps of training as one stage."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        """Show nothing before the first step."""
+        self._progress, self._title = progress, title
+        self._steps: Iterator[int] | None = None
+        self._shown = 0
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        """Tell of step number `step` of `steps`; a training that goes on starts in the middle."""
+        if self._steps is None:
+            self._steps = iter(self._progress.track(range(steps), self._title, steps))
+        while self._shown < step:
+            next(self._steps, None)
+            self._shown += 1
+        if step == steps:
+            next(self._steps, None)

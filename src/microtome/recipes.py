@@ -5,23 +5,83 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from microtome.core.observers import OBSERVERS
 from microtome.errors import OptionError
 from microtome.graph.network import Network
 from microtome.methods.base import Batches, Method
 from microtome.methods.bias_correction import CorrectBias
+from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from microtome.types import Capabilities
+from microtome.types import Bits, Capabilities
 
-RECIPES = {
-    "int8": "fold batch norms, 8-bit weights and activations by calibration, correct biases",
-    "f32": "no compression: the network as it is, for comparison",
-}
+FEW_BITS = 8  # below, the first and the last layers keep so many
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a recipe may be told.
+
+    Attributes:
+        observer: how activation ranges are found.
+        percentile: for the observer of that name.
+        skip: layers that stay in float.
+        weight_bits: width of weights; None leaves them in float.
+        activation_bits: width of layers' inputs; None leaves them in float.
+        layer_bits: widths of single layers.
+        steps: of training, or of reconstruction per block; None takes the recipe's own.
+        sigmoid: the network's channels are probabilities of their own, for the loss of training.
+        seed: of what draws at random.
+    """
+
+    observer: str = "mse"
+    percentile: float = 99.99
+    skip: frozenset[str] = frozenset()
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    layer_bits: Mapping[str, Bits] = field(default_factory=dict)
+    steps: int | None = None
+    sigmoid: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no method can do."""
+        if self.observer not in OBSERVERS:
+            raise OptionError(f"there is no observer {self.observer!r}.", f"Choose one of {', '.join(OBSERVERS)}.")
+        if not 50 < self.percentile <= 100:
+            raise OptionError(f"--percentile must lie above 50 and up to 100, not {self.percentile}.")
+        if self.steps is not None and self.steps < 1:
+            raise OptionError(f"--steps must be at least 1, not {self.steps}.")
+
+
+Calibration = TypeVar("Calibration", bound=Batches)
+
+
+@dataclass(frozen=True)
+class Data(Generic[Calibration]):
+    """What methods may read.
+
+    Attributes:
+        calibration: a few images.
+        training: many, for methods that train; None where there are none.
+        tuning: images of other patients, for early stopping.
+    """
+
+    calibration: Calibration
+    training: Batches | None = None
+    tuning: Batches | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a named recipe is made."""
+
+    description: str
+    build: Callable[[Capabilities, Settings], tuple[Method, ...]]
 
 
 @dataclass(frozen=True)
@@ -44,63 +104,57 @@ class Recipe:
                 )
             state |= method.leaves
 
+    @property
+    def trains(self) -> bool:
+        """Whether it needs training data."""
+        return any(_trains(method) for method in self.methods)
+
     def describe(self) -> list[dict[str, Any]]:
         """Return the methods with their settings, as plain values."""
         return [{"method": type(method).__name__, **_settings(method)} for method in self.methods]
 
 
-def recipe(
-    name: str,
-    capabilities: Capabilities,
-    *,
-    observer: str = "mse",
-    percentile: float = 99.99,
-    skip: frozenset[str] = frozenset(),
-) -> Recipe:
+def recipe(name: str, capabilities: Capabilities, settings: Settings | None = None) -> Recipe:
     """Build a recipe by name for a target.
 
     Args:
         name: a key of RECIPES.
         capabilities: of the target.
-        observer: how activation ranges are found.
-        percentile: for the observer of that name.
-        skip: layers that stay in float.
+        settings: see Settings.
 
     Raises:
-        OptionError: an unknown name or observer.
+        OptionError: an unknown name, or methods in an order that makes no sense.
     """
     if name not in RECIPES:
         raise OptionError(f"there is no recipe {name!r}.", f"Choose one of {', '.join(RECIPES)}.")
-    if observer not in OBSERVERS:
-        raise OptionError(f"there is no observer {observer!r}.", f"Choose one of {', '.join(OBSERVERS)}.")
-    if not 50 < percentile <= 100:
-        raise OptionError(f"--percentile must lie above 50 and up to 100, not {percentile}.")
-    if name == "f32":
-        return Recipe(name, ())
-    quantize = Quantize(capabilities, observer=observer, percentile=percentile, skip=skip)
-    return Recipe(name, (FoldBatchNorm(), quantize, CorrectBias()))
+    return Recipe(name, RECIPES[name].build(capabilities, settings or Settings()))
 
 
 def run(
     chosen: Recipe,
     network: Network,
-    batches: Batches,
+    data: Data[Any] | Batches,
     *,
     checkpoints: Path | None = None,
     announce: Callable[[str], None] = lambda _: None,
+    watch: Callable[[int, int, float], None] | None = None,
 ) -> Network:
     """Run the methods one after the other.
 
     Args:
         chosen: the recipe.
         network: the parent; it is not changed.
-        batches: calibration input.
-        checkpoints: folder for the network after each method; a method whose result lies there is not run again.
+        data: calibration input, or all that methods may read.
+        checkpoints: folder for the network after each method; a method whose result lies there is not run again, and
+            training that was interrupted goes on.
         announce: called with each method's name before it runs.
+        watch: called after each step of training with step, number of steps and loss.
 
     Raises:
-        OptionError: the network is already in a state that the recipe's methods refuse.
+        OptionError: the network is already in a state that a method refuses, or there is nothing to train on.
     """
+    data = data if isinstance(data, Data) else Data(data)
+    parent = network
     for position, method in enumerate(chosen.methods):
         name = type(method).__name__
         unwanted = method.refuses & network.state
@@ -117,9 +171,19 @@ def run(
             continue
         announce(name)
         start = time.perf_counter()
-        network = method(network, batches)
+        before = network.history
+        ready, batches = method, data.calibration
+        if _trains(method):
+            if data.training is None:
+                raise OptionError(f"the recipe {chosen.name} trains, but there are no training images.")
+            half_done = None if checkpoint is None else checkpoint.with_suffix(".training")
+            told = {"teacher": parent, "tuning": data.tuning, "checkpoint": half_done, "watch": watch}
+            ready, batches = replace(method, **told), data.training  # type: ignore[type-var]
+        network = ready(network, batches)
         record = {"method": name, **_settings(method), "seconds": round(time.perf_counter() - start, 3)}
-        network = replace(network, history=(*network.history, record))
+        for found in network.history[len(before) :]:  # what the method itself found worth keeping
+            record.update(found)
+        network = replace(network, history=(*before, record))
         if checkpoint is not None:
             scratch = checkpoint.with_suffix(".tmp")
             network.save(scratch)
@@ -127,9 +191,70 @@ def run(
     return network
 
 
+def _quantize(capabilities: Capabilities, settings: Settings, **changes: Any) -> Quantize:
+    widths = [bits for bits in (settings.weight_bits, settings.activation_bits) if bits is not None]
+    quantize = Quantize(
+        capabilities,
+        observer=settings.observer,
+        percentile=settings.percentile,
+        skip=settings.skip,
+        weight_bits=settings.weight_bits,
+        activation_bits=settings.activation_bits,
+        end_bits=FEW_BITS if min(widths, default=FEW_BITS) < FEW_BITS else None,
+        layer_bits=settings.layer_bits,
+    )
+    return replace(quantize, **changes)
+
+
+def _float(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return ()
+
+
+def _minmax(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), _quantize(capabilities, settings, observer="minmax", search_weights=False)
+
+
+def _ranges(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), _quantize(capabilities, settings)
+
+
+def _ptq(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), _quantize(capabilities, settings), CorrectBias()
+
+
+def _trained(weights: str) -> Callable[[Capabilities, Settings], tuple[Method, ...]]:
+    def build(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+        if weights != "affine":
+            settings = replace(settings, weight_bits=2)
+        method = Finetune(weights=weights, sigmoid=settings.sigmoid, seed=settings.seed, **_steps(settings))  # type: ignore[arg-type]
+        return FoldBatchNorm(), _quantize(capabilities, settings), method
+
+    return build
+
+
+def _steps(settings: Settings) -> dict[str, int]:
+    return {} if settings.steps is None else {"steps": settings.steps}
+
+
+RECIPES: dict[str, Plan] = {
+    "int8": Plan("fold batch norms, ranges of least squared error, correct biases (the default, at any width)", _ptq),
+    "minmax": Plan("fold batch norms, ranges from the extremes: what everybody has", _minmax),
+    "ranges": Plan("fold batch norms, ranges of least squared error", _ranges),
+    "qat": Plan("train with quantization, distilling the float network", _trained("affine")),
+    "ternary": Plan("train with weights of three values", _trained("ternary")),
+    "binary": Plan("train with weights of two values", _trained("binary")),
+    "f32": Plan("no compression: the network as it is, for comparison", _float),
+}
+
+
+def _trains(method: Method) -> bool:
+    return bool(getattr(method, "trains", False))
+
+
 def _settings(method: Method) -> dict[str, Any]:
     """Return a method's fields as plain values that JSON can hold."""
-    return {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    fields = [f for f in dataclasses.fields(method) if f.metadata.get("setting", True)]  # type: ignore[arg-type]
+    return {f.name: _plain(getattr(method, f.name)) for f in fields}
 
 
 def _plain(value: Any) -> Any:
@@ -139,4 +264,4 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    return value
+    return list(value) if isinstance(value, tuple) else value

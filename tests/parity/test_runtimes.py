@@ -14,7 +14,7 @@ import torch
 from microtome.errors import OptionError, ReadError, TargetError
 from microtome.graph.network import Network
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
-from microtome.recipes import recipe, run
+from microtome.recipes import Settings, recipe, run
 from microtome.runtimes import TARGETS, runtime
 from microtome.runtimes.base import Session
 from networks import REAL, captured, images, sqnr_db
@@ -25,6 +25,8 @@ FLOAT_DB = 90.0
 # edge between two integers may fall to the other side (one step, a few values in a thousand), and what a layer gets
 # wrong the next layers pass on. The int8 network itself is 28 to 43 dB away from float; the runtime stays 10 closer.
 INTEGER_DB = 38.0
+# With wide steps a value on the edge between two integers costs more when it falls to the other side.
+NARROW_DB = 20.0
 # The reference runs the very same graph.
 EXACT_DB = float("inf")
 
@@ -203,3 +205,32 @@ def test_the_onnx_file_says_nothing_about_this_machine():
 def test_an_unknown_target_is_refused_with_the_choice():
     with pytest.raises(OptionError, match="openvino, onnxruntime, reference"):
         runtime("tensorrt")
+
+
+WIDTHS = [(4, 8), (2, 8), (4, 4)]
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(("target", "name"), [pair for pair in PAIRS if pair[0] == "openvino"])
+def test_narrow_grids_run_in_the_same_kernels(target: str, name: str, bits: tuple[int, int]):
+    module, parent = runtime(target), captured(name)
+    settings = Settings(weight_bits=bits[0], activation_bits=bits[1])
+    network = run(recipe("ranges", module.capabilities(), settings), parent, images(parent.shape))
+    x = images(parent.shape)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        session = module.open_session(module.export(network, Path(folder)), threads=1, precision="f32")
+        assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > NARROW_DB
+        runs = session.layer_runs(x.numpy())
+    for layer in requested(network):
+        assert any(r.runs(layer) and r.executed == "int8" for r in runs), layer
+
+
+@pytest.mark.parametrize("bits", [(12, 8), (16, 16), (8, 12), (None, 8), (4, None)])
+def test_wide_grids_and_one_sided_ones_compute_the_same(bits: tuple[int | None, int | None]):
+    module, parent = runtime("openvino"), captured("unet2d")
+    settings = Settings(weight_bits=bits[0], activation_bits=bits[1])
+    network = run(recipe("ranges", module.capabilities(), settings), parent, images(parent.shape))
+    x = images(parent.shape)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        session = module.open_session(module.export(network, Path(folder)), threads=1, precision="f32")
+        assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > INTEGER_DB

@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from microtome.errors import SplitError
+from microtome.medical.cohort import load_cohort
+from microtome.medical.pipeline import Pipeline, default_pipeline
+from microtome.types import Array
+from microtome.verbs.comparison import Pair, evaluate_pair
+from microtome.verbs.judge import Judge
+
+
+def predictor(module: nn.Module):
+    def run(x: Array) -> Array:
+        with torch.no_grad():
+            return module.eval()(torch.from_numpy(x)).numpy()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def segmentation(tmp_path_factory):
+    cohort = load_cohort(tiny.manifest_cohort(tmp_path_factory.mktemp("cohort")), seed=0)
+    pipeline = Pipeline("segmentation", ("background", "spot"), grayscale=True, normalize="unit")
+    return cohort, pipeline
+
+
+def worse(module: nn.Module, shift: float) -> nn.Module:
+    with torch.no_grad():
+        module.head.bias += torch.tensor([0.0, shift])
+    return module
+
+
+def test_it_says_what_the_final_evaluation_says(segmentation):
+    cohort, pipeline = segmentation
+    parent, candidate = predictor(tiny.Spots()), predictor(worse(tiny.Spots(), -0.4))
+    judged = Judge(parent, cohort, cohort.evaluation, pipeline)(candidate)
+    final = evaluate_pair(Pair(parent, candidate), cohort, pipeline).parts
+    assert judged.value == final["compressed"]["metrics"]["dice"]["value"]
+    assert judged.parent == final["parent"]["metrics"]["dice"]["value"]
+    assert judged.difference.value == final["difference"]["dice"]["value"]
+    assert judged.difference.low == final["difference"]["dice"]["low"]
+    assert judged.lower == final["verdict"]["lower"]
+    assert judged.non_inferior == final["verdict"]["non_inferior"]
+    assert judged.agreement == pytest.approx(final["agreement"]["value"])
+
+
+def test_the_worst_subgroup_is_found(segmentation):
+    cohort, pipeline = segmentation
+    judged = Judge(predictor(tiny.Spots()), cohort, cohort.evaluation, pipeline)(predictor(worse(tiny.Spots(), -0.4)))
+    final = evaluate_pair(Pair(predictor(tiny.Spots()), predictor(worse(tiny.Spots(), -0.4))), cohort, pipeline).parts[
+        "subgroups"
+    ]
+    differences = [group["difference"]["dice"]["value"] for groups in final.values() for group in groups.values()]
+    assert judged.worst == min(differences)
+
+
+def test_the_parent_itself_loses_nothing(segmentation):
+    cohort, pipeline = segmentation
+    judged = Judge(predictor(tiny.Spots()), cohort, cohort.tuning, pipeline)(predictor(tiny.Spots()))
+    assert judged.difference.value == 0
+    assert judged.agreement == 1
+
+
+def test_images_are_prepared_once_and_the_parent_runs_once(segmentation, monkeypatch):
+    cohort, pipeline = segmentation
+    runs = []
+
+    def parent(x: Array) -> Array:
+        runs.append(x)
+        return predictor(tiny.Spots())(x)
+
+    judge = Judge(parent, cohort, cohort.evaluation, pipeline)
+    assert len(runs) == len(cohort.evaluation)
+    monkeypatch.setattr("microtome.verbs.judge.prepare", lambda *_: pytest.fail("prepared again"))
+    judge(predictor(tiny.Spots()))
+    assert len(runs) == len(cohort.evaluation)
+
+
+def test_classification(tmp_path: Path):
+    cohort = load_cohort(tiny.class_cohort(tmp_path), seed=0)
+    pipeline = default_pipeline(cohort)
+    parent = predictor(tiny.Brightness())
+    judge = Judge(parent, cohort, cohort.evaluation, pipeline)
+    assert judge.metric == "auroc"
+    judged = judge(lambda x: -parent(x))
+    assert judged.value == pytest.approx(1 - judged.parent)
+    assert judged.non_inferior is not True
+
+
+def test_cases_without_reference_cannot_be_judged(segmentation):
+    cohort, pipeline = segmentation
+    with pytest.raises(SplitError, match="none of the 0 cases"):
+        Judge(predictor(tiny.Spots()), cohort, (), pipeline)
