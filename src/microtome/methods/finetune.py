@@ -31,6 +31,7 @@ Watch = Callable[[int, int, float], None]
 
 NOT_A_SETTING = {"setting": False}
 WORST = math.inf
+SMALLEST_SIZE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Finetune:
 
     Attributes:
         steps: batches to train on.
-        rate: learning rate of weights (Adam), half a cosine down to zero.
+        rate: learning rate of weights (Adam), relative to the root mean square of each tensor, so that it serves networks
+            of any width; half a cosine down to zero.
         grid_rate: learning rate of the logarithm of scales.
         ranges: how activation ranges are found: `learned` (LSQ), `clipped` (PACT) or `observed` (moving average over
             the first tenth of the steps, then frozen).
@@ -65,7 +67,7 @@ class Finetune:
     """
 
     steps: int = 1000
-    rate: float = 5e-4
+    rate: float = 1e-2
     grid_rate: float = 5e-3
     ranges: Literal["learned", "clipped", "observed"] = "learned"
     weights: Literal["affine", "ternary", "binary"] = "affine"
@@ -144,10 +146,11 @@ class _Run:
             activation=settings.activation_module,
         )
         self.module = _distributed(self.student.module.train())
-        groups = [
-            {"params": self.student.weights(), "base": settings.rate, "weight_decay": settings.decay},
-            {"params": self.student.grids(), "base": settings.grid_rate, "weight_decay": 0.0},
+        groups: list[dict[str, Any]] = [
+            {"params": [weight], "base": settings.rate * _size(weight), "weight_decay": settings.decay}
+            for weight in self.student.weights()
         ]
+        groups.append({"params": self.student.grids(), "base": settings.grid_rate, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.rate)
         self.step, self.stale, self.mean = 0, 0, math.nan
         self.best, self.best_state = WORST, self._state()
@@ -266,6 +269,11 @@ class _Run:
             bits = final if stage >= len(widths) else max(widths[stage], final)
             if bits != slot.module.qtype.bits:
                 slot.module.narrow(bits, self.student.weight_of(slot).detach())
+
+
+def _size(weight: Tensor) -> float:
+    """Return the root mean square of a tensor; biases may start at zero and need to move too."""
+    return max(float(weight.detach().square().mean().sqrt()), SMALLEST_SIZE)
 
 
 def _constant(quantizer: Quantizer) -> str:

@@ -1,0 +1,171 @@
+"""Second-order rounding of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from microtome.core.affine import dequantize
+from microtome.core.columns import from_rows, rows
+from microtome.core.second_order import round_columns
+from microtome.errors import DataError, OptionError
+from microtome.graph import edit
+from microtome.graph.moments import Moments, collect
+from microtome.graph.network import Layer, Network
+from microtome.graph.operators import constant_source
+from microtome.graph.quantizers import weight_quantizer
+from microtome.methods.base import Batches
+from microtome.types import QParams
+
+MOST_BYTES = 2 << 30  # of covariances at a time; later layers wait for another pass, which runs with rounded weights
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """Round each weight matrix so that its layer's output changes least, instead of to the nearest.
+
+    One column is rounded after the other, and those not yet rounded make up for its error.
+    Source: Frantar et al., "GPTQ", ICLR 2023, algorithm 1. Convolutions are unfolded; output positions are drawn at
+    random. Grids stay as they are. Layers that hold the same weight are rounded together.
+
+    Attributes:
+        damping: added to the diagonal of the inputs' covariance, as a share of its mean.
+        block: columns between two updates of all the columns that follow.
+        order: `activation` rounds columns with large inputs first; `natural` keeps the weight's own order.
+        positions: output positions drawn per batch and layer, at most.
+        widest: columns whose covariance is kept whole; a wider layer falls apart into blocks of input channels.
+        sequential: one pass over the batches per layer, each with the layers before it rounded; else one for all, with
+            weights in float, as far as memory allows.
+        move_bias: the bias takes up the change of the mean, and rounding only looks at what is left: the covariance.
+        seed: of the positions.
+    """
+
+    damping: float = 0.01
+    block: int = 128
+    order: Literal["activation", "natural"] = "activation"
+    positions: int = 4096
+    widest: int = 4096
+    sequential: bool = False
+    move_bias: bool = True
+    seed: int = 0
+
+    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"rounded"})
+
+    def __call__(self, network: Network, batches: Batches) -> Network:
+        """Return the network with weights that lie on their grids.
+
+        Raises:
+            OptionError: a setting is out of its range.
+            DataError: there is no calibration data, or it makes a value NaN.
+        """
+        if self.order not in ("activation", "natural"):
+            raise OptionError(f"there is no order {self.order!r}.", "Choose activation or natural.")
+        if self.damping < 0 or min(self.block, self.positions, self.widest) < 1:
+            raise OptionError("second-order rounding needs a damping of at least 0, and at least one column.")
+        network = network.copy()
+        generator = torch.Generator().manual_seed(self.seed)
+        for weights in self._passes(network):
+            moments = {layer.node: Moments(layer, self.widest) for layers in weights for layer in layers}
+            collect(network, moments, batches, most=self.positions, generator=generator)
+            if any(not m.count for m in moments.values()):
+                raise DataError("there are no calibration images.", "Give at least one training case.")
+            for layers in weights:
+                self._round(network, layers, moments)
+        edit.finish(network.graph_module)
+        return replace(network, state=network.state | self.leaves)
+
+    def _passes(self, network: Network) -> Iterator[list[list[Layer]]]:
+        """Yield the weights, each as the layers that read it, in portions for one pass over the batches."""
+        portion: list[list[Layer]] = []
+        used = 0
+        for layers in _weights(network):
+            needed = sum(Moments(layer, self.widest).bytes for layer in layers)
+            if portion and (self.sequential or used + needed > MOST_BYTES):
+                yield portion
+                portion, used = [], 0
+            portion.append(layers)
+            used += needed
+        if portion:
+            yield portion
+
+    def _round(self, network: Network, layers: list[Layer], moments: dict[Node, Moments]) -> None:
+        """Write a weight's rounded values, and the biases of the layers that read it."""
+        grid = weight_quantizer(network, layers[0])
+        assert grid is not None
+        weight = network.tensor(str(layers[0].weight.target))
+        first = moments[layers[0].node]
+        given = rows(weight, first.geometry)
+        scale, zero_point = _of_rows(grid.scale, given), _of_rows(grid.zero_point, given)
+        integers = []
+        for position, part in enumerate(first.parts):
+            try:
+                integer = round_columns(
+                    given[..., part],
+                    sum(moments[m.node].covariance(position, centred=self.move_bias) for m in layers),  # type: ignore[arg-type]
+                    scale=scale,
+                    zero_point=zero_point,
+                    limits=(grid.qtype.qmin, grid.qtype.qmax),
+                    damping=self.damping,
+                    block=self.block,
+                    by_size=self.order == "activation",
+                )
+            except ValueError as error:
+                raise DataError(
+                    f"a calibration image makes the input of {layers[0].name} NaN or infinite.",
+                    "Check the pre-processing and the weights.",
+                ) from error
+            integers.append(integer)
+        rounded = dequantize(from_rows(torch.cat(integers, 2), first.geometry, weight.shape), grid)
+        if self.move_bias:
+            change = given - rows(rounded, first.geometry)
+            for layer in layers:
+                shift = torch.einsum("grc,gc->gr", change, moments[layer.node].mean()).flatten()
+                _add_to_bias(network, layer, shift)
+        _write(network, layers, rounded)
+
+
+def _weights(network: Network) -> list[list[Layer]]:
+    """Return the quantized weights: for each the layers that read it on one and the same grid."""
+    found: dict[object, list[Layer]] = {}
+    for layer in network.layers:
+        grid = weight_quantizer(network, layer)
+        if grid is not None:
+            found.setdefault((str(layer.weight.target), _key(grid)), []).append(layer)
+    return list(found.values())
+
+
+def _key(grid: QParams) -> object:
+    return grid.qtype, tuple(grid.scale.flatten().tolist()), tuple(grid.zero_point.flatten().tolist())
+
+
+def _of_rows(values: Tensor, matrices: Tensor) -> Tensor:
+    """Return a grid's scales (or zero points) as (groups, rows): groups of a transposed convolution share theirs."""
+    groups, count, _ = matrices.shape
+    return values.reshape(groups, count) if values.numel() == groups * count else values.expand(groups, count)
+
+
+def _add_to_bias(network: Network, layer: Layer, shift: Tensor) -> None:
+    source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
+    bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
+    edit.set_bias(network.graph_module, layer.node, bias + shift, layer.name)
+
+
+def _write(network: Network, layers: list[Layer], weight: Tensor) -> None:
+    """Give the quantizers of some layers' common weight a new value, without changing it for others."""
+    source = layers[0].weight
+    readers = [layer.node.args[1] for layer in layers]
+    if set(source.users) <= set(readers):
+        edit.set_constant(network.graph_module, str(source.target), weight)
+        source.meta["val"] = weight
+        return
+    first, *others = (reader for reader in readers if isinstance(reader, Node))
+    edit.own_constant(network.graph_module, first, 0, weight)
+    for other in others:
+        other.replace_input_with(source, first.args[0])  # type: ignore[arg-type]
