@@ -1,4 +1,4 @@
-"""The reference networks: three published architectures as plain modules, and three of MONAI's.
+"""The reference networks: three published architectures as plain modules, and four of MONAI's.
 
 The modules of the published ones carry the names that their published weights have, so that `load_published` can be
 strict: every tensor of the file finds its place and none is left over.
@@ -218,6 +218,55 @@ def resnet18(channels: int, classes: int) -> nn.Module:
 
     # MONAI's own default for the first stride is 1; He et al. have 2.
     return monai_resnet18(spatial_dims=2, n_input_channels=channels, num_classes=classes, conv1_t_stride=2)
+
+
+class ScoresOnly(nn.Module):
+    """The first output of a module that returns several, as `forward` of MONAI's ViT does with its hidden states."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.network(x)[0]
+        return scores
+
+
+def vit(channels: int, classes: int, size: tuple[int, int], *, width: int = 192, layers: int = 8) -> nn.Module:
+    """MONAI's vision transformer (Dosovitskiy et al., ICLR 2021): (N, channels, *size) → logits (N, classes).
+
+    Patches of 16 × 16 pixels, heads of 64 channels, class token; `size` must be divisible by 16, `width` by 64.
+    """
+    from monai.networks.nets import ViT
+
+    network = ViT(
+        channels,
+        size,
+        16,
+        hidden_size=width,
+        mlp_dim=4 * width,
+        num_layers=layers,
+        num_heads=width // 64,
+        classification=True,
+        num_classes=classes,
+        spatial_dims=2,
+        post_activation=None,  # the default is tanh, which is no logit
+        qkv_bias=True,
+    )
+    return ScoresOnly(network)
+
+
+def swin_unetr(channels: int, classes: int, *, width: int = 12, depths: tuple[int, ...] = (2, 2, 2, 2)) -> nn.Module:
+    """MONAI's SwinUNETR (Hatamizadeh et al., 2022) for small volumes: (N, channels, D, H, W) → (N, classes, D, H, W).
+
+    Windows of 4³ tokens and heads of 12 channels; D, H and W must be divisible by 32, `width` by 12. The convolutions
+    have group norm: few voxels are left at the deepest level, and instance norm would make mere signs of two.
+    """
+    from monai.networks.nets import SwinUNETR
+
+    heads = tuple(width // 12 * 2**level for level in range(4))
+    sizes = {"depths": depths, "num_heads": heads, "window_size": 4, "feature_size": width}
+    return SwinUNETR(channels, classes, norm_name=("group", {"num_groups": 4}), **sizes)
 
 
 def load_published(module: nn.Module, path: Path) -> nn.Module:

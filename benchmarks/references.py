@@ -1,6 +1,7 @@
 """The reference networks that accuracy is measured on: trained once on real data, or published and loaded unchanged.
 
-    python benchmarks/references.py hippocampus|skin|chest|retina|meshnet|mobilenet [--retrain] [--data DIR]
+    python benchmarks/references.py hippocampus|hippocampus_swin|skin|chest|chest_vit|retina|meshnet|mobilenet
+                                    [--retrain] [--data DIR]
 
 Kept in $XDG_CACHE_HOME/microtome/references/NAME (~/.cache by default), never in git:
 
@@ -19,55 +20,29 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
-from microtome.graph.capture import capture
-from microtome.medical.cohort import Cohort, load_cohort
+from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.prepare import prepare
-from microtome.medical.sliding import tiles
-from microtome.types import Case
-from networks import MESHNET_CLASSES, MeshNet, MobileNetV2, WNet, load_published, resnet18, unet
+from networks import MESHNET_CLASSES, MeshNet, MobileNetV2, WNet, load_published, resnet18, swin_unetr, unet, vit
+from reference import Reference, store, trained
 from training import (
     Augmentation,
-    Examples,
     Recipe,
-    Row,
     Stage,
-    classification_scores,
     dice_cross_entropy,
     segmentation_scores,
     smoothed_cross_entropy,
-    train,
 )
 
-SPLITS = {"train": "train", "tuning": "val", "evaluation": "test"}
 RETINA_CALIBRATION = 4  # of 14 patients; the weights come from another data set, so the other ten are all unseen
 # Between the dark border (up to 15, JPEG ringing) and the fundus: the box is that of the fov_masks to 2 pixels.
 FIELD_OF_VIEW = 20.0
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A network with all that is stored beside it."""
-
-    module: nn.Module
-    shape: tuple[int, ...]
-    pipeline: Pipeline
-    rows: Sequence[Row] = ()
-    scores: Mapping[str, object] = field(default_factory=dict)
 
 
 def hippocampus(data: Path, device: str) -> Reference:
@@ -92,7 +67,28 @@ def hippocampus(data: Path, device: str) -> Reference:
         limit=720,
     )
     torch.manual_seed(0)
-    return _trained(unet(3, 1, len(cohort.classes), norm="instance", depth=3), cohort, pipeline, recipe, device)
+    return trained(unet(3, 1, len(cohort.classes), norm="instance", depth=3), cohort, pipeline, recipe, device)
+
+
+def hippocampus_swin(data: Path, device: str) -> Reference:
+    """SwinUNETR on the hippocampus volumes (MSD Task04), in windows that overlap by a quarter."""
+    cohort = load_cohort(data / "hippocampus", seed=0)
+    patch, whole = (32, 64, 32), (48, 64, 48)
+    pipeline = Pipeline(
+        "segmentation", cohort.classes, spatial_dims=3, orientation="RAS", normalize="zscore", patch=patch, overlap=0.25
+    )
+    recipe = Recipe(
+        stages=(Stage(1500, 2, patch, tuple(a / b for a, b in zip(patch, whole, strict=True))),),
+        loss=dice_cross_entropy,
+        augmentation=Augmentation(
+            rotation=10, scale=0.15, shift=0.2, flips=(0,), contrast=0.2, brightness=0.2, noise=0.1
+        ),
+        rate=2e-3,
+        limit=540,
+        bfloat16=False,  # oneDNN's gradients of bfloat16 convolutions over few voxels hold garbage (torch 2.13)
+    )
+    torch.manual_seed(0)
+    return trained(swin_unetr(1, len(cohort.classes)), cohort, pipeline, recipe, device, whole=whole)
 
 
 def skin(data: Path, device: str) -> Reference:
@@ -107,7 +103,7 @@ def skin(data: Path, device: str) -> Reference:
         limit=750,
     )
     torch.manual_seed(0)
-    reference = _trained(unet(2, 3, 2, norm="batch", depth=4), cohort, pipeline, recipe, device)
+    reference = trained(unet(2, 3, 2, norm="batch", depth=4), cohort, pipeline, recipe, device)
     diagnoses = _diagnoses(data / "skin" / "ISIC-2017_Training_Part3_GroundTruth.csv")
     rows = [{**row, "diagnosis": diagnoses[Path(row["image"]).stem]} for row in reference.rows]
     return Reference(reference.module, reference.shape, pipeline, rows, reference.scores)
@@ -127,7 +123,26 @@ def chest(data: Path, device: str) -> Reference:
         decay=5e-2,
     )
     torch.manual_seed(0)
-    return _trained(resnet18(1, len(cohort.classes)), cohort, pipeline, recipe, device)
+    return trained(resnet18(1, len(cohort.classes)), cohort, pipeline, recipe, device)
+
+
+def chest_vit(data: Path, device: str) -> Reference:
+    """Vision transformer on the chest X-rays at half the resolution of `chest`: 49 patches and a class token."""
+    cohort = load_cohort(data / "chest_xray", seed=0)
+    size = (112, 112)
+    pipeline = Pipeline("classification", cohort.classes, grayscale=True, size=size, normalize="zscore")
+    recipe = Recipe(
+        stages=(Stage(3000, 32, size, (1.0, 1.0)),),
+        loss=smoothed_cross_entropy,
+        augmentation=Augmentation(
+            rotation=10, scale=0.15, shift=0.1, flips=(1,), contrast=0.2, brightness=0.2, noise=0.1
+        ),
+        rate=1e-3,
+        decay=1e-1,
+        limit=540,
+    )
+    torch.manual_seed(0)
+    return trained(vit(1, len(cohort.classes), size), cohort, pipeline, recipe, device)
 
 
 def retina(data: Path, device: str) -> Reference:
@@ -174,7 +189,8 @@ def mobilenet(data: Path, device: str) -> Reference:
 
 
 REFERENCES: dict[str, Callable[[Path, str], Reference]] = {
-    function.__name__: function for function in (hippocampus, skin, chest, retina, meshnet, mobilenet)
+    function.__name__: function
+    for function in (hippocampus, hippocampus_swin, skin, chest, chest_vit, retina, meshnet, mobilenet)
 }
 
 
@@ -186,7 +202,7 @@ def build(name: str, data: Path, *, retrain: bool = False, device: str = "cpu", 
         if not data.is_dir():
             sys.exit(f"There is no data folder {data}: give it with --data.")
         torch.set_num_threads(threads)
-        _store(folder, REFERENCES[name](data, device))
+        store(folder, REFERENCES[name](data, device))
     print((folder / "scores.json").read_text().strip())
     return folder / "network.pt2"
 
@@ -194,54 +210,6 @@ def build(name: str, data: Path, *, retrain: bool = False, device: str = "cpu", 
 def cache() -> Path:
     """Where the references are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microtome" / "references"
-
-
-def _trained(module: nn.Module, cohort: Cohort, pipeline: Pipeline, recipe: Recipe, device: str) -> Reference:
-    for note in cohort.notes:
-        print(note)
-    started = time.monotonic()
-    examples = _examples(cohort, cohort.train, pipeline)
-    print(f"{len(examples.images)} training images read in {time.monotonic() - started:.0f} s", flush=True)
-    module = train(module, examples, recipe, device=device)
-    seconds = time.monotonic() - started
-    rows = [_row(cohort, case) for case in cohort.cases]
-    measure = segmentation_scores if cohort.task == "segmentation" else classification_scores
-    scores = {
-        **measure(module, rows, pipeline, device),
-        "training_seconds": round(seconds),
-        "total_seconds": round(time.monotonic() - started),
-        "training_cases": len(cohort.train),
-        "seed": recipe.seed,
-    }
-    assert pipeline.input_shape is not None
-    return Reference(module, pipeline.input_shape, pipeline, rows, scores)
-
-
-def _examples(cohort: Cohort, cases: Sequence[Case], pipeline: Pipeline) -> Examples:
-    """Prepare the training images once, on the network's grid. Classes are drawn equally often."""
-    images, targets = [], []
-    for case in cases:
-        image = cohort.image(case)
-        array = prepare(image, pipeline).array
-        mask = cohort.mask(case, image)
-        if pipeline.patch is not None:
-            array = next(tiles(array, patch=pipeline.patch, overlap=pipeline.overlap))
-            mask = None if mask is None else next(tiles(mask[None], patch=pipeline.patch, overlap=pipeline.overlap))[0]
-        images.append(torch.from_numpy(array.astype(np.float16)))
-        targets.append(torch.tensor(case.label) if mask is None else torch.from_numpy(mask.astype(np.uint8)))
-    labels = torch.tensor([case.label or 0 for case in cases])
-    return Examples(torch.stack(images), torch.stack(targets), 1.0 / torch.bincount(labels)[labels])
-
-
-def _row(cohort: Cohort, case: Case) -> Row:
-    reference = {"label": cohort.classes[case.label]} if case.label is not None else {"mask": str(case.mask)}
-    return {
-        "image": ";".join(str(path.resolve()) for path in case.image),
-        **reference,
-        "patient": case.patient,
-        "split": SPLITS[case.role],
-        **case.subgroups,
-    }
 
 
 def _diagnoses(path: Path) -> dict[str, str]:
@@ -252,31 +220,6 @@ def _diagnoses(path: Path) -> dict[str, str]:
         line["image_id"]: next((name for key, name in columns.items() if float(line[key]) == 1), "nevus")
         for line in lines
     }
-
-
-def _store(folder: Path, reference: Reference) -> None:
-    """Write everything into a temporary folder beside the final one, then put it in its place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        new = Path(name) / "new"
-        new.mkdir()
-        network = capture(reference.module, shape=reference.shape)
-        network.save(new / "network.pt2")
-        (new / "pipeline.json").write_text(reference.pipeline.to_json())
-        parameters = sum(p.numel() for p in reference.module.parameters())
-        scores = {"parameters": parameters, **reference.scores, "torch": torch.__version__}
-        (new / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        if reference.rows:
-            with (new / "manifest.csv").open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, list(reference.rows[0]))
-                writer.writeheader()
-                writer.writerows(reference.rows)
-        if reference.pipeline.task == "segmentation":
-            labels = {str(k): label for k, label in enumerate(reference.pipeline.classes)}
-            (new / "dataset.json").write_text(json.dumps({"labels": labels}, indent=2) + "\n")
-        if folder.exists():
-            shutil.move(folder, Path(name) / "old")
-        new.rename(folder)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """One training loop for all reference networks, and the scores of what comes out.
 
-Stages of fixed length, one cycle of the learning rate, bfloat16 arithmetic with float32 weights. Images lie in memory
-as the pipeline prepares them. Every batch is drawn with a random affine map, which also sets the size that a stage
-trains at, so that early stages can be small and fast.
+Stages of fixed length, one cycle of the learning rate, float32 weights, bfloat16 arithmetic unless a recipe says
+otherwise. Images lie in memory as the pipeline prepares them. Every batch is drawn with a random affine map, which also
+sets the size that a stage trains at, so that early stages can be small and fast.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. `limit` is in seconds."""
+    """How a network is trained. `limit` is in seconds; without `bfloat16`, arithmetic is in float32."""
 
     stages: tuple[Stage, ...]
     loss: Loss
@@ -86,6 +86,7 @@ class Recipe:
     decay: float = 1e-2
     seed: int = 0
     limit: float = 540.0
+    bfloat16: bool = True
 
 
 def train(module: nn.Module, examples: Examples, recipe: Recipe, *, device: str = "cpu") -> nn.Module:
@@ -108,7 +109,7 @@ def train(module: nn.Module, examples: Examples, recipe: Recipe, *, device: str 
             group["lr"] = recipe.rate * one_cycle(progress)
         chosen = torch.tensor(list(itertools.islice(order, stage.batch)))
         x, y = draw(examples, chosen, stage, recipe.augmentation, generator)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=recipe.bfloat16):
             output = module(x.to(device, memory_format=layout))
         loss = recipe.loss(output.float(), y.to(device))
         optimizer.zero_grad(set_to_none=True)

@@ -11,15 +11,19 @@ from typing import Any, Generic, TypeVar
 
 from microtome.core.observers import OBSERVERS
 from microtome.errors import OptionError
+from microtome.graph.budget import Budget
 from microtome.graph.network import Network
+from microtome.methods.adaround import AdaRound
 from microtome.methods.base import Batches, Method
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
+from microtome.methods.gptq import Gptq
 from microtome.methods.quantize import Quantize
+from microtome.methods.reconstruct import Reconstruct
 from microtome.types import Bits, Capabilities
 
-FEW_BITS = 8  # below, the first and the last layers keep so many
+MIXED_WIDTHS = (8, 6, 5, 4, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,11 @@ class Settings:
         skip: layers that stay in float.
         weight_bits: width of weights; None leaves them in float.
         activation_bits: width of layers' inputs; None leaves them in float.
+        end_bits: least width of the first and the last layers; None treats them like the others.
         layer_bits: widths of single layers.
         steps: of training, or of reconstruction per block; None takes the recipe's own.
+        samples: images per step of reconstruction; None takes the recipe's own.
+        average_bits: average width of weights that mixed precision may use.
         sigmoid: the network's channels are probabilities of their own, for the loss of training.
         seed: of what draws at random.
     """
@@ -43,8 +50,11 @@ class Settings:
     skip: frozenset[str] = frozenset()
     weight_bits: int | None = 8
     activation_bits: int | None = 8
+    end_bits: int | None = 8
     layer_bits: Mapping[str, Bits] = field(default_factory=dict)
     steps: int | None = None
+    samples: int | None = None
+    average_bits: float = 4.0
     sigmoid: bool = False
     seed: int = 0
 
@@ -192,7 +202,6 @@ def run(
 
 
 def _quantize(capabilities: Capabilities, settings: Settings, **changes: Any) -> Quantize:
-    widths = [bits for bits in (settings.weight_bits, settings.activation_bits) if bits is not None]
     quantize = Quantize(
         capabilities,
         observer=settings.observer,
@@ -200,7 +209,7 @@ def _quantize(capabilities: Capabilities, settings: Settings, **changes: Any) ->
         skip=settings.skip,
         weight_bits=settings.weight_bits,
         activation_bits=settings.activation_bits,
-        end_bits=FEW_BITS if min(widths, default=FEW_BITS) < FEW_BITS else None,
+        end_bits=settings.end_bits,
         layer_bits=settings.layer_bits,
     )
     return replace(quantize, **changes)
@@ -222,6 +231,25 @@ def _ptq(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
     return FoldBatchNorm(), _quantize(capabilities, settings), CorrectBias()
 
 
+def _mixed(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    widths = tuple((bits, settings.activation_bits) for bits in MIXED_WIDTHS)
+    budget = Budget(bits=settings.average_bits, widths=widths, sigmoid=settings.sigmoid)
+    quantize = _quantize(capabilities, settings, budget=budget, end_bits=None)
+    return FoldBatchNorm(), quantize, CorrectBias()
+
+
+def _gptq(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), _quantize(capabilities, settings), Gptq(seed=settings.seed), CorrectBias()
+
+
+def _adaround(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), _quantize(capabilities, settings), AdaRound(seed=settings.seed, **_length(settings))
+
+
+def _reconstruct(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), _quantize(capabilities, settings), Reconstruct(seed=settings.seed, **_length(settings))
+
+
 def _trained(weights: str) -> Callable[[Capabilities, Settings], tuple[Method, ...]]:
     def build(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
         if weights != "affine":
@@ -236,10 +264,18 @@ def _steps(settings: Settings) -> dict[str, int]:
     return {} if settings.steps is None else {"steps": settings.steps}
 
 
+def _length(settings: Settings) -> dict[str, int]:
+    return _steps(settings) | ({} if settings.samples is None else {"samples": settings.samples})
+
+
 RECIPES: dict[str, Plan] = {
     "int8": Plan("fold batch norms, ranges of least squared error, correct biases (the default, at any width)", _ptq),
     "minmax": Plan("fold batch norms, ranges from the extremes: what everybody has", _minmax),
     "ranges": Plan("fold batch norms, ranges of least squared error", _ranges),
+    "mixed": Plan("widths of weights layer by layer, for the least loss within --average-bits", _mixed),
+    "gptq": Plan("second-order rounding of weights, then correct biases", _gptq),
+    "adaround": Plan("learn the rounding of weights, layer by layer", _adaround),
+    "reconstruct": Plan("learn rounding and ranges block by block, with activations quantized at random", _reconstruct),
     "qat": Plan("train with quantization, distilling the float network", _trained("affine")),
     "ternary": Plan("train with weights of three values", _trained("ternary")),
     "binary": Plan("train with weights of two values", _trained("binary")),
@@ -251,9 +287,9 @@ def _trains(method: Method) -> bool:
     return bool(getattr(method, "trains", False))
 
 
-def _settings(method: Method) -> dict[str, Any]:
+def _settings(method: Any) -> dict[str, Any]:
     """Return a method's fields as plain values that JSON can hold."""
-    fields = [f for f in dataclasses.fields(method) if f.metadata.get("setting", True)]  # type: ignore[arg-type]
+    fields = [f for f in dataclasses.fields(method) if f.metadata.get("setting", True)]
     return {f.name: _plain(getattr(method, f.name)) for f in fields}
 
 
@@ -264,4 +300,6 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return _settings(value) if dataclasses.is_dataclass(value) else value

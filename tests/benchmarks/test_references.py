@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from microtome.clinical.overlap import dice
+from microtome.graph.capture import export_graph, network_from_export
 from microtome.medical.infer import segment
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image, read_mask
@@ -91,6 +92,28 @@ def test_mobilenet_recognizes_photographs(data: Path, picture: str, name: str, e
 def test_published_weights_of_another_network_are_refused(data: Path) -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
         networks.load_published(networks.MeshNet(18, 5), data / "networks" / "meshnet_18cls.safetensors")
+
+
+def test_vit_is_captured_with_plain_logits() -> None:
+    pytest.importorskip("monai")
+    torch.manual_seed(0)
+    module = networks.vit(1, 2, (32, 32), width=64, layers=1).eval()
+    network = network_from_export(export_graph(module, (1, 32, 32), (True, False, False)))
+    assert network.notes == ()  # no output was left out
+    x = torch.randn(3, 1, 32, 32)
+    assert network(x).shape == (3, 2)
+    torch.testing.assert_close(network(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_swin_unetr_scores_every_voxel_and_has_gradients() -> None:
+    pytest.importorskip("monai")
+    torch.manual_seed(0)
+    module = networks.swin_unetr(1, 2, depths=(1, 1, 1, 1))  # its capture is slow: references.py does it
+    scores = module(torch.randn(1, 1, 32, 32, 32))
+    assert scores.shape == (1, 2, 32, 32, 32)
+    scores.square().mean().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
+    assert module.swinViT.layers1[0].blocks[0].attn.qkv.weight.grad.abs().max() > 0
 
 
 def squares(count: int = 24, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ class Plan:
         cost: what they cost, in the budget's unit.
         bytes: of the weights of these layers.
         loss: the sum of the layers' losses.
+        front: the best choices of other budgets, cheapest first, where they were asked for.
     """
 
     layer_bits: Mapping[str, Bits]
@@ -37,6 +38,7 @@ class Plan:
     cost: float
     bytes: float
     loss: float
+    front: tuple[Plan, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values, such as JSON holds."""
@@ -175,7 +177,7 @@ def front(
 
 @dataclass(frozen=True)
 class Budget:
-    """What mixed precision may cost, and how widths are chosen; gives a network's widths when it is called.
+    """What mixed precision may cost, and how widths are chosen.
 
     Exactly one of `bits`, `share` and `amount` says how much.
 
@@ -204,10 +206,10 @@ class Budget:
         if sum(value is not None for value in (self.bits, self.share, self.amount)) != 1:
             raise OptionError("a budget is an average width, or a share of the 8-bit cost, or an amount: one of them.")
 
-    def __call__(
+    def plan(
         self, network: Network, capabilities: Capabilities, batches: Batches, *, skip: frozenset[str] = frozenset()
     ) -> Plan:
-        """Measure a float network with folded batch norms, and choose.
+        """Measure a float network with folded batch norms, and choose; the Pareto front comes with it.
 
         Raises:
             OptionError: the budget is below the narrowest widths.
@@ -222,7 +224,8 @@ class Budget:
             sigmoid=self.sigmoid,
             skip=skip,
         )
-        return choose(table, self.total(table), kind=self.kind, milliseconds=self.milliseconds)
+        options: dict[str, Any] = {"kind": self.kind, "milliseconds": self.milliseconds}
+        return replace(choose(table, self.total(table), **options), front=front(table, **options))
 
     def total(self, table: Sequence[Sensitivity]) -> float:
         """Return the budget in its unit."""

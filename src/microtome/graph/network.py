@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from microtome.core.formats import Encoding, encoding_from_record, encoding_record
 from microtome.errors import ModelError, ReadError
 from microtome.graph.operators import constant_source, is_weighted, kind
 
@@ -52,6 +53,7 @@ class Network:
         state: what methods have done to the graph so far, such as `folded` or `quantized`.
         history: one record per method: name, settings, seconds.
         notes: what the user should know, such as an output that was left out.
+        formats: how weights on no affine grid were encoded, by attribute name; their decoded values are in the graph.
     """
 
     graph_module: GraphModule
@@ -60,6 +62,7 @@ class Network:
     state: frozenset[str] = frozenset()
     history: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    formats: Mapping[str, Encoding] = field(default_factory=dict)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the graph: (N, C, *S) → (N, K, *S) or (N, K)."""
@@ -145,6 +148,7 @@ class Network:
             "state": sorted(self.state),
             "history": list(self.history),
             "notes": list(self.notes),
+            "formats": {name: encoding_record(encoding) for name, encoding in self.formats.items()},
         }
         program = self.exported()
         program._example_inputs = None  # megabytes of zeros
@@ -190,6 +194,7 @@ class Network:
                 state=frozenset(metadata["state"]),
                 history=tuple(metadata["history"]),
                 notes=tuple(metadata["notes"]),
+                formats={n: encoding_from_record(record) for n, record in metadata.get("formats", {}).items()},
             )
         except (ValueError, KeyError) as error:
             raise ModelError(f"{path} holds broken microtome metadata ({first_line(error)}).") from error

@@ -44,8 +44,8 @@ class Finetune:
 
     Attributes:
         steps: batches to train on.
-        rate: learning rate of weights (Adam), relative to the root mean square of each tensor, so that it serves networks
-            of any width; half a cosine down to zero.
+        rate: learning rate of weights (Adam), relative to the root mean square of each tensor, so that it serves
+            networks of any width; half a cosine down to zero.
         grid_rate: learning rate of the logarithm of scales.
         ranges: how activation ranges are found: `learned` (LSQ), `clipped` (PACT) or `observed` (moving average over
             the first tenth of the steps, then frozen).

@@ -48,7 +48,7 @@ class Gptq:
     damping: float = 0.01
     block: int = 128
     order: Literal["activation", "natural"] = "activation"
-    positions: int = 4096
+    positions: int = 1024
     widest: int = 4096
     sequential: bool = False
     move_bias: bool = True

@@ -16,6 +16,7 @@ from microtome.core.observers import Observer, make_observer
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError, TargetError
 from microtome.graph import edit
+from microtome.graph.budget import Budget
 from microtome.graph.network import Layer, Network
 from microtome.graph.observe import Observed
 from microtome.graph.operators import output_axis
@@ -44,6 +45,7 @@ class Quantize:
         end_bits: width of both in the layers that no other layer stands before, or behind: few-bit networks lose most
             there (Esser et al., ICLR 2020, section 3). None treats them like the others.
         layer_bits: (weight, activation) widths of single layers, by name, over all of the above.
+        budget: chooses widths layer by layer instead, from what each layer loses at each (mixed precision).
     """
 
     capabilities: Capabilities
@@ -55,6 +57,7 @@ class Quantize:
     activation_bits: int | None = 8
     end_bits: int | None = None
     layer_bits: Mapping[str, Bits] = field(default_factory=dict)
+    budget: Budget | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -70,7 +73,8 @@ class Quantize:
         """
         self._check(network)
         network = network.copy()
-        widths = self._widths(network)
+        plan = self.budget.plan(network, self.capabilities, batches, skip=self.skip) if self.budget else None
+        widths = self._widths(network) | (dict(plan.layer_bits) if plan else {}) | dict(self.layer_bits)
         layers = [
             pair for pair in supported_layers(network, self.capabilities, widths) if pair[0].name not in self.skip
         ]
@@ -94,7 +98,8 @@ class Quantize:
             for value, users in site.edges.items():
                 edit.insert_quantizer(network.graph_module, value, list(users), qparams, value.name)
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        found = ({"plan": plan.as_row(), "pareto": [p.as_row() for p in plan.front]},) if plan else ()
+        return replace(network, state=network.state | self.leaves, history=(*network.history, *found))
 
     def _check(self, network: Network) -> None:
         unknown = sorted({*self.skip, *self.layer_bits} - {layer.name for layer in network.layers})
@@ -118,7 +123,7 @@ class Quantize:
             bits: Bits = (self.weight_bits, self.activation_bits)
             if layer.name in at_ends:
                 bits = tuple(b and max(b, self.end_bits or 0) for b in bits)  # type: ignore[assignment]
-            widths[layer.name] = self.layer_bits.get(layer.name, bits)
+            widths[layer.name] = bits
         return widths
 
     def _calibrate(self, network: Network, values: Sequence[Node], batches: Batches) -> dict[Node, Observer]:
