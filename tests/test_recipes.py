@@ -144,13 +144,14 @@ def test_a_recipe_that_trains_reads_the_training_images(tmp_path):
     data = Data(images(network.shape), training=images(network.shape, seed=1), tuning=images(network.shape, seed=2))
     chosen = recipe("qat", EVERYTHING, Settings(weight_bits=4, steps=3))
     assert chosen.trains
-    result = run(chosen, network, data, checkpoints=tmp_path, watch=lambda step, steps, loss: seen.append((step, steps)))
+    result = run(chosen, network, data, checkpoints=tmp_path, watch=lambda *told: seen.append(told[:2]))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     record = result.history[-1]
     assert record["method"] == "Finetune"
     assert record["training"]["monitor"][-1] is not None
     assert json.loads(json.dumps(record)) == record
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-FoldBatchNorm.pt2", "1-Quantize.pt2", "2-Finetune.pt2"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["0-FoldBatchNorm.pt2", "1-Quantize.pt2", "2-Finetune.pt2"]
 
 
 def test_training_without_images_is_refused():

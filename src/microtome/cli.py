@@ -70,13 +70,37 @@ def compress(
     cohort: CohortPath,
     out: Out,
     target: Target = "openvino",
-    recipe: Annotated[str, typer.Option(help="int8, or f32 for comparison.")] = "int8",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="int8, equalized, gptq, adaround, reconstruct, mixed, qat, ternary, binary; f32 for comparison; auto "
+            "tries from cheap to expensive until nothing is lost."
+        ),
+    ] = "int8",
+    weight_bits: Annotated[str, typer.Option(help="Width of weights: 2 to 16, or float.")] = "8",
+    activation_bits: Annotated[str, typer.Option(help="Width of layers' inputs: 1 to 16, or float.")] = "8",
+    weight_format: Annotated[
+        str | None,
+        typer.Option(
+            help="codebook, power_of_two, additive, logarithmic, ternary, binary, fp8, fp16 or bf16 weights, with int8."
+        ),
+    ] = None,
+    average_bits: Annotated[float, typer.Option(help="Average width of weights, for mixed.")] = 4.0,
+    steps: Annotated[int | None, typer.Option(help="Of training, or of reconstruction per block.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step of training.")] = 4,
+    flip: Annotated[
+        list[int] | None, typer.Option(help="Spatial axis that training may mirror; may be repeated.")
+    ] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Minutes after which auto tries nothing more.")] = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
     input_shape: InputShape = None,
     format_: Format = None,
     patient_pattern: PatientPattern = None,
     calibration_cases: Annotated[int, typer.Option(min=1, help="Cases to find ranges on.")] = 32,
+    calibration_choice: Annotated[
+        str, typer.Option(help="first, random, stratified, foreground or diverse.")
+    ] = "first",
     calibration: Annotated[Path | None, typer.Option(help="Another cohort, to calibrate on all of its cases.")] = None,
     tuning: Annotated[float, typer.Option(min=0, max=1, help="Share of patients for tuning.")] = 0.1,
     evaluation: Annotated[float, typer.Option(min=0, max=1, help="Share of patients for evaluation.")] = 0.3,
@@ -109,6 +133,7 @@ def compress(
             patient_pattern=patient_pattern,
             calibration=calibration,
             calibration_cases=calibration_cases,
+            calibration_choice=calibration_choice,
             tuning=tuning,
             evaluation=evaluation,
             metric=metric,
@@ -116,6 +141,14 @@ def compress(
             observer=observer,
             percentile=percentile,
             skip=tuple(skip or ()),
+            weight_bits=_bits(weight_bits, "--weight-bits"),
+            activation_bits=_bits(activation_bits, "--activation-bits"),
+            weight_format=weight_format,
+            average_bits=average_bits,
+            steps=steps,
+            batch=batch,
+            flips=tuple(flip or ()),
+            time_budget=time_budget,
             precision=precision,
             seed=seed,
             threads=threads,
@@ -276,6 +309,15 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
         raise typer.BadParameter(f"{text!r} is not a shape like 1,256,256 or 1,96,96,96", param_hint="--input-shape")
     return shape
+
+
+def _bits(text: str, option: str) -> int | None:
+    """Parse a width, or `float`."""
+    if text == "float":
+        return None
+    if not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is neither a number of bits nor `float`", param_hint=option)
+    return int(text)
 
 
 def _run(verb: Callable[[Any], dict[str, Any]], quietly: bool) -> dict[str, Any]:

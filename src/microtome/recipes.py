@@ -9,13 +9,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from microtome.core.formats import (
+    AdditivePowerOfTwo,
+    Binary,
+    Codebook,
+    Format,
+    Logarithmic,
+    Minifloat,
+    PowerOfTwo,
+    Ternary,
+)
 from microtome.core.observers import OBSERVERS
 from microtome.errors import OptionError
 from microtome.graph.budget import Budget
 from microtome.graph.network import Network
 from microtome.methods.adaround import AdaRound
+from microtome.methods.attention import QuantizeAttention
 from microtome.methods.base import Batches, Method
 from microtome.methods.bias_correction import CorrectBias
+from microtome.methods.dynamic import QuantizeDynamic
+from microtome.methods.encode import EncodeWeights
+from microtome.methods.equalize import Equalize
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
@@ -24,6 +38,20 @@ from microtome.methods.reconstruct import Reconstruct
 from microtome.types import Bits, Capabilities
 
 MIXED_WIDTHS = (8, 6, 5, 4, 3, 2)
+
+
+# Formats of weights, given the width asked for; some have a width of their own.
+FORMATS: dict[str, Callable[[int], Format]] = {
+    "codebook": lambda bits: Codebook(bits, integer=True),
+    "power_of_two": PowerOfTwo,
+    "additive": AdditivePowerOfTwo,
+    "logarithmic": Logarithmic,
+    "ternary": lambda bits: Ternary(),
+    "binary": lambda bits: Binary(),
+    "fp8": lambda bits: Minifloat("e4m3fn", scaled=True),
+    "fp16": lambda bits: Minifloat("fp16"),
+    "bf16": lambda bits: Minifloat("bf16"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +64,7 @@ class Settings:
         skip: layers that stay in float.
         weight_bits: width of weights; None leaves them in float.
         activation_bits: width of layers' inputs; None leaves them in float.
+        weight_format: number format of weights, a key of FORMATS; None is the affine grid.
         end_bits: least width of the first and the last layers; None treats them like the others.
         layer_bits: widths of single layers.
         steps: of training, or of reconstruction per block; None takes the recipe's own.
@@ -50,6 +79,7 @@ class Settings:
     skip: frozenset[str] = frozenset()
     weight_bits: int | None = 8
     activation_bits: int | None = 8
+    weight_format: str | None = None
     end_bits: int | None = 8
     layer_bits: Mapping[str, Bits] = field(default_factory=dict)
     steps: int | None = None
@@ -64,6 +94,10 @@ class Settings:
             raise OptionError(f"there is no observer {self.observer!r}.", f"Choose one of {', '.join(OBSERVERS)}.")
         if not 50 < self.percentile <= 100:
             raise OptionError(f"--percentile must lie above 50 and up to 100, not {self.percentile}.")
+        if self.weight_format is not None and self.weight_format not in FORMATS:
+            raise OptionError(
+                f"there is no weight format {self.weight_format!r}.", f"Choose one of {', '.join(FORMATS)}."
+            )
         if self.steps is not None and self.steps < 1:
             raise OptionError(f"--steps must be at least 1, not {self.steps}.")
 
@@ -228,7 +262,30 @@ def _ranges(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...
 
 
 def _ptq(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
-    return FoldBatchNorm(), _quantize(capabilities, settings), CorrectBias()
+    quantize = _quantize(capabilities, settings)
+    if settings.weight_format is None:
+        return FoldBatchNorm(), quantize, CorrectBias()
+    if settings.weight_bits is None:
+        raise OptionError(f"weights cannot be float and {settings.weight_format}.", "Leave one of the two out.")
+    try:
+        encode = EncodeWeights(capabilities, FORMATS[settings.weight_format](settings.weight_bits))
+    except ValueError as error:
+        raise OptionError(f"{settings.weight_format} weights have no {settings.weight_bits} bits: {error}.") from error
+    return FoldBatchNorm(), quantize, encode, CorrectBias()
+
+
+def _equalized(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), Equalize(), _quantize(capabilities, settings), CorrectBias()
+
+
+def _transformer(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    attention = QuantizeAttention(softmax="twin", observer=settings.observer, capabilities=capabilities)
+    return FoldBatchNorm(), _quantize(capabilities, settings), attention, CorrectBias()
+
+
+def _dynamic(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    weight = 8 if settings.weight_bits is None else settings.weight_bits
+    return FoldBatchNorm(), QuantizeDynamic(weight, settings.activation_bits, skip=settings.skip)
 
 
 def _mixed(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
@@ -272,6 +329,9 @@ RECIPES: dict[str, Plan] = {
     "int8": Plan("fold batch norms, ranges of least squared error, correct biases (the default, at any width)", _ptq),
     "minmax": Plan("fold batch norms, ranges from the extremes: what everybody has", _minmax),
     "ranges": Plan("fold batch norms, ranges of least squared error", _ranges),
+    "equalized": Plan("equalize the ranges of channels across layers, then as int8", _equalized),
+    "transformer": Plan("as int8, and the products of attention where the target has integer kernels", _transformer),
+    "dynamic": Plan("linear and recurrent layers, with activation ranges found in each run: no images", _dynamic),
     "mixed": Plan("widths of weights layer by layer, for the least loss within --average-bits", _mixed),
     "gptq": Plan("second-order rounding of weights, then correct biases", _gptq),
     "adaround": Plan("learn the rounding of weights, layer by layer", _adaround),

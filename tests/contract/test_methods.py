@@ -6,12 +6,20 @@ from functools import cache
 import pytest
 import torch
 
+from microtome.core.formats import PowerOfTwo
 from microtome.errors import OptionError
 from microtome.graph.network import Network
+from microtome.methods.adaround import AdaRound
+from microtome.methods.attention import QuantizeAttention
 from microtome.methods.base import Method
 from microtome.methods.bias_correction import CorrectBias
+from microtome.methods.encode import EncodeWeights
+from microtome.methods.equalize import Equalize
+from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
+from microtome.methods.gptq import Gptq
 from microtome.methods.quantize import Quantize
+from microtome.methods.reconstruct import Reconstruct
 from microtome.recipes import Recipe, run
 from networks import EVERYTHING, NETWORKS, captured, images
 
@@ -20,6 +28,13 @@ METHODS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
     "quantize": (Quantize(EVERYTHING), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize(EVERYTHING))),
+    "gptq": (Gptq(), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
+    "encode": (EncodeWeights(EVERYTHING, PowerOfTwo(4)), (FoldBatchNorm(), Quantize(EVERYTHING))),
+    "equalize": (Equalize(), (FoldBatchNorm(),)),
+    "adaround": (AdaRound(steps=3), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
+    "reconstruct": (Reconstruct(steps=3), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
+    "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
+    "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize(EVERYTHING))),
 }
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 

@@ -22,7 +22,7 @@ from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from networks import EVERYTHING, NETWORKS, captured, images, randomize
 
-HEADER_SHARE = 0.03  # names and shapes, of a network of half a million weights at one bit
+HEADER_SHARE = 0.03  # names and shapes of half a million weights; 2 % at one bit
 
 
 def quantized(name: str, bits: int | None = 4, skip: frozenset[str] = frozenset()) -> Network:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from microtome.core.affine import fake_quantize, qparams_from_range, real_range
+from microtome.core.formats import Binary, Encoding
 from microtome.core.search import weight_qparams
 from microtome.types import QParams, QType
 
@@ -30,6 +31,10 @@ class Grid(nn.Module):
     def settled(self, weight: Tensor) -> Tensor:
         """Return what a trained weight becomes: values on the grid."""
         return fake_quantize(weight.detach(), self.grid())
+
+    def encoding(self) -> Encoding | None:
+        """Return the format of a weight that needs fewer bits than its grid; None where the grid says it all."""
+        return None
 
 
 class LearnedGrid(Grid):
@@ -175,6 +180,10 @@ class BinaryWeight(Grid):
         scale = self._magnitude(weight.detach())
         self.scale.copy_(scale.reshape(-1))
         return _sign(weight.detach()) * scale
+
+    def encoding(self) -> Encoding:
+        """Return the format of one bit."""
+        return Encoding(Binary(), {"scale": self.scale.detach().clone()}, self.qtype.axis)
 
     def _magnitude(self, weight: Tensor) -> Tensor:
         axis = self.qtype.axis or 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -99,12 +99,16 @@ class Trainable:
             if not name.startswith(PREFIX):
                 edit.set_constant(network.graph_module, name, parameter)
         nodes = [quantizer.node for quantizer in quantizers(network)]
+        formats = dict(network.formats)
         with quiet():
             for slot in self.slots:
                 node = nodes[slot.position]
                 if slot.weight is not None:
                     settled = slot.module.settled(self.weight_of(slot))
                     edit.own_constant(network.graph_module, node, 0, settled)
+                    encoding = slot.module.encoding()
+                    if encoding is not None:
+                        formats[str(node.args[0].target)] = encoding  # type: ignore[union-attr]
                 edit.set_grid(network.graph_module, node, slot.module.grid())
             edit.finish(network.graph_module)
-        return network
+        return replace(network, formats=formats)

@@ -31,7 +31,7 @@ class AdaRound:
     seed: int = 0
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "finetuned"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "encoded", "finetuned"})
     leaves: ClassVar[frozenset[str]] = frozenset({"rounded"})
 
     def __call__(self, network: Network, batches: Batches) -> Network:

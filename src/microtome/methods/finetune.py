@@ -86,7 +86,7 @@ class Finetune:
     watch: Watch | None = field(default=None, metadata=NOT_A_SETTING)
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"finetuned"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"finetuned", "encoded"})
     leaves: ClassVar[frozenset[str]] = frozenset({"finetuned"})
     trains: ClassVar[bool] = True
 

@@ -55,7 +55,7 @@ class Gptq:
     seed: int = 0
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "encoded"})
     leaves: ClassVar[frozenset[str]] = frozenset({"rounded"})
 
     def __call__(self, network: Network, batches: Batches) -> Network:

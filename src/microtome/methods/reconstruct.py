@@ -40,7 +40,7 @@ class Reconstruct:
     seed: int = 0
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "finetuned"})
+    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "encoded", "finetuned"})
     leaves: ClassVar[frozenset[str]] = frozenset({"rounded", "reconstructed"})
 
     def __call__(self, network: Network, batches: Batches) -> Network:

@@ -16,6 +16,7 @@ from microtome.graph import edit
 from microtome.graph.network import Network, first_line, quiet
 from microtome.graph.operators import WEIGHTED, constant_source, kind
 from microtome.graph.quantizers import quantizers
+from microtome.runtimes.onnx_dynamic import fold_dynamic_ranges
 
 OPSET = 21
 STORED_BITS = 8
@@ -65,6 +66,7 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
     assert exported is not None
     model = exported.model_proto
     _name_layers(model, network, program)
+    fold_dynamic_ranges(model)
     _fold_weights(model)
     if not zero_points:
         _drop_zero_zero_points(model)

@@ -111,6 +111,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
+        # or it rounds activations by itself where only the weight is in integers
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         for key, value in settings.items():
             setattr(options, key, value)
         try:

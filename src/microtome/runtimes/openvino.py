@@ -105,7 +105,13 @@ class Session:
             self._model = _core().read_model(path)
         except RuntimeError as error:
             raise ReadError(f"{path} is not a model that OpenVINO can read: {_reason(error)}.") from error
-        self._settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            # or it rounds activations by itself where only the weight is in integers
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
         if threads:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         self._requests: dict[tuple[int, ...], Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from microtome.medical.cohort import Cohort
+from microtome.medical.foreground import foreground_points, prepare_labels, window_at
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.medical.sliding import tiles
@@ -23,32 +25,58 @@ class CalibrationBatches:
     """Tensors (1, C, *S), float32, made anew on each pass: one image is in memory at a time."""
 
     def __init__(
-        self, cohort: Cohort, cases: Sequence[Case], pipeline: Pipeline, progress: Progress, seed: int = 0
+        self,
+        cohort: Cohort,
+        cases: Sequence[Case],
+        pipeline: Pipeline,
+        progress: Progress,
+        seed: int = 0,
+        *,
+        foreground: bool = False,
     ) -> None:
-        """Take the cases as given; `seed` chooses windows."""
+        """Take the cases as given; `seed` chooses windows, and `foreground` has them on labelled structures."""
         self._cohort, self._cases, self._pipeline = cohort, tuple(cases), pipeline
-        self._progress, self._seed = progress, seed
+        self._progress, self._seed, self._foreground = progress, seed, foreground
         self.title = "calibrate"
 
     def __iter__(self) -> Iterator[Tensor]:
         """Read and prepare case by case."""
         rng = np.random.default_rng(self._seed)
         for case in self._progress.track(self._cases, self.title, len(self._cases)):
-            for array in inputs(self._cohort, case, self._pipeline, rng):
+            for array in inputs(self._cohort, case, self._pipeline, rng, foreground=self._foreground):
                 yield torch.from_numpy(array[None])
 
 
-def inputs(cohort: Cohort, case: Case, pipeline: Pipeline, rng: np.random.Generator) -> list[Array]:
+def inputs(
+    cohort: Cohort, case: Case, pipeline: Pipeline, rng: np.random.Generator, *, foreground: bool = False
+) -> list[Array]:
     """Return what the network gets to see of a case, float32 (C, *S) each: the image, or some of its windows.
 
-    Of many windows those with most contrast come first: empty corners say nothing about ranges.
+    With `foreground`, the windows of a case that has a mask are centred on its structures, each in turn.
     """
-    array = prepare(cohort.image(case), pipeline).array
+    image = cohort.image(case)
+    prepared = prepare(image, pipeline)
+    mask = cohort.mask(case, image) if foreground and pipeline.patch is not None else None
+    return windows(prepared.array, pipeline, rng, None if mask is None else prepare_labels(mask, prepared))
+
+
+def windows(array: Array, pipeline: Pipeline, rng: np.random.Generator, labels: Array | None = None) -> list[Array]:
+    """Return a prepared image, or where the network sees patches, up to `WINDOWS_PER_CASE` of its windows.
+
+    Of many windows those with most contrast come first: empty corners say nothing about ranges. With `labels`, a label
+    map on the same grid that holds foreground, they stand around random voxels of its structures instead.
+    """
     if pipeline.patch is None:
         return [np.ascontiguousarray(array, np.float32)]
-    windows = list(tiles(array, patch=pipeline.patch, overlap=0.0))
-    if len(windows) > WINDOWS_PER_CASE:
-        contrast = np.array([window.std() for window in windows])
-        likely = np.argsort(contrast, kind="stable")[len(windows) // 2 :]
-        windows = [windows[i] for i in rng.choice(likely, min(WINDOWS_PER_CASE, len(likely)), replace=False)]
-    return [np.ascontiguousarray(window, np.float32) for window in windows]
+    found = list(tiles(array, patch=pipeline.patch, overlap=0.0))
+    if len(found) > WINDOWS_PER_CASE:
+        points = () if labels is None else foreground_points(labels, rng, WINDOWS_PER_CASE)
+        if points:
+            structures = (points[k] for k in rng.permutation(len(points)))
+            centres = itertools.islice(itertools.cycle(structures), WINDOWS_PER_CASE)
+            found = [window_at(array, voxels[rng.integers(len(voxels))], pipeline.patch) for voxels in centres]
+        else:
+            contrast = np.array([window.std() for window in found])
+            likely = np.argsort(contrast, kind="stable")[len(found) // 2 :]
+            found = [found[i] for i in rng.choice(likely, min(WINDOWS_PER_CASE, len(likely)), replace=False)]
+    return [np.ascontiguousarray(window, np.float32) for window in found]

@@ -9,23 +9,27 @@ import numpy as np
 
 from microtome import recipes
 from microtome.graph.network import Network
+from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
 from microtome.package import Staging, write_json, writing
-from microtome.progress import Progress, Silent
+from microtome.progress import Progress, Silent, TrainingBar
 from microtome.types import Array
+from microtome.verbs.auto import choose as choose_recipe
 from microtome.verbs.calibration import CalibrationBatches
 from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
 from microtome.verbs.deploy import deploy
 from microtome.verbs.examples import choose, pictures
 from microtome.verbs.provenance import provenance
 from microtome.verbs.result import assemble
-from microtome.verbs.task import CompressOptions, Task, identity, read_task
+from microtome.verbs.task import AUTO, CompressOptions, Task, identity, read_task, settings
 from microtome.verbs.timing import Stopwatch, eager
+from microtome.verbs.training_data import TrainingBatches
 
 if TYPE_CHECKING:
     from torch import nn
 
 # Disk space that the work needs, in sizes of the f32 network: its checkpoints, both exports, the package.
 ROOM = 8
+MOST_TUNING = 32  # cases that early stopping looks at
 
 
 def compress(
@@ -69,7 +73,7 @@ def compress(
     seconds.lap("read")
     with writing(out):
         staging.require(ROOM * 4 * task.loaded.network.parameters)
-        network = _run_recipe(task, staging, progress)
+        network, trials = _compressed(task, staging, progress)
         seconds.lap("compress")
         deployed = deploy(task, network, staging, progress)
         seconds.lap("export and bench")
@@ -84,27 +88,55 @@ def compress(
         seconds.lap("examples")
         result = assemble(task, network, deployed, evaluation)
         result["examples"], result["seconds"] = examples, seconds.laps
+        result["packed"] = {"bytes": packed_bytes(network), "theoretical_bytes": theoretical_bytes(network)}
+        result.update(_found(network))
+        if trials:
+            result["trials"] = trials
         _write(task, network, result, arrays, staging, progress)
         staging.finish()
     return result
 
 
-def _run_recipe(task: Task, staging: Staging, progress: Progress) -> Network:
-    options = task.options
-    chosen = recipes.recipe(
-        options.recipe,
-        task.runtime.capabilities(),
-        observer=options.observer,
-        percentile=options.percentile,
-        skip=frozenset(options.skip),
-    )
-    cohort, cases = task.calibration
-    batches = CalibrationBatches(cohort, cases, task.pipeline, progress, options.seed)
+def _compressed(task: Task, staging: Staging, progress: Progress) -> tuple[Network, list[dict[str, Any]]]:
+    """Run the recipe; with `auto` also return what was tried."""
+    options, told = task.options, settings(task)
+    data = _data(task, progress)
+    if options.recipe == AUTO:
+        return choose_recipe(task, data, told, staging, progress)
+    chosen = recipes.recipe(options.recipe, task.runtime.capabilities(), told)
 
     def announce(name: str) -> None:
-        batches.title = name
+        data.calibration.title = name
 
-    return recipes.run(chosen, task.loaded.network, batches, checkpoints=staging.work, announce=announce)
+    bar = TrainingBar(progress, "train")
+    parent = task.loaded.network
+    return recipes.run(chosen, parent, data, checkpoints=staging.work, announce=announce, watch=bar.step), []
+
+
+def _found(network: Network) -> dict[str, Any]:
+    """Return what methods found on their way and the report draws: the choices of widths, the course of training."""
+    return {name: record[name] for record in network.history for name in ("pareto", "training") if name in record}
+
+
+def _data(task: Task, progress: Progress) -> recipes.Data[CalibrationBatches]:
+    """Return what methods may read: nothing of it is evaluated, and tuning patients are not trained on."""
+    options, pipeline = task.options, task.pipeline
+    cohort, cases = task.calibration
+    training = None
+    if task.cohort.train:
+        training = TrainingBatches(
+            task.cohort,
+            task.cohort.train,
+            pipeline,
+            batch=options.batch,
+            seed=options.seed,
+            augment=True,
+            flips=options.flips,
+        )
+    tuning = None
+    if task.cohort.tuning:
+        tuning = CalibrationBatches(task.cohort, task.cohort.tuning[:MOST_TUNING], pipeline, Silent(), options.seed)
+    return recipes.Data(CalibrationBatches(cohort, cases, pipeline, progress, options.seed), training, tuning)
 
 
 def _write(
@@ -118,7 +150,9 @@ def _write(
     progress.say("write the package")
     write_json(folder / "result.json", result)
     np.savez_compressed(folder / "examples.npz", **arrays)  # type: ignore[arg-type]
-    network.to("cpu").save(folder / "network.pt2")
+    network = network.to("cpu")
+    network.save(folder / "network.pt2")
+    save_packed(network, folder / "weights.safetensors")
     (folder / "pipeline.json").write_text(task.pipeline.to_json())
     calibration_cohort, cases = task.calibration
     write_json(

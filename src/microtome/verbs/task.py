@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from microtome.graph.network import Network
     from microtome.models import Loaded
+    from microtome.recipes import Settings
+
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class CompressOptions:
 
     Attributes:
         target: runtime of the package.
-        recipe: chain of methods, a key of `recipes.RECIPES`.
+        recipe: chain of methods, a key of `recipes.RECIPES`; or `auto`, which tries them from cheap to expensive.
         weights: weights for a model given as `file.py:factory`.
         input_shape: (C, *S) that the network is captured with; None takes it from the pipeline.
         pipeline: pre- and post-processing, or a pipeline.json; None takes the model's, or guesses from the cohort.
@@ -41,6 +45,7 @@ class CompressOptions:
         patient_pattern: regular expression for the patient in a file name.
         calibration: another cohort to calibrate on, all of whose cases are taken for calibration.
         calibration_cases: at most so many.
+        calibration_choice: how they are chosen, see `verbs.selection`.
         tuning: share of patients kept for tuning.
         evaluation: share of patients kept for evaluation.
         metric: what the verdict rests on; None is Dice or AUROC.
@@ -48,6 +53,14 @@ class CompressOptions:
         observer: how activation ranges are found.
         percentile: for the observer of that name.
         skip: layers that stay in float.
+        weight_bits: width of weights; None leaves them in float.
+        activation_bits: width of layers' inputs; None leaves them in float.
+        weight_format: number format of weights, a key of `recipes.FORMATS`; None is the affine grid.
+        average_bits: average width of weights that the recipe `mixed` may use.
+        steps: of training, or of reconstruction per block; None takes the recipe's own.
+        batch: images per step of training.
+        flips: spatial axes along which a mirrored image is another plausible image, for training.
+        time_budget: minutes after which `auto` tries nothing more; None is no limit.
         precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
         seed: of the split, the calibration windows and the bootstrap.
         threads: of the runtime and of eager PyTorch; 0 means all cores.
@@ -64,6 +77,7 @@ class CompressOptions:
     patient_pattern: str | None = None
     calibration: Path | None = None
     calibration_cases: int = 32
+    calibration_choice: str = "first"
     tuning: float = 0.1
     evaluation: float = 0.3
     metric: str | None = None
@@ -71,6 +85,14 @@ class CompressOptions:
     observer: str = "mse"
     percentile: float = 99.99
     skip: tuple[str, ...] = ()
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    weight_format: str | None = None
+    average_bits: float = 4.0
+    steps: int | None = None
+    batch: int = 4
+    flips: tuple[int, ...] = ()
+    time_budget: float | None = None
     precision: str = "auto"
     seed: int = 0
     threads: int = 0
@@ -130,12 +152,37 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
             f"--precision {options.precision} is nothing that {options.target} offers.",
             f"Choose auto or {', '.join(target.PRECISIONS)}.",
         )
-    recipes.recipe(options.recipe, target.capabilities(), observer=options.observer, percentile=options.percentile)
+    names = (*recipes.RECIPES, AUTO)
+    if options.recipe not in names:
+        raise OptionError(f"there is no recipe {options.recipe!r}.", f"Choose one of {', '.join(names)}.")
+    if options.recipe != AUTO:
+        recipes.recipe(options.recipe, target.capabilities(), recipes.Settings(**_asked(options)))
     cohort = read_cohort(cohort_path, options)
     check_metric(cohort.task, options.metric)
     loaded, pipeline = read_network(model, cohort, options)
     calibration = _calibration(cohort, options)
     return Task(options, loaded, pipeline, cohort, calibration, target)
+
+
+def settings(task: Task) -> Settings:
+    """Return what the options, and the pipeline, tell the methods."""
+    from microtome.recipes import Settings
+
+    return Settings(**_asked(task.options), sigmoid=task.pipeline.activation == "sigmoid")
+
+
+def _asked(options: CompressOptions) -> dict[str, Any]:
+    names = (
+        "observer",
+        "percentile",
+        "weight_bits",
+        "activation_bits",
+        "weight_format",
+        "average_bits",
+        "steps",
+        "seed",
+    )
+    return {name: getattr(options, name) for name in names} | {"skip": frozenset(options.skip)}
 
 
 def _calibration(cohort: Cohort, options: CompressOptions) -> tuple[Cohort, tuple[Case, ...]]:

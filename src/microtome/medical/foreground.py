@@ -1,0 +1,72 @@
+"""Reference labels on the network's grid, and windows around what they mark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from microtome.errors import GeometryError
+from microtome.medical.prepare import Prepared
+from microtome.types import Array
+
+
+def prepare_labels(labels: Array, prepared: Prepared) -> Array:
+    """Put a label map on the grid of a prepared image, by nearest neighbour; padding is label 0.
+
+    Args:
+        labels: integers of the image's own spatial shape.
+        prepared: what `prepare` returned for the image.
+
+    Returns:
+        Labels of the type given, of the spatial shape of `prepared.array`.
+
+    Raises:
+        GeometryError: the labels are not of the image's shape.
+    """
+    flips = tuple(slice(None, None, -1) if flip else slice(None) for flip in prepared.flips)
+    oriented = labels[flips].transpose(prepared.order) if labels.ndim == len(flips) else labels
+    if oriented.shape != prepared.oriented:
+        raise GeometryError(
+            f"The labels have the size {oriented.shape}, the image {prepared.oriented}.", "Check the mask."
+        )
+    result = oriented[prepared.box]
+    for axis, (source, target) in enumerate(zip(prepared.crop, prepared.content, strict=True)):
+        nearest = ((np.arange(target) + 0.5) * source / target).astype(np.intp)
+        result = np.take(result, nearest, axis=axis)
+    whole = np.zeros(prepared.array.shape[1:], labels.dtype)
+    whole[tuple(slice(0, n) for n in prepared.content)] = result
+    return whole
+
+
+def foreground_points(labels: Array, rng: np.random.Generator, most: int) -> tuple[Array, ...]:
+    """Return up to `most` random voxels of each label above 0, one array (n, D) per label in the order of the labels.
+
+    The choice of voxels is what nnU-Net keeps of each case to centre patches on (Isensee et al., Nature Methods 2021).
+    """
+    flat = np.flatnonzero(labels)
+    values = labels.reshape(-1)[flat]
+    points = []
+    for value in np.unique(values):
+        voxels = flat[values == value]
+        if len(voxels) > most:
+            voxels = rng.choice(voxels, most, replace=False)
+        points.append(np.stack(np.unravel_index(voxels, labels.shape), axis=1))
+    return tuple(points)
+
+
+def window_at(array: Array, centre: Sequence[int], patch: Sequence[int]) -> Array:
+    """Return the window (C, *patch) around a voxel, moved to lie within the array (C, *S) as far as that is possible.
+
+    An array that is smaller than the patch gets zeros on both sides, as in `sliding_window`. A view where it can be.
+    """
+    sizes = array.shape[1:]
+    axes = list(zip(centre, sizes, patch, strict=True))
+    corner = [min(max(0, int(c) - p // 2), max(0, n - p)) for c, n, p in axes]
+    window = array[(slice(None), *(slice(begin, begin + p) for begin, p in zip(corner, patch, strict=True)))]
+    if window.shape[1:] == tuple(patch):
+        return window
+    padded = np.zeros((array.shape[0], *patch), array.dtype)
+    before = [max(0, p - n) // 2 for _, n, p in axes]
+    padded[(slice(None), *(slice(b, b + n) for b, n in zip(before, window.shape[1:], strict=True)))] = window
+    return padded

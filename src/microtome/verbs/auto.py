@@ -1,0 +1,196 @@
+"""`--recipe auto`: try recipes from cheap to expensive until one loses nothing on the tuning cases and is fastest."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microtome import recipes
+from microtome.errors import MicrotomeError
+from microtome.graph.network import Network
+from microtome.package import Staging, write_json
+from microtome.progress import Progress, TrainingBar
+from microtome.recipes import Data, Settings
+from microtome.runtimes.base import Session
+from microtome.types import Array
+from microtome.verbs.calibration import inputs
+from microtome.verbs.judge import Judge
+from microtome.verbs.task import Task
+from microtome.verbs.timing import Candidate, eager, file_bytes, interleaved
+
+# From the cheapest to the most expensive. Each line changes one thing.
+LADDER = ("minmax", "ranges", "int8", "equalized", "mixed", "reconstruct", "qat")
+# A network that is not so much slower than the fastest counts as fast: it is within what times vary by.
+AS_FAST = 1.05
+TIMING_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rung that was tried, with what came out."""
+
+    name: str
+    network: Network
+    record: dict[str, Any]
+
+
+def choose(
+    task: Task, data: Data[Any], settings: Settings, staging: Staging, progress: Progress
+) -> tuple[Network, list[dict[str, Any]]]:
+    """Return the first network that is non-inferior on the tuning cases and as fast as any, and all that was tried.
+
+    What is finished lies in the staging folder: the same call goes on behind it. Where no rung is non-inferior, the one
+    with the best lower bound is returned, and the final evaluation will say what it says.
+
+    Raises:
+        SplitError: there are no tuning cases with a reference.
+    """
+    folder = staging.work / "auto"
+    folder.mkdir(exist_ok=True)
+    judge = Judge(
+        eager(task.loaded.network.to("cpu"), task.options.threads),
+        task.cohort,
+        task.cohort.tuning,
+        task.pipeline,
+        margin=task.options.margin,
+        seed=task.options.seed,
+        progress=progress,
+    )
+    climb = _Climb(task, data, settings, folder, judge, progress)
+    spent = 0.0
+    for name in LADDER:
+        if task.options.time_budget is not None and spent > task.options.time_budget * 60:
+            progress.say(f"auto: the time budget of {task.options.time_budget:g} minutes is spent")
+            break
+        trial = climb.step(name)
+        if trial is None:
+            continue
+        spent += trial.record["seconds"]
+        progress.say(f"auto: {name}: {trial.record['reason']}")
+        if trial.record["chosen"]:
+            break
+    return climb.best()
+
+
+class _Climb:
+    """The rungs tried so far."""
+
+    def __init__(
+        self, task: Task, data: Data[Any], settings: Settings, folder: Path, judge: Judge, progress: Progress
+    ) -> None:
+        self.task, self.data, self.settings = task, data, settings
+        self.folder, self.judge, self.progress = folder, judge, progress
+        self.trials: list[Trial] = []
+        self.failed: list[dict[str, Any]] = []
+        self.fastest: Session | None = None
+        self.fastest_ms = float("inf")
+        cohort, cases = task.calibration
+        self.example: Array = inputs(cohort, cases[0], task.pipeline, np.random.default_rng(task.options.seed))[0][None]
+
+    def step(self, name: str) -> Trial | None:
+        """Try a rung, or read what came out of it; None where the recipe cannot run on this network."""
+        folder = self.folder / name
+        stored = folder / "trial.json"
+        if stored.exists():
+            record = json.loads(stored.read_text())
+            network = Network.load(folder / "network.pt2")
+            self.fastest_ms = min(self.fastest_ms, record["latency_ms"])
+            trial = Trial(name, network, record)
+        else:
+            folder.mkdir(exist_ok=True)
+            start = time.perf_counter()
+            try:
+                network, session, size = self._compress(name, folder)
+            except MicrotomeError as error:
+                self.failed.append({"name": name, "verdict": None, "reason": f"could not run: {error.problem}"})
+                self.progress.say(f"auto: {name}: {error.problem}")
+                return None
+            latency = self._time(session)
+            record = self._judged(name, session) | {"latency_ms": latency, "bytes": size}
+            record["seconds"] = round(time.perf_counter() - start, 1)
+            record |= self._decided(record)
+            network.save(folder / "network.pt2")
+            write_json(stored, record)
+            trial = Trial(name, network, record)
+        self.trials.append(trial)
+        return trial
+
+    def best(self) -> tuple[Network, list[dict[str, Any]]]:
+        """Return the network that was chosen, or the best of those tried."""
+        if not self.trials:
+            raise MicrotomeError("none of the recipes can run on this network.", self.failed[-1]["reason"])
+
+        def rank(trial: Trial) -> tuple[bool, float]:
+            record = trial.record
+            if record["verdict"]:
+                return True, -record["latency_ms"]
+            return False, -np.inf if record["lower"] is None else record["lower"]
+
+        chosen = next((t for t in self.trials if t.record["chosen"]), None) or max(self.trials, key=rank)
+        records = [trial.record | {"chosen": trial is chosen} for trial in self.trials]
+        return chosen.network, [*records, *self.failed]
+
+    def _compress(self, name: str, folder: Path) -> tuple[Network, Session, int]:
+        task, options = self.task, self.task.options
+        chosen = recipes.recipe(name, task.runtime.capabilities(), self.settings)
+
+        def announce(method: str) -> None:
+            self.progress.say(f"auto: {name}: {method}")
+
+        parent = task.loaded.network
+        bar = TrainingBar(self.progress, f"auto: {name}: train")
+        made = recipes.run(chosen, parent, self.data, checkpoints=folder, announce=announce, watch=bar.step)
+        network = made.to("cpu")
+        path = task.runtime.export(network, folder)
+        precision = task.runtime.PRECISIONS[0]
+        session = task.runtime.open_session(path, threads=options.threads, precision=precision)
+        return network, session, file_bytes(task.runtime, path)
+
+    def _time(self, session: Session) -> float:
+        """Return the median latency, as it compares with the fastest so far in the same run."""
+        target = self.task.options.target
+        session.run(self.example)
+        candidates = [Candidate("this", target, "", session.run)]
+        if self.fastest is not None:
+            candidates.append(Candidate("fastest", target, "", self.fastest.run))
+        times = {run["name"]: run["latency_ms"] for run in interleaved(candidates, self.example, budget=TIMING_SECONDS)}
+        latency = float(times["this"])
+        if "fastest" in times:
+            latency = self.fastest_ms * times["this"] / times["fastest"]
+        if latency < self.fastest_ms:
+            self.fastest, self.fastest_ms = session, latency
+        return round(float(latency), 4)
+
+    def _judged(self, name: str, session: Session) -> dict[str, Any]:
+        found = self.judge(session.run, f"{name} on the tuning cases")
+        return {
+            "name": name,
+            "metric": self.judge.metric,
+            "value": found.value,
+            "difference": found.difference.value,
+            "lower": found.lower,
+            "worst_subgroup": found.worst,
+            "verdict": found.non_inferior,
+        }
+
+    def _decided(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Say whether this is the one, and why or why not."""
+        fast = record["latency_ms"] <= AS_FAST * self.fastest_ms
+        lower = "cannot be told" if record["lower"] is None else f"{record['lower']:+.4f}"
+        bound = f"on the tuning cases (lower bound {lower})"
+        if record["verdict"] and fast:
+            return {"chosen": True, "reason": f"non-inferior {bound}, and as fast as any."}
+        if record["verdict"]:
+            slower = record["latency_ms"] / self.fastest_ms
+            return {
+                "chosen": False,
+                "reason": f"non-inferior {bound}, but {slower:.2f}× the time of the fastest: went on.",
+            }
+        what = "inferior" if record["verdict"] is False else "not shown to be non-inferior"
+        return {"chosen": False, "reason": f"{what} {bound}."}

@@ -1,0 +1,238 @@
+"""Input for training: the train cases, epoch after epoch; and what early stopping looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microtome.errors import LabelError, OptionError, SplitError
+from microtome.medical.augment import Augmentation, augment
+from microtome.medical.cohort import Cohort
+from microtome.medical.foreground import foreground_points, prepare_labels, window_at
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import prepare
+from microtome.types import Array, Case
+from microtome.verbs.calibration import inputs
+from microtome.verbs.selection import balanced
+
+# Share of windows that are centred on a labelled structure; the others lie anywhere.
+ON_FOREGROUND = 0.5
+# Voxels of each structure that are kept to centre windows on.
+POINTS = 1000
+# float16 reaches 65504; images with larger values are kept in float32.
+LARGEST_HALF = 6e4
+TUNING_BYTES = 1 << 29
+# Streams of random numbers, apart from one another.
+ORDER, DRAW, READ = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A prepared case: image (C, *S), its labels on the same grid, and voxels of each structure."""
+
+    image: Array
+    labels: Array | None
+    points: tuple[Array, ...]
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self.image, *self.points, *(() if self.labels is None else (self.labels,)))
+        return sum(array.nbytes for array in arrays)
+
+
+@dataclass(eq=False)
+class TrainingBatches:
+    """Iterating yields one epoch of shuffled batches (N, C, *S), float32, and then moves on to the next epoch.
+
+    Every case is seen once per epoch: its whole image, or one window of the pipeline's patch. What is drawn depends on
+    `seed`, `epoch` and the case alone, not on what is cached or on how many processes there are. The last batch
+    may be smaller. Images of sizes of their own (neither `patch` nor `size` in the pipeline) come one by one.
+
+    Attributes:
+        cohort: where the cases belong.
+        cases: to train on; all of role train.
+        pipeline: pre-processing of the network.
+        batch: images per batch.
+        seed: of order, windows and augmentation.
+        cached_bytes: memory for prepared images, which are kept as float16; what is beyond is read anew each epoch.
+        augment: small random shifts, zooms and changes of intensity.
+        flips: spatial axes along which a mirrored image is another plausible image; only with `augment`.
+        labelled: yield (x, y): y are label maps (N, *S) or classes (N,), int64.
+        rank: of this process among `world`, for training in several processes. Each gets other cases, and all get
+            equally many batches of equal sizes; the few cases that cannot be shared out change from epoch to epoch.
+        world: number of processes.
+        epoch: the next one to be yielded; set it to go on from there.
+
+    Raises:
+        OptionError: a number out of range, or fewer cases than processes.
+        SplitError: no cases, or some that are not for training.
+        LabelError: `labelled`, but a case has no reference.
+    """
+
+    cohort: Cohort
+    cases: Sequence[Case]
+    pipeline: Pipeline
+    _: KW_ONLY
+    batch: int = 4
+    seed: int = 0
+    cached_bytes: int = 2 << 30
+    augment: bool = True
+    flips: tuple[int, ...] = ()
+    labelled: bool = False
+    rank: int = 0
+    world: int = 1
+    epoch: int = 0
+    _cache: dict[int, _Example] = field(default_factory=dict, init=False, repr=False)
+    _room: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no image."""
+        self.cases, self.flips = tuple(self.cases), tuple(self.flips)
+        if self.batch < 1:
+            raise OptionError(f"a batch needs at least one image, not {self.batch}.")
+        if any(not 0 <= axis < self.pipeline.spatial_dims for axis in self.flips):
+            axes = ", ".join(map(str, range(self.pipeline.spatial_dims)))
+            raise OptionError(f"there is no spatial axis {self.flips} to mirror.", f"The axes are {axes}.")
+        if not 0 <= self.rank < self.world:
+            raise OptionError(f"rank {self.rank} does not exist among {self.world} processes.")
+        if any(case.role != "train" for case in self.cases) or not self.cases:
+            raise SplitError("there are no cases to train on, or some of them are kept for tuning or evaluation.")
+        if len(self.cases) < self.world:
+            raise OptionError(f"{len(self.cases)} cases cannot be shared out to {self.world} processes.")
+        if self.labelled:
+            missing = [case.id for case in self.cases if self._reference(case) is None]
+            if missing:
+                raise LabelError(f"{missing[0]} has no reference to train on.", "Label all cases, or train without.")
+        self._room = self.cached_bytes
+
+    def __len__(self) -> int:
+        """Return the number of batches per epoch, the same for all ranks."""
+        return math.ceil(self._share / self._per_batch)
+
+    def __iter__(self) -> Iterator[Any]:  # tensors, or pairs of tensors
+        """Yield one epoch."""
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch, 0, ORDER]).permutation(len(self.cases))
+        mine = order[self.rank * self._share : (self.rank + 1) * self._share]
+        for first in range(0, len(mine), self._per_batch):
+            drawn = [self._draw(int(position), epoch) for position in mine[first : first + self._per_batch]]
+            x = torch.from_numpy(np.stack([image for image, _ in drawn]))
+            if self.labelled:
+                yield x, torch.from_numpy(np.stack([np.asarray(label, np.int64) for _, label in drawn]))
+            else:
+                yield x
+        self.epoch = epoch + 1
+
+    @property
+    def _share(self) -> int:
+        return len(self.cases) // self.world
+
+    @property
+    def _per_batch(self) -> int:
+        return self.batch if self.pipeline.input_shape is not None else 1
+
+    def _reference(self, case: Case) -> object:
+        return case.mask if self.pipeline.task == "segmentation" else case.label
+
+    def _draw(self, position: int, epoch: int) -> tuple[Array, Array | int | None]:
+        """Return image and target of a case as they are in one epoch."""
+        rng = np.random.default_rng([self.seed, epoch, position, DRAW])
+        example = self._example(position)
+        image, labels = example.image, example.labels
+        if self.pipeline.patch is not None:
+            centre = _centre(example, rng)
+            image = window_at(image, centre, self.pipeline.patch)
+            labels = None if labels is None else window_at(labels[None], centre, self.pipeline.patch)[0]
+        if self.augment:
+            image, labels = augment(image, labels, Augmentation(flips=self.flips), rng)
+        target = labels if self.pipeline.task == "segmentation" else self.cases[position].label
+        return np.ascontiguousarray(image, np.float32), target
+
+    def _example(self, position: int) -> _Example:
+        """Return a prepared case from memory or from disk. It is rounded to float16 either way."""
+        if position in self._cache:
+            return self._cache[position]
+        example = self._read(self.cases[position], np.random.default_rng([self.seed, 0, position, READ]))
+        if example.nbytes <= self._room:
+            self._room -= example.nbytes
+            self._cache[position] = example
+        return example
+
+    def _read(self, case: Case, rng: np.random.Generator) -> _Example:
+        image = self.cohort.image(case)
+        prepared = prepare(image, self.pipeline)
+        labels: Array | None = None
+        if self.pipeline.task == "segmentation" and (self.labelled or self.pipeline.patch is not None):
+            mask = self.cohort.mask(case, image)
+            labels = None if mask is None else prepare_labels(_narrow(mask), prepared)
+        points: tuple[Array, ...] = ()
+        if labels is not None and self.pipeline.patch is not None:
+            points = tuple(p.astype(np.int32) for p in foreground_points(labels, rng, POINTS))
+        return _Example(_halved(prepared.array), labels if self.labelled else None, points)
+
+
+@dataclass(eq=False)
+class TuningBatches:
+    """A fixed small set of inputs of tuning cases (1, C, *S), for early stopping: read once, then kept.
+
+    Cases are spread over classes, subgroups and patients. There are at most `limit`, and no more than fit into
+    `cached_bytes`, but at least one.
+
+    Raises:
+        SplitError: no tuning cases.
+    """
+
+    cohort: Cohort
+    pipeline: Pipeline
+    limit: int = 32
+    seed: int = 0
+    cached_bytes: int = TUNING_BYTES
+    _kept: list[Array] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check that there is something to look at."""
+        if not self.cohort.tuning or self.limit < 1:
+            raise SplitError("there are no tuning cases.", "Give a share of the patients with --tuning.")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the same tensors each time."""
+        if not self._kept:
+            self._kept = self._read()
+        for array in self._kept:
+            yield torch.from_numpy(array.astype(np.float32)[None])
+
+    def _read(self) -> list[Array]:
+        rng = np.random.default_rng(self.seed)
+        kept: list[Array] = []
+        room = self.cached_bytes
+        for case in balanced(self.cohort.tuning, self.limit, rng):
+            for array in inputs(self.cohort, case, self.pipeline, rng):
+                half = _halved(array)
+                room -= half.nbytes
+                if kept and room < 0:
+                    return kept
+                kept.append(half)
+        return kept
+
+
+def _centre(example: _Example, rng: np.random.Generator) -> tuple[int, ...]:
+    """A voxel of a structure, each structure as often as the others; or any voxel."""
+    if rng.random() < ON_FOREGROUND and example.points:
+        voxels = example.points[rng.integers(len(example.points))]
+        return tuple(int(n) for n in voxels[rng.integers(len(voxels))])
+    return tuple(int(n) for n in rng.integers(example.image.shape[1:]))
+
+
+def _narrow(labels: Array) -> Array:
+    return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+
+
+def _halved(array: Array) -> Array:
+    largest = float(np.abs(array).max(initial=0.0))
+    return np.asarray(array, np.float16 if largest < LARGEST_HALF else np.float32)
