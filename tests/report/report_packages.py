@@ -37,6 +37,76 @@ def quantizers(names: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def examined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Quantizers with what a diagnosis adds to them: the first activation is clipped."""
+    draw = np.random.default_rng(7)
+    found = []
+    for place, row in enumerate(rows):
+        span = row["high"] - row["low"]
+        low, high = row["low"] - 0.02 * span, row["high"] + (0.6 if place == 0 else 0.02) * span
+        values = np.clip(draw.normal((row["low"] + row["high"]) / 2, span / 6, 50_000), low, high)
+        if place == 0:
+            values = np.append(values, draw.uniform(row["high"], high, 300))
+        counts = np.histogram(values, bins=64, range=(low, high))[0]
+        found.append(
+            {
+                **row,
+                "bits": 4 if row["kind"] == "weight" else 8,
+                "clipped": float(np.mean(values > row["high"])),
+                "sqnr_db": 9.5 if place == 0 else round(float(draw.uniform(18, 45)), 2),
+                "histogram": {"low": low, "high": high, "counts": counts.tolist()},
+            }
+        )
+    return found
+
+
+def sensitivity(names: list[str]) -> dict[str, Any]:
+    """One layer that stands out, one that is in float."""
+    draw = np.random.default_rng(8)
+    rows = []
+    for place, name in enumerate(names):
+        alone = 14.3 if name == "model.bottom.conv1" else round(float(draw.uniform(28, 52)), 2)
+        rows.append(
+            {
+                "name": name, "op": "conv", "bits": [4, 8], "own_db": round(alone - 3, 2),
+                "accumulated_db": round(40 - 1.6 * place, 2), "alone_db": alone,
+            }
+        )  # fmt: skip
+    rows[-1].update(bits=[None, None], own_db=None, alone_db=None)
+    return {"reference": "parent", "batches": 4, "complete": True, "network_db": 12.83, "layers": rows}
+
+
+def trials() -> list[dict[str, Any]]:
+    names = (("minmax", -0.031, False, 41.2), ("int8", -0.008, None, 38.9), ("reconstruct", -0.0004, True, 38.4))
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name, "metric": "dice", "value": 0.89 + lost, "difference": lost, "lower": lost - 0.002,
+            "worst_subgroup": lost, "verdict": verdict, "latency_ms": latency, "bytes": 1_243_904, "seconds": 33.0,
+            "chosen": bool(verdict), "reason": f"{'non-' if verdict else ''}inferior on the tuning cases.",
+        }
+        for name, lost, verdict, latency in names
+    ]  # fmt: skip
+    return [*rows, {"name": "mixed", "verdict": None, "reason": "could not run: it is too small."}]
+
+
+def diagnosed(names: list[str]) -> dict[str, Any]:
+    """All that says where accuracy goes; nothing of it need be there."""
+    return {
+        "quantizers": examined(quantizers(names)),
+        "sensitivity": sensitivity(names),
+        "trials": trials(),
+        "pareto": [
+            {"name": f"weights of 2 to {bits} bits", "bytes": 150_000 * bits, "loss": 4.0**-bits, "chosen": bits == 4}
+            for bits in range(2, 9)
+        ],
+        "training": {
+            "steps": list(range(0, 1001, 100)),
+            "loss": [round(0.4 * 0.8**step, 5) for step in range(11)],
+            "monitor": [None, *(round(0.45 * 0.82**step + 0.02, 5) for step in range(1, 11))],
+        },
+    }
+
+
 def layers(names: list[str], *, failed: int = 0) -> list[dict[str, Any]]:
     draw = np.random.default_rng(6)
     rows = []
@@ -148,7 +218,7 @@ def segmentation() -> dict[str, Any]:
             {"case": "case-0011", "kind": "typical", "text": "Dice 0.891 → 0.890", "slice": 17},
             {"case": "case-0007", "kind": "worst", "text": "Dice 0.812 → 0.803", "slice": 17},
         ],
-        "quantizers": quantizers(names),
+        **diagnosed(names),
         "memory": {"compress_peak_mib": 1234.0},
         "seconds": {"capture": 1.4, "calibrate": 41.0, "export": 6.2, "evaluate": 190.5, "bench": 32.0},
         "environment": environment(),
@@ -211,6 +281,7 @@ def classification() -> dict[str, Any]:
                 {"case": "case-0008", "kind": "typical", "text": "NORMAL, score 0.12 → 0.13"},
             ],
             "quantizers": quantizers(names),
+            **dict.fromkeys(("sensitivity", "trials", "pareto", "training")),
             "warnings": ["5 convolutions ran in f32 because their input is not quantized."],
         }
     )  # fmt: skip

@@ -28,6 +28,7 @@ VOLUMES = Pipeline(
     activation="softmax",
 )
 FILES = {
+    "weights.safetensors",
     "result.json", "report.html", "MODEL_CARD.md", "network.pt2", "model.xml", "model.bin", "pipeline.json",
     "provenance.json", "examples.npz",
 }  # fmt: skip

@@ -30,8 +30,10 @@ OBJECTS = (
     "memory",
     "seconds",
     "environment",
+    "sensitivity",
+    "training",
 )
-TABLES = ("runs", "layers", "cases", "examples", "quantizers")
+TABLES = ("runs", "layers", "cases", "examples", "quantizers", "pareto", "trials")
 LISTS = ("classes", "warnings")
 REQUIRED = ("parent", "compressed")
 PANELS = ("image", "reference", "parent", "compressed")

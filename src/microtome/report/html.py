@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from microtome.report import accuracy, files, headline, technical, words
+from microtome.report import accuracy, diagnosis, files, headline, technical, words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,6 +50,7 @@ def page_of(result: files.Result, arrays: files.Examples, folder: Path) -> dict[
         "examples": accuracy.examples(result, arrays),
         "speed": technical.speed(result),
         "layers": technical.layers(result),
+        "diagnosis": diagnosis.diagnosis(result),
         "subgroups": accuracy.subgroups(result),
         "provenance": technical.provenance(result, folder),
     }

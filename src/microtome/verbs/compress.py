@@ -17,12 +17,13 @@ from microtome.verbs.auto import choose as choose_recipe
 from microtome.verbs.calibration import CalibrationBatches
 from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
 from microtome.verbs.deploy import deploy
+from microtome.verbs.diagnosis import diagnose, from_history
 from microtome.verbs.examples import choose, pictures
 from microtome.verbs.provenance import provenance
 from microtome.verbs.result import assemble
 from microtome.verbs.task import AUTO, CompressOptions, Task, identity, read_task, settings
 from microtome.verbs.timing import Stopwatch, eager
-from microtome.verbs.training_data import TrainingBatches
+from microtome.verbs.training_data import TrainingBatches, TuningBatches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +90,8 @@ def compress(
         result = assemble(task, network, deployed, evaluation)
         result["examples"], result["seconds"] = examples, seconds.laps
         result["packed"] = {"bytes": packed_bytes(network), "theoretical_bytes": theoretical_bytes(network)}
-        result.update(_found(network))
+        _add_diagnosis(result, task, network)
+        seconds.lap("diagnose")
         if trials:
             result["trials"] = trials
         _write(task, network, result, arrays, staging, progress)
@@ -113,9 +115,13 @@ def _compressed(task: Task, staging: Staging, progress: Progress) -> tuple[Netwo
     return recipes.run(chosen, parent, data, checkpoints=staging.work, announce=announce, watch=bar.step), []
 
 
-def _found(network: Network) -> dict[str, Any]:
-    """Return what methods found on their way and the report draws: the choices of widths, the course of training."""
-    return {name: record[name] for record in network.history for name in ("pareto", "training") if name in record}
+def _add_diagnosis(result: dict[str, Any], task: Task, network: Network) -> None:
+    """Add what each layer lost, where values were clipped, and what methods found on their way."""
+    cohort, cases = task.calibration
+    batches = CalibrationBatches(cohort, cases, task.pipeline, Silent(), task.options.seed)
+    found = diagnose(task.loaded.network, network, batches)
+    result["quantizers"] = [row | more for row, more in zip(result["quantizers"], found.pop("quantizers"), strict=True)]
+    result |= found | from_history(network)
 
 
 def _data(task: Task, progress: Progress) -> recipes.Data[CalibrationBatches]:
@@ -135,8 +141,10 @@ def _data(task: Task, progress: Progress) -> recipes.Data[CalibrationBatches]:
         )
     tuning = None
     if task.cohort.tuning:
-        tuning = CalibrationBatches(task.cohort, task.cohort.tuning[:MOST_TUNING], pipeline, Silent(), options.seed)
-    return recipes.Data(CalibrationBatches(cohort, cases, pipeline, progress, options.seed), training, tuning)
+        tuning = TuningBatches(task.cohort, pipeline, MOST_TUNING, options.seed)
+    on_foreground = options.calibration_choice == "foreground"
+    calibration = CalibrationBatches(cohort, cases, pipeline, progress, options.seed, foreground=on_foreground)
+    return recipes.Data(calibration, training, tuning)
 
 
 def _write(

@@ -160,7 +160,7 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
     cohort = read_cohort(cohort_path, options)
     check_metric(cohort.task, options.metric)
     loaded, pipeline = read_network(model, cohort, options)
-    calibration = _calibration(cohort, options)
+    calibration = _calibration(cohort, pipeline, options)
     return Task(options, loaded, pipeline, cohort, calibration, target)
 
 
@@ -185,12 +185,21 @@ def _asked(options: CompressOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names} | {"skip": frozenset(options.skip)}
 
 
-def _calibration(cohort: Cohort, options: CompressOptions) -> tuple[Cohort, tuple[Case, ...]]:
-    """Choose the calibration cases: train cases, or those of another cohort."""
+def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -> tuple[Cohort, tuple[Case, ...]]:
+    """Choose the calibration cases: train cases, or those of another cohort.
+
+    Raises:
+        OptionError: an unknown way to choose.
+    """
+    from microtome.verbs.selection import select
+
+    asked: dict[str, Any] = {"pipeline": pipeline, "seed": options.seed}
+    asked |= {"count": options.calibration_cases, "strategy": options.calibration_choice}
     if options.calibration is None:
-        return cohort, cohort.calibration(options.calibration_cases)
+        return cohort, select(cohort, cohort.train, **asked)
     other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
-    cases = other.cases[: options.calibration_cases]
+    other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
+    cases = select(other, other.cases, **asked)
     evaluated = {hash_case(cohort, case)["image"] for case in cohort.evaluation}
     shared = sum(hash_case(other, case)["image"] in evaluated for case in cases)
     if shared:

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from microtome.errors import OptionError, SplitError
+from microtome.verbs import auto
+from microtome.verbs.compress import compress
+from microtome.verbs.task import CompressOptions
+
+OPTIONS = {"recipe": "auto", "threads": 1, "tuning": 0.3, "evaluation": 0.3, "steps": 3, "target": "openvino"}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    return tiny.segmentation_cohort(tmp_path_factory.mktemp("cohort"), cases=60)
+
+
+def run(cohort: Path, out: Path, **options) -> dict:
+    return compress(tiny.Spots(), cohort, out, options=CompressOptions(**{**OPTIONS, **options}))
+
+
+def test_the_cheapest_recipe_that_loses_nothing_is_taken(cohort: Path, tmp_path: Path):
+    result = run(cohort, tmp_path / "package")
+    assert [trial["name"] for trial in result["trials"]] == ["minmax"]
+    assert result["trials"][0]["chosen"] is True
+    assert "non-inferior on the tuning cases" in result["trials"][0]["reason"]
+    assert result["verdict"]["non_inferior"] is True
+    assert (tmp_path / "package" / "weights.safetensors").is_file()
+
+
+def test_it_goes_on_where_a_recipe_loses_and_says_why(cohort: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(auto, "LADDER", ("minmax", "int8", "gptq"))
+    result = run(cohort, tmp_path / "package", margin=1e-9, weight_bits=2, activation_bits=2)
+    names = [trial["name"] for trial in result["trials"]]
+    assert names == ["minmax", "int8", "gptq"]
+    assert all("on the tuning cases (lower bound" in trial["reason"] for trial in result["trials"])
+    assert sum(trial["chosen"] for trial in result["trials"]) == 1
+    chosen = next(trial for trial in result["trials"] if trial["chosen"])
+    assert chosen["lower"] == max(trial["lower"] for trial in result["trials"])
+    json.dumps(result)
+
+
+def test_a_recipe_that_cannot_run_is_named_and_passed_over(cohort: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(auto, "LADDER", ("dynamic", "int8"))  # there is no linear layer
+    trials = run(cohort, tmp_path / "package")["trials"]
+    assert [trial["name"] for trial in trials] == ["int8", "dynamic"]
+    assert "could not run" in trials[1]["reason"]
+
+
+def test_interrupted_it_goes_on_behind_what_is_finished(cohort: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(auto, "LADDER", ("minmax", "int8"))
+    tried: list[str] = []
+    step = auto._Climb._compress
+
+    def interrupted(self, name: str, folder: Path):
+        tried.append(name)
+        if name == "int8" and len(tried) == 2:
+            raise KeyboardInterrupt
+        return step(self, name, folder)
+
+    monkeypatch.setattr(auto._Climb, "_compress", interrupted)
+    options = {"margin": 1e-9, "weight_bits": 2, "activation_bits": 2}
+    with pytest.raises(KeyboardInterrupt):
+        run(cohort, tmp_path / "package", **options)
+    result = run(cohort, tmp_path / "package", **options)
+    assert tried == ["minmax", "int8", "int8"]
+    assert [trial["name"] for trial in result["trials"]] == ["minmax", "int8"]
+
+
+def test_nothing_more_is_tried_when_the_time_is_spent(cohort: Path, tmp_path: Path):
+    result = run(cohort, tmp_path / "package", margin=1e-9, weight_bits=2, activation_bits=2, time_budget=1e-6)
+    assert [trial["name"] for trial in result["trials"]] == ["minmax"]
+
+
+def test_without_tuning_cases_it_is_refused(cohort: Path, tmp_path: Path):
+    with pytest.raises(SplitError, match="to tune on"):
+        run(cohort, tmp_path / "package", tuning=0.0)
+    assert not (tmp_path / "package").exists()
+
+
+def test_an_unknown_recipe_is_refused_before_any_work(cohort: Path, tmp_path: Path):
+    with pytest.raises(OptionError, match="auto"):
+        run(cohort, tmp_path / "package", recipe="int3")
