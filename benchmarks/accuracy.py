@@ -12,27 +12,31 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from microtome.graph.budget import budget_of_bits, choose
 from microtome.graph.network import Network
 from microtome.graph.packed import save_packed, theoretical_bytes
+from microtome.graph.sensitivity import Sensitivity, measure
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
+from microtome.methods.fold import FoldBatchNorm
 from microtome.progress import Silent
-from microtome.recipes import RECIPES, Data, Settings, recipe, run
+from microtome.recipes import MIXED_WIDTHS, RECIPES, Data, Settings, recipe, run
 from microtome.runtimes import openvino as target
-from microtome.types import Array
+from microtome.types import Array, Bits
 from microtome.verbs.calibration import CalibrationBatches
 from microtome.verbs.deploy import sqnr
 from microtome.verbs.judge import Judge
@@ -53,7 +57,7 @@ TRAINING = {
     "chest_vit": {"batch": 8, "flips": (1,)},
     "hippocampus_swin": {"batch": 2, "flips": (0,)},
 }
-STEPS = {"hippocampus": 300, "skin": 250, "chest": 200}
+STEPS = {"hippocampus": 300, "skin": 150, "chest": 200}
 # Reconstruction: (steps per block, images per step).
 RECONSTRUCTION = {"hippocampus": (150, 1), "skin": (150, 1), "retina": (60, 1), "chest": (200, 1)}
 
@@ -74,6 +78,7 @@ TRAINED = {
     "ternary": ("ternary", 2, 8),
     "binary": ("binary", 2, 8),
 }
+MEASURED = {"hippocampus": 8, "skin": 8, "retina": 3, "chest": 8}  # images that sensitivities are measured on
 AVERAGE_BITS = (3, 4, 5, 6)  # of weights: mixed precision against uniform widths at equal bytes, activations at 8
 
 # The loss that each row allows, and the recipe that stands for us in it; both fixed before anything was measured.
@@ -92,7 +97,7 @@ OURS = {"W8A8": "int8", "W4A8": "reconstruct", "W4A4": "reconstruct"}
 def cells(name: str) -> Iterator[Cell]:
     """Yield the cells of a network."""
     if name in TRANSFORMERS:
-        for chosen in ("minmax", "nncf", "int8"):
+        for chosen in ("nncf", "int8", "transformer", "minmax", "smooth"):
             yield Cell("W8A8", chosen)
         return
     for row, weight, activation in (("W8A8", 8, 8), ("W4A8", 4, 8), ("W4A4", 4, 4)):
@@ -126,6 +131,7 @@ class Subject:
         cases = self.cohort.calibration(CALIBRATION_CASES)
         self.calibration = CalibrationBatches(self.cohort, cases, self.pipeline, Silent())
         self.example: Array = next(iter(self.calibration)).numpy()
+        self.sensitivities: tuple[Sensitivity, ...] | None = None
         parent = eager(self.network, threads)
         self.real = parent(self.example)
         self.judge = Judge(self.session(self.network).run, self.cohort, self.cohort.evaluation, self.pipeline)
@@ -146,6 +152,16 @@ class Subject:
         training = TrainingBatches(self.cohort, cases, self.pipeline, seed=0, augment=True, **options)
         return Data(self.calibration, training, CalibrationBatches(self.cohort, tuning, self.pipeline, Silent()))
 
+    def widths(self, average_bits: float) -> Mapping[str, Bits]:
+        """The best widths of layers at an average width, from what each layer loses on a few calibration images."""
+        if self.sensitivities is None:
+            folded = FoldBatchNorm()(self.network, [])
+            batches = list(itertools.islice(self.calibration, MEASURED[self.name]))
+            pairs = [(bits, 8) for bits in MIXED_WIDTHS]
+            sigmoid = self.pipeline.activation == "sigmoid"
+            self.sensitivities = measure(folded, target.capabilities(), batches, widths=pairs, sigmoid=sigmoid)
+        return choose(self.sensitivities, budget_of_bits(self.sensitivities, average_bits)).layer_bits
+
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Compress, export, run on the held-out cases."""
         start = time.perf_counter()
@@ -153,8 +169,10 @@ class Subject:
         if cell.recipe == "nncf":
             session = nncf_session(self)
         else:
-            settings = replace(cell.settings, sigmoid=self.pipeline.activation == "sigmoid")
-            chosen = recipe(cell.recipe, target.capabilities(), settings)
+            settings, name = replace(cell.settings, sigmoid=self.pipeline.activation == "sigmoid"), cell.recipe
+            if name == "mixed":  # measured once for all budgets; the recipe measures each time
+                name, settings = "int8", replace(settings, layer_bits=self.widths(settings.average_bits))
+            chosen = recipe(name, target.capabilities(), settings)
             network = run(chosen, self.network, self.data() if chosen.trains else self.calibration)
             session = self.session(network)
             with tempfile.TemporaryDirectory() as folder:

@@ -91,6 +91,9 @@ def compress(
     flip: Annotated[
         list[int] | None, typer.Option(help="Spatial axis that training may mirror; may be repeated.")
     ] = None,
+    worst_subgroup: Annotated[
+        bool, typer.Option(help="auto: no subgroup may lose more than the margin either.")
+    ] = False,
     time_budget: Annotated[float | None, typer.Option(help="Minutes after which auto tries nothing more.")] = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
@@ -148,6 +151,7 @@ def compress(
             steps=steps,
             batch=batch,
             flips=tuple(flip or ()),
+            worst_subgroup=worst_subgroup,
             time_budget=time_budget,
             precision=precision,
             seed=seed,

@@ -30,11 +30,13 @@ from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.dynamic import QuantizeDynamic
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.equalize import Equalize
+from microtome.methods.even_layernorm import EvenLayerNorm
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
+from microtome.methods.smooth import Smooth
 from microtome.types import Bits, Capabilities
 
 MIXED_WIDTHS = (8, 6, 5, 4, 3, 2)
@@ -280,7 +282,11 @@ def _equalized(capabilities: Capabilities, settings: Settings) -> tuple[Method, 
 
 def _transformer(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
     attention = QuantizeAttention(softmax="twin", observer=settings.observer, capabilities=capabilities)
-    return FoldBatchNorm(), _quantize(capabilities, settings), attention, CorrectBias()
+    return FoldBatchNorm(), EvenLayerNorm(), _quantize(capabilities, settings), attention, CorrectBias()
+
+
+def _smooth(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
+    return FoldBatchNorm(), Smooth(), _quantize(capabilities, settings), CorrectBias()
 
 
 def _dynamic(capabilities: Capabilities, settings: Settings) -> tuple[Method, ...]:
@@ -330,7 +336,8 @@ RECIPES: dict[str, Plan] = {
     "minmax": Plan("fold batch norms, ranges from the extremes: what everybody has", _minmax),
     "ranges": Plan("fold batch norms, ranges of least squared error", _ranges),
     "equalized": Plan("equalize the ranges of channels across layers, then as int8", _equalized),
-    "transformer": Plan("as int8, and the products of attention where the target has integer kernels", _transformer),
+    "smooth": Plan("move outliers of activations into weights, then as int8", _smooth),
+    "transformer": Plan("even layer norms, then as int8, and products of attention where the target can", _transformer),
     "dynamic": Plan("linear and recurrent layers, with activation ranges found in each run: no images", _dynamic),
     "mixed": Plan("widths of weights layer by layer, for the least loss within --average-bits", _mixed),
     "gptq": Plan("second-order rounding of weights, then correct biases", _gptq),

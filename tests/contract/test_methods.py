@@ -15,11 +15,13 @@ from microtome.methods.base import Method
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.equalize import Equalize
+from microtome.methods.even_layernorm import EvenLayerNorm
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
+from microtome.methods.smooth import Smooth
 from microtome.recipes import Recipe, run
 from networks import EVERYTHING, NETWORKS, captured, images
 
@@ -31,6 +33,8 @@ METHODS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "gptq": (Gptq(), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
     "encode": (EncodeWeights(EVERYTHING, PowerOfTwo(4)), (FoldBatchNorm(), Quantize(EVERYTHING))),
     "equalize": (Equalize(), (FoldBatchNorm(),)),
+    "smooth": (Smooth(), (FoldBatchNorm(),)),
+    "even_layernorm": (EvenLayerNorm(), ()),
     "adaround": (AdaRound(steps=3), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
     "reconstruct": (Reconstruct(steps=3), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
     "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),

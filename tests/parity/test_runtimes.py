@@ -25,6 +25,8 @@ FLOAT_DB = 90.0
 # edge between two integers may fall to the other side (one step, a few values in a thousand), and what a layer gets
 # wrong the next layers pass on. The int8 network itself is 28 to 43 dB away from float; the runtime stays 10 closer.
 INTEGER_DB = 38.0
+# Float operators on the same rounded weights.
+WEIGHTS_ONLY_DB = 60.0
 # With wide steps a value on the edge between two integers costs more when it falls to the other side.
 NARROW_DB = 20.0
 # The reference runs the very same graph.
@@ -234,3 +236,20 @@ def test_wide_grids_and_one_sided_ones_compute_the_same(bits: tuple[int | None, 
     with tempfile.TemporaryDirectory() as folder:
         session = module.open_session(module.export(network, Path(folder)), threads=1, precision="f32")
         assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > INTEGER_DB
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_weights_alone_take_four_bits_in_the_file(target: str):
+    module, parent = runtime(target), captured("unet2d")
+    sizes = {}
+    for bits in (4, 8):
+        settings = Settings(weight_bits=bits, activation_bits=None, end_bits=None)
+        network = run(recipe("ranges", module.capabilities(), settings), parent, images(parent.shape))
+        x = images(parent.shape)[0]
+        with tempfile.TemporaryDirectory() as folder:
+            path = module.export(network, Path(folder))
+            sizes[bits] = module.files(path)[-1].stat().st_size
+            session = module.open_session(path, threads=1, precision="f32")
+            assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > WEIGHTS_ONLY_DB
+    weights = sum(parent.tensor(str(layer.weight.target)).numel() for layer in network.layers)
+    assert sizes[8] - sizes[4] > 0.2 * weights  # half a byte each, less what ONNX Runtime does not run in integers

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -83,3 +84,17 @@ def test_without_tuning_cases_it_is_refused(cohort: Path, tmp_path: Path):
 def test_an_unknown_recipe_is_refused_before_any_work(cohort: Path, tmp_path: Path):
     with pytest.raises(OptionError, match="auto"):
         run(cohort, tmp_path / "package", recipe="int3")
+
+
+def test_a_subgroup_can_speak_up(tmp_path: Path, monkeypatch):
+    manifest = tiny.manifest_cohort(tmp_path / "cohort", cases=80)
+    monkeypatch.setattr(auto, "LADDER", ("minmax", "int8"))
+    call = auto.Judge.__call__
+
+    def one_site_suffers(self, candidate, name="judge"):
+        return dataclasses.replace(call(self, candidate, name), worst=-0.5, non_inferior=True)
+
+    monkeypatch.setattr(auto.Judge, "__call__", one_site_suffers)
+    trials = run(manifest, tmp_path / "package", worst_subgroup=True)["trials"]
+    assert [trial["name"] for trial in trials] == ["minmax", "int8"]
+    assert all("the worst subgroup changes by -0.5000" in trial["reason"] for trial in trials)

@@ -12,15 +12,13 @@ from torch.fx import Node
 from microtome.core.affine import fake_quantize
 from microtome.errors import DataError
 from microtome.graph import edit
-from microtome.graph.network import Network
-from microtome.graph.observe import Unquantized
+from microtome.graph.distribution import mean_is_removed
+from microtome.graph.network import Layer, Network
+from microtome.graph.observe import Observed, Unquantized
 from microtome.graph.operators import constant_source, kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.methods.base import Batches
 from microtome.types import QParams
-
-# Norms that take each channel's mean away, and a bias with it.
-MEAN_FREE = {"instance_norm"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,15 @@ class CorrectBias:
     """Give back to each layer's bias the mean shift that quantization of its weight and input causes.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
-    4.2 and appendix D (empirical). Each layer is corrected for its own error, measured on the float network's
-    activations, so that one pass over the calibration data serves all layers. Layers before an instance norm are left
-    alone.
+    4.2 and appendix D (empirical). Layers before an instance norm are left alone.
+
+    Attributes:
+        sequential: False corrects each layer for its own error, measured on the float network's activations, so that
+            one pass over the calibration data serves all layers. True corrects layer after layer, each for all that
+            quantization before it does to its mean, as in the paper; this takes one pass per layer.
     """
+
+    sequential: bool = False
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
     refuses: ClassVar[frozenset[str]] = frozenset({"bias_corrected"})
@@ -47,41 +50,73 @@ class CorrectBias:
         layers = {
             layer.node: layer
             for layer in network.layers
-            if weight_quantizer(network, layer) is not None and not _mean_is_removed(layer.node)
+            if weight_quantizer(network, layer) is not None and not mean_is_removed(layer.node)
         }
-        shifts: dict[Node, Tensor] = {}
-        counts: dict[Node, int] = {}
-        weights = {
-            node: fake_quantize(network.tensor(str(layer.weight.target)), weight_quantizer(network, layer))  # type: ignore[arg-type]
-            for node, layer in layers.items()
-        }
-        inputs = {node: input_quantizer(network, layer) for node, layer in layers.items()}
-
-        def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
-            grid = inputs[node]
-            x = arguments[0] if grid is None else _on_grid(arguments[0], grid)
-            quantized = node.target(x, weights[node], *arguments[2:])  # type: ignore[operator]
-            axis = 1 if kind(node) != "linear" else value.ndim - 1
-            difference = (value - quantized).movedim(axis, 0).flatten(1)
-            shifts[node] = shifts.get(node, torch.zeros(())) + difference.sum(1, dtype=torch.float64)
-            counts[node] = counts.get(node, 0) + difference.shape[1]
-
-        run = Unquantized(network, layers, look)
-        for batch in batches:
-            run(batch.to(network.device))
-        if layers and not counts:
-            raise DataError("there are no calibration images.", "Give at least one training case.")
-        for node, layer in layers.items():
-            shift = (shifts[node] / counts[node]).float()
-            source = constant_source(node.args[2]) if len(node.args) > 2 else None
-            bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
-            edit.set_bias(network.graph_module, node, bias + shift, layer.name)
+        if self.sequential:
+            _correct_in_sequence(network, layers, batches)
+        else:
+            _correct_each(network, layers, batches)
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)
 
 
-def _mean_is_removed(node: Node) -> bool:
-    return bool(node.users) and all(kind(user) in MEAN_FREE for user in node.users)
+class _Means:
+    """Streamed means per output channel of layers."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Node, Tensor] = {}
+        self._counts: dict[Node, int] = {}
+
+    def add(self, node: Node, value: Tensor) -> None:
+        rows = value.movedim(1 if kind(node) != "linear" else value.ndim - 1, 0).flatten(1)
+        self._sums[node] = self._sums.get(node, torch.zeros(())) + rows.sum(1, dtype=torch.float64)
+        self._counts[node] = self._counts.get(node, 0) + rows.shape[1]
+
+    def of(self, node: Node) -> Tensor:
+        if node not in self._counts:
+            raise DataError("there are no calibration images.", "Give at least one training case.")
+        return self._sums[node] / self._counts[node]
+
+
+def _correct_each(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:
+    """Correct layers for what quantization of their own weight and input does."""
+    shifts = _Means()
+    weights = {
+        node: fake_quantize(network.tensor(str(layer.weight.target)), weight_quantizer(network, layer))  # type: ignore[arg-type]
+        for node, layer in layers.items()
+    }
+    inputs = {node: input_quantizer(network, layer) for node, layer in layers.items()}
+
+    def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
+        grid = inputs[node]
+        x = arguments[0] if grid is None else _on_grid(arguments[0], grid)
+        shifts.add(node, value - node.target(x, weights[node], *arguments[2:]))  # type: ignore[operator]
+
+    run = Unquantized(network, layers, look)
+    for batch in batches:
+        run(batch.to(network.device))
+    for node, layer in layers.items():
+        _shift_bias(network, layer, shifts.of(node).float())
+
+
+def _correct_in_sequence(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:
+    """Correct layer after layer, each with the layers before it quantized and corrected."""
+    expected = _Means()
+    run = Unquantized(network, layers, lambda node, _, value: expected.add(node, value))
+    for batch in batches:
+        run(batch.to(network.device))
+    for node, layer in layers.items():
+        actual = _Means()
+        watched = Observed(network, [node], actual.add)
+        for batch in batches:
+            watched(batch.to(network.device))
+        _shift_bias(network, layer, (expected.of(node) - actual.of(node)).float())
+
+
+def _shift_bias(network: Network, layer: Layer, shift: Tensor) -> None:
+    source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
+    bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
+    edit.set_bias(network.graph_module, layer.node, bias + shift, layer.name)
 
 
 def _on_grid(x: Tensor, grid: QParams) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from microtome.graph import edit
+from microtome.graph.distribution import remember
 from microtome.graph.network import Network
-from microtome.graph.operators import constant_source, groups, is_weighted, kind
+from microtome.graph.operators import OUTPUT_MOMENTS, constant_source, groups, is_weighted, kind
 from microtome.methods.base import Batches
 
 
@@ -20,7 +21,8 @@ class FoldBatchNorm:
     """Multiply a batch norm's scale into the weight, and its shift into the bias, of the layer whose output it reads.
 
     Exact in evaluation mode (Jacob et al. 2018, section 3.2). A norm that does not directly follow a layer stays:
-    behind a ReLU its shift would meet the next layer's zero padding, where folding forward is not exact.
+    behind a ReLU its shift would meet the next layer's zero padding, where folding forward is not exact. What the norm
+    said about the layer's output is kept with the layer (`graph.distribution`).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -70,5 +72,9 @@ def _fold(network: Network, graph_module: GraphModule, layer: Node, norm: Node) 
     assert source is not None
     edit.own_constant(graph_module, layer, 1, weight * scale.reshape(shape))
     edit.set_bias(graph_module, layer, new_bias, str(source.target).removesuffix(".weight"))
+    zeros = torch.zeros_like(mean)
+    remember(layer, zeros if beta is None else beta, zeros + 1 if gamma is None else gamma.abs())
+    spread = gamma.abs() if gamma is not None else torch.ones_like(mean)
+    layer.meta[OUTPUT_MOMENTS] = (beta if beta is not None else torch.zeros_like(mean), spread)
     norm.replace_all_uses_with(layer)
     graph_module.graph.erase_node(norm)

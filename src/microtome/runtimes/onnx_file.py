@@ -17,6 +17,7 @@ from microtome.graph.network import Network, first_line, quiet
 from microtome.graph.operators import WEIGHTED, constant_source, kind
 from microtome.graph.quantizers import quantizers
 from microtome.runtimes.onnx_dynamic import fold_dynamic_ranges
+from microtome.runtimes.onnx_int4 import store_in_4_bits
 
 OPSET = 21
 STORED_BITS = 8
@@ -68,6 +69,8 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
     _name_layers(model, network, program)
     fold_dynamic_ranges(model)
     _fold_weights(model)
+    if all(q.kind == "weight" for q in quantizers(network)):
+        store_in_4_bits(model)
     if not zero_points:
         _drop_zero_zero_points(model)
     del model.metadata_props[:]

@@ -184,6 +184,9 @@ class _Climb:
         fast = record["latency_ms"] <= AS_FAST * self.fastest_ms
         lower = "cannot be told" if record["lower"] is None else f"{record['lower']:+.4f}"
         bound = f"on the tuning cases (lower bound {lower})"
+        worst = record["worst_subgroup"]
+        if self.task.options.worst_subgroup and worst is not None and worst < -self.judge.margin:
+            return {"chosen": False, "reason": f"the worst subgroup changes by {worst:+.4f} {bound}."}
         if record["verdict"] and fast:
             return {"chosen": True, "reason": f"non-inferior {bound}, and as fast as any."}
         if record["verdict"]:

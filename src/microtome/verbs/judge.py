@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from microtome.clinical.cases import CasePrediction, CaseScores
+from microtome.clinical.noninferiority import chosen_margin
 from microtome.clinical.overlap import agreement, count_labels, dice_from_counts
 from microtome.clinical.summary import summarise_classification, summarise_segmentation
 from microtome.errors import SplitError
@@ -69,6 +70,7 @@ class Judge:
             SplitError: there are no cases, or none with a reference.
         """
         self.metric = DEFAULT_METRIC[pipeline.task]
+        self.margin = chosen_margin(self.metric, margin)
         self._cohort, self._pipeline, self._margin, self._seed = cohort, pipeline, margin, seed
         self._cases, self._progress = tuple(cases), progress or Silent()
         self._kept: dict[str, Prepared] = {}

@@ -60,6 +60,7 @@ class CompressOptions:
         steps: of training, or of reconstruction per block; None takes the recipe's own.
         batch: images per step of training.
         flips: spatial axes along which a mirrored image is another plausible image, for training.
+        worst_subgroup: `auto` also asks that no subgroup's metric falls by more than the margin.
         time_budget: minutes after which `auto` tries nothing more; None is no limit.
         precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
         seed: of the split, the calibration windows and the bootstrap.
@@ -92,6 +93,7 @@ class CompressOptions:
     steps: int | None = None
     batch: int = 4
     flips: tuple[int, ...] = ()
+    worst_subgroup: bool = False
     time_budget: float | None = None
     precision: str = "auto"
     seed: int = 0

@@ -1,0 +1,71 @@
+"""Layer norms whose features get one common range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from microtome.errors import DataError, OptionError
+from microtome.graph import edit
+from microtome.graph.layernorm import layer_norms, scale_layer_norm
+from microtome.graph.network import Network
+from microtome.graph.observe import Observed
+from microtome.methods.base import Batches
+
+
+@dataclass(frozen=True)
+class EvenLayerNorm:
+    """Give every feature behind a layer norm the range of the others, so that one grid serves all.
+
+    Source: Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers", ICCV
+    2023, section 3.3: the grid that each feature would have by itself (scale and zero point) is turned into the mean
+    grid by the norm's own affine, and turned back in the linear layers behind. The network computes the same as before.
+
+    Attributes:
+        bits: width of the grids that are made even.
+    """
+
+    bits: int = 8
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"even_layernorm"})
+
+    def __call__(self, network: Network, batches: Batches) -> Network:
+        """Return the reparametrised network.
+
+        Raises:
+            OptionError: a width that no grid has.
+            DataError: there are no calibration images.
+        """
+        if not 2 <= self.bits <= 16:
+            raise OptionError(f"grids have 2 to 16 bits, not {self.bits}.")
+        network = network.copy()
+        norms = layer_norms(network)
+        lows: dict[Node, Tensor] = {}
+        highs: dict[Node, Tensor] = {}
+
+        def look(node: Node, value: Tensor) -> None:
+            rows = value.detach().flatten(0, -2)
+            low, high = rows.amin(0), rows.amax(0)
+            lows[node] = torch.minimum(lows[node], low) if node in lows else low
+            highs[node] = torch.maximum(highs[node], high) if node in highs else high
+
+        watched = Observed(network, [norm.node for norm in norms], look)
+        for batch in batches:
+            watched(batch.to(network.device))
+        if norms and not lows:
+            raise DataError("there are no calibration images.", "Give at least one training case.")
+        for norm in norms:
+            low, high = lows[norm.node], highs[norm.node]
+            scales = ((high - low) / (2**self.bits - 1)).clamp(min=1e-8)
+            zeros = -low / scales
+            scale, zero = scales.mean(), zeros.mean()
+            # x = (integer - zero_j) * scale_j must become (integer - zero) * scale: equations 7 to 9
+            scale_layer_norm(network, norm, scales / scale, scales * (zeros - zero))
+        edit.finish(network.graph_module)
+        return replace(network, state=network.state | self.leaves)
