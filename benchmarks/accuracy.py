@@ -57,7 +57,8 @@ TRAINING = {
     "chest_vit": {"batch": 8, "flips": (1,)},
     "hippocampus_swin": {"batch": 2, "flips": (0,)},
 }
-STEPS = {"hippocampus": 300, "skin": 150, "chest": 200}
+STEPS = {"hippocampus": 300, "skin": 400, "chest": 200}
+BINARY_STEPS = {"hippocampus": 450, "skin": 400, "chest": 300}
 # Reconstruction: (steps per block, images per step).
 RECONSTRUCTION = {"hippocampus": (150, 1), "skin": (150, 1), "retina": (60, 1), "chest": (200, 1)}
 
@@ -113,7 +114,7 @@ def cells(name: str) -> Iterator[Cell]:
         yield Cell(f"{bits} bits of weight", "mixed", uniform)
     for row, (chosen, weight, activation) in TRAINED.items():
         if name in ALLOWED[row]:
-            steps = STEPS[name] * (3 if row == "binary" else 2) // 2
+            steps = (BINARY_STEPS if row == "binary" else STEPS)[name]
             yield Cell(row, chosen, Settings(weight_bits=weight, activation_bits=activation, steps=steps))
 
 

@@ -323,11 +323,11 @@ def _trained(weights: str) -> Callable[[Capabilities, Settings], tuple[Method, .
     return build
 
 
-def _steps(settings: Settings) -> dict[str, int]:
+def _steps(settings: Settings) -> dict[str, Any]:
     return {} if settings.steps is None else {"steps": settings.steps}
 
 
-def _length(settings: Settings) -> dict[str, int]:
+def _length(settings: Settings) -> dict[str, Any]:
     return _steps(settings) | ({} if settings.samples is None else {"samples": settings.samples})
 
 

@@ -12,6 +12,7 @@ from microtome.graph.network import Network
 from microtome.methods.adaround import AdaRound
 from microtome.methods.attention import QuantizeAttention
 from microtome.methods.base import Method
+from microtome.methods.bias_analytic import CorrectBiasAnalytically
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.equalize import Equalize
@@ -30,6 +31,7 @@ METHODS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
     "quantize": (Quantize(EVERYTHING), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize(EVERYTHING))),
+    "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize(EVERYTHING))),
     "gptq": (Gptq(), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
     "encode": (EncodeWeights(EVERYTHING, PowerOfTwo(4)), (FoldBatchNorm(), Quantize(EVERYTHING))),
     "equalize": (Equalize(), (FoldBatchNorm(),)),

@@ -5,20 +5,19 @@ from torch import Tensor, nn
 from microtome.errors import DataError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
+from microtome.graph.observe import Observed
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from microtome.types import Capabilities, OperatorSupport, QType
-from networks import EVERYTHING, captured, images
+from networks import EVERYTHING, captured, images, randomize
 
-FOUR_BITS = OperatorSupport(QType(4, signed=False, symmetric=False), QType(4, narrow=True))
-COARSE = Capabilities("coarse", dict.fromkeys(("conv", "conv_transpose", "linear"), FOUR_BITS))
+COARSE = Quantize(EVERYTHING, weight_bits=4, activation_bits=4)
 # The corrected mean is that of float32 sums in another order: 2^-24 of the activations, which are of size 1 to 10.
 ROUNDING = 1e-5
 
 
 def quantized(network: Network, batches: list[Tensor]) -> Network:
-    return Quantize(COARSE)(FoldBatchNorm()(network, []), batches)
+    return COARSE(FoldBatchNorm()(network, []), batches)
 
 
 def shift(network: Network, reference: Network, batches: list[Tensor]) -> Tensor:
@@ -41,7 +40,7 @@ def shift(network: Network, reference: Network, batches: list[Tensor]) -> Tensor
     ids=["conv", "depthwise", "conv3d", "transpose", "grouped-transpose", "linear", "linear-no-bias"],
 )
 def test_one_layer_loses_its_mean_shift_on_the_calibration_images(layer: nn.Module, shape: tuple[int, ...]):
-    network, batches = capture(layer, shape), images(shape)
+    network, batches = capture(randomize(layer), shape), images(shape)
     coarse = quantized(network, batches)
     corrected = CorrectBias()(coarse, batches)
     x = torch.cat(batches)
@@ -64,11 +63,37 @@ def test_whole_networks_shift_less(name: str):
     assert float(after) < 0.7 * float(before)  # each layer is corrected for its own error only: less, but not nothing
 
 
-def test_layers_before_an_instance_norm_are_left_alone():
+@pytest.mark.parametrize("name", ["unet2d", "concat_up2d", "dense2d", "transformer"])
+def test_in_sequence_the_output_keeps_its_mean(name: str):
+    network = captured(name)
+    batches = images(network.shape)
+    coarse = quantized(network, batches)
+    before = shift(coarse, network, batches).norm()
+    after = shift(CorrectBias(sequential=True)(coarse, batches), network, batches).norm()
+    assert float(after) < 1e-3 * float(before)  # the last layer gives back all that is left
+
+
+def test_in_sequence_every_layer_keeps_its_mean():
+    network = captured("unet2d")
+    batches = images(network.shape)
+    coarse = CorrectBias(sequential=True)(quantized(network, batches), batches)
+    reference = FoldBatchNorm()(network, [])
+    means: list[list[Tensor]] = [[], []]
+    for candidate, found in zip((coarse, reference), means, strict=True):
+        nodes = [layer.node for layer in candidate.layers]
+        Observed(candidate, nodes, lambda _, value, found=found: found.append(value.mean((0, 2, 3))))(
+            torch.cat(batches)
+        )
+    for actual, expected in zip(*means, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_layers_before_an_instance_norm_are_left_alone(sequential: bool):
     network = captured("residual3d")
     batches = images(network.shape)
     coarse = quantized(network, batches)
-    corrected = CorrectBias()(coarse, batches)
+    corrected = CorrectBias(sequential=sequential)(coarse, batches)
     changed = {
         name for name, tensor in coarse.constants().items() if not torch.equal(tensor, corrected.constants()[name])
     }
@@ -88,7 +113,7 @@ def test_weights_and_grids_stay():
 def test_a_shared_bias_is_parted():
     network = captured("shared2d")
     batches = images(network.shape)
-    corrected = CorrectBias()(Quantize(COARSE)(network, batches), batches)
+    corrected = CorrectBias()(COARSE(network, batches), batches)
     _, one, other = corrected.layers
     assert one.node.args[2].target != other.node.args[2].target
 
@@ -103,7 +128,8 @@ def test_layers_in_float_are_left_alone():
     assert changed == {"up.bias"}
 
 
-def test_no_calibration_images_are_refused():
+@pytest.mark.parametrize("sequential", [False, True])
+def test_no_calibration_images_are_refused(sequential: bool):
     network = captured("unet2d")
     with pytest.raises(DataError, match="no calibration images"):
-        CorrectBias()(quantized(network, images(network.shape)), [])
+        CorrectBias(sequential=sequential)(quantized(network, images(network.shape)), [])

@@ -103,3 +103,20 @@ def test_weights_that_stay_in_float_are_no_hindrance():
     before = Quantize(EVERYTHING, weight_bits=None, activation_bits=4)(network, images(network.shape))
     after = Reconstruct(steps=5)(before, images(network.shape))
     assert bool(torch.isfinite(after(images(network.shape)[0])).all())
+
+
+@pytest.mark.parametrize("settings", [{"joint": -1}, {"drop": 1.0}, {"layers": 0}])
+def test_blocks_without_sense_are_refused(settings: dict):
+    with pytest.raises(OptionError, match="at least one step, sample and layer"):
+        Reconstruct(**settings)(quantized("concat_up2d"), images((3, 16, 16)))
+
+
+def test_blocks_can_be_joined_and_weighed():
+    before = quantized("residual3d")
+    batches = images(before.shape, count=8)
+    plain, joint, fisher = (
+        sqnr("residual3d", Reconstruct(steps=60, layers=2, rate=0.1, **settings)(before, batches))
+        for settings in ({}, {"joint": 1}, {"fisher": True})
+    )
+    assert min(plain, joint, fisher) > sqnr("residual3d", before)
+    assert len({plain, joint, fisher}) == 3

@@ -1,19 +1,62 @@
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from microtome.errors import DataError, OptionError
-from microtome.graph.layernorm import layer_norms
+from microtome.graph.capture import capture
+from microtome.graph.layernorm import affine_norms, layer_norms
 from microtome.graph.network import Network
 from microtome.graph.observe import Observed
+from microtome.graph.scaling import Pair, input_ranges
 from microtome.methods.even_layernorm import EvenLayerNorm
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.methods.smooth import Smooth
-from networks import EVERYTHING, NETWORKS, captured, images, sqnr_db
+from networks import EVERYTHING, NETWORKS, captured, images, randomize, sqnr_db
 
 NAMES = [name for name in NETWORKS if name != "nothing"]
 METHODS = {"smooth": Smooth(), "even": EvenLayerNorm()}
 both = pytest.mark.parametrize("method", METHODS)
+
+
+class Windows(nn.Module):
+    """Layer norms behind which stand what windowed attention does, a class token, a convolution, and a padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(2, 8, 2, stride=2)
+        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(4)])
+        self.window, self.padded = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.conv, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).permute(0, 2, 3, 1)
+        rolled = torch.roll(self.norms[0](x), shifts=(-1, -1), dims=(1, 2))
+        split = rolled.view(-1, 2, 2, 2, 2, 8).permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, 4, 8)
+        x = x + self.window(split).view(-1, 2, 2, 2, 2, 8).permute(0, 1, 3, 2, 4, 5).reshape(x.shape)
+        x = x + self.padded(functional.pad(self.norms[1](x), (0, 0, 0, 1)))[:, :, :4]
+        x = x + self.conv(self.norms[2](x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.head(self.norms[3](x.flatten(1, 2))[:, 0])
+
+
+class Norms(nn.Module):
+    """A batch norm that no layer stands before, a group norm and an instance norm, each before a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True)])
+        self.convs = nn.ModuleList([nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = conv(functional.relu(norm(x)))
+        return x
+
+
+def weights(pair: Pair) -> list[str]:
+    """Return the names of the weights that read a value."""
+    return [str(reader.node.args[1].target) for reader in pair.readers]
 
 
 def uneven() -> Network:
@@ -23,7 +66,7 @@ def uneven() -> Network:
         for position, (channel, factor) in enumerate(((3, 30.0), (17, 0.02))):
             network.tensor(str(norm.node.args[2].target))[channel] *= factor
             network.tensor(str(norm.node.args[3].target))[channel] += 2.0 * (1 - position)
-            for weight in norm.weights:
+            for weight in weights(norm):
                 network.tensor(weight)[:, channel] /= factor
     return network
 
@@ -68,10 +111,71 @@ def test_the_scale_is_that_of_the_paper():
     seen = {}
     Observed(network, [norm.node], lambda node, value: seen.update(x=value))(torch.cat(images(network.shape)))
     activation = seen["x"].flatten(0, -2).abs().amax(0)
-    weight = network.tensor(norm.weights[0]).abs().amax(0)
+    weight = network.tensor(weights(norm)[0]).abs().amax(0)
     after = Smooth(alpha=0.75)(network, images(network.shape))
-    moved = after.tensor(norm.weights[0]) / network.tensor(norm.weights[0])
+    moved = after.tensor(weights(norm)[0]) / network.tensor(weights(norm)[0])
     torch.testing.assert_close(moved[0], activation**0.75 / weight**0.25, rtol=1e-3, atol=1e-5)
+
+
+def test_windows_and_class_tokens_are_followed():
+    network = FoldBatchNorm()(capture(randomize(Windows()), (2, 8, 8)), [])
+    x = images(network.shape)
+    readers = [weights(pair) for pair in affine_norms(network)]
+    assert readers == [["window.weight"], ["padded.weight"], ["conv.weight"], ["head.weight"]]
+    # zeros of a padding are not shifted with the rest
+    assert [weights(pair) for pair in layer_norms(network)] == [["window.weight"], ["head.weight"]]
+    for method in METHODS.values():
+        torch.testing.assert_close(method(network, x)(x[0]), network(x[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_other_norms_take_a_scale_too():
+    network = FoldBatchNorm()(capture(randomize(Norms()), (4, 8, 8)), [])
+    x = images(network.shape)
+    assert [weights(pair) for pair in affine_norms(network)] == [[f"convs.{i}.weight"] for i in range(3)]
+    after = Smooth()(network, x)
+    torch.testing.assert_close(after(x[0]), network(x[0]), rtol=1e-4, atol=1e-4)
+    seen = {}
+    nodes = [reader.node.args[0] for pair in affine_norms(after) for reader in pair.readers]
+    Observed(after, nodes, lambda node, value: seen.update({node: value.amax((0, 2, 3))}))(torch.cat(x))
+    for node, pair in zip(nodes, affine_norms(after), strict=True):  # alpha 0.5: as wide in values as in weights
+        torch.testing.assert_close(seen[node], input_ranges(after, pair), rtol=1e-3, atol=1e-5)
+
+
+def test_the_best_candidate_is_taken():
+    network, x = uneven(), images((3, 16, 16))
+    choices = (0.0, 0.25, 0.5, 0.75, 1.0)
+    quantize = Quantize(EVERYTHING, observer="minmax", search_weights=False, weight_bits=4, activation_bits=4)
+    chosen = Smooth(candidates=choices, weight_bits=4, activation_bits=4)(network, x)
+    error = {}
+    for name, candidate in {"chosen": chosen, **{a: Smooth(a)(network, x) for a in choices}, "plain": network}.items():
+        found = quantize(candidate, x)
+        sums = [float((found(batch) - network(batch)).square().sum()) for batch in x]
+        error[name] = sum(sums)
+    assert error["chosen"] < 0.5 * error["plain"]
+    assert error["chosen"] < 1.2 * min(error.values())  # errors are compared layer by layer, not behind the network
+
+
+def test_even_networks_are_left_alone_by_candidates_that_do_harm():
+    layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    network = FoldBatchNorm()(capture(layers, (4,)), [])
+    x = torch.rand((64, 4), generator=torch.Generator().manual_seed(0))
+    network.tensor("0.weight").copy_(torch.eye(4))
+    network.tensor("0.bias").zero_()
+    network.tensor("2.weight").copy_(torch.diag(torch.tensor([1.0, 10.0, 100.0, 1000.0])))
+    after = Smooth(candidates=(0.0,))(network, [x])  # would make the activations as uneven as the weights are
+    assert torch.equal(after.tensor("2.weight"), network.tensor("2.weight"))
+
+
+def test_a_dead_feature_does_not_spoil_the_others():
+    network = uneven()
+    for norm in layer_norms(network):
+        network.tensor(str(norm.node.args[2].target))[5] = 0
+        network.tensor(str(norm.node.args[3].target))[5] = 3.0
+    x = images(network.shape)
+    after = EvenLayerNorm()(network, x)
+    torch.testing.assert_close(after(x[0]), network(x[0]), rtol=1e-5, atol=1e-5)
+    quantize = Quantize(EVERYTHING)
+    assert sqnr_db(network(x[0]), quantize(after, x)(x[0])) > 30
 
 
 @both
@@ -85,3 +189,5 @@ def test_settings_without_sense_are_refused():
         Smooth(alpha=1.5)(uneven(), [])
     with pytest.raises(OptionError, match="2 to 16"):
         EvenLayerNorm(bits=1)(uneven(), [])
+    with pytest.raises(OptionError, match="2 to 16"):
+        Smooth(weight_bits=1)(uneven(), [])

@@ -6,7 +6,8 @@ blocks, and are inputs of the one that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class Block:
     """A stretch of a graph.
 
     Attributes:
-        nodes: what it computes, in order; constants and what is made of them alone are not among them.
+        nodes: what it computes, in order; constants and what is made of them alone are not among them, unless an
+            operator writes into it.
         inputs: values from before that it reads.
         outputs: values that it makes and that are read later.
         layers: how many layers it holds.
@@ -38,7 +40,8 @@ class Block:
 def blocks(graph_module: GraphModule, *, layers: int = 4) -> tuple[Block, ...]:
     """Cut a graph where few values are alive, with at most so many layers in a block.
 
-    A layer takes along what follows it up to the next quantizer or layer: its norm and its activation function.
+    A layer takes along what follows it up to the next quantizer or layer: its norm and its activation function. Where
+    an operator writes into a value that is still read afterwards, both stay in one block, be it longer.
 
     Args:
         graph_module: the graph, with its quantizers as nodes or as modules.
@@ -50,7 +53,8 @@ def blocks(graph_module: GraphModule, *, layers: int = 4) -> tuple[Block, ...]:
     order = {node: position for position, node in enumerate(nodes)}
     last_use = {node: max((order[user] for user in node.users if user in order), default=-1) for node in flowing}
     found, start = [], 0
-    for end in _ends(nodes, weighted, last_use, layers):
+    together = _together(nodes, order, last_use)
+    for end in _ends(nodes, weighted, last_use, together, layers):
         inside = nodes[start : end + 1]
         members = set(inside)
         inputs = dict.fromkeys(n for node in inside for n in node.all_input_nodes if n in flowing and n not in members)
@@ -60,13 +64,45 @@ def blocks(graph_module: GraphModule, *, layers: int = 4) -> tuple[Block, ...]:
     return tuple(found)
 
 
+def join(one: Block, following: Block) -> Block:
+    """Make one block of two neighbours."""
+    members = {*one.nodes, *following.nodes}
+    inputs = dict.fromkeys(node for node in (*one.inputs, *following.inputs) if node not in members)
+    made = (*one.outputs, *following.outputs)
+    outputs = tuple(node for node in made if node.op == "output" or any(user not in members for user in node.users))
+    return Block((*one.nodes, *following.nodes), tuple(inputs), outputs, one.layers + following.layers)
+
+
+def join_unequal(cut: Sequence[Block], capacities: Sequence[float], pairs: int) -> tuple[Block, ...]:
+    """Join the neighbours whose capacities differ most, so many pairs; each block is in one pair at most.
+
+    Where a small block follows a large one (or the reverse), the error of one-by-one optimisation oscillates (Ma et
+    al., "Solving Oscillation Problem in Post-Training Quantization Through a Theoretical Perspective", CVPR 2023).
+
+    Args:
+        cut: neighbouring blocks, in order.
+        capacities: of each block.
+        pairs: how many; no more than there are.
+    """
+    order = sorted(range(len(cut) - 1), key=lambda i: (-abs(capacities[i] - capacities[i + 1]), i))
+    first: set[int] = set()
+    for position in order:
+        if len(first) < pairs and not {position - 1, position, position + 1} & first:
+            first.add(position)
+    return tuple(
+        join(block, cut[position + 1]) if position in first else block
+        for position, block in enumerate(cut)
+        if position - 1 not in first
+    )
+
+
 def run_block(graph_module: GraphModule, block: Block, inputs: Mapping[Node, Any]) -> dict[Node, Any]:
     """Compute a block from its inputs and return its outputs; gradients flow.
 
     Args:
         graph_module: owns the block's constants and modules.
         block: of this graph.
-        inputs: value of each of `block.inputs`.
+        inputs: value of each of `block.inputs`. Operators that write into their input write into these.
     """
     values: dict[Node, Any] = dict(inputs)
 
@@ -96,28 +132,81 @@ def _compute(graph_module: GraphModule, node: Node, value: Any) -> Any:
 
 
 def _flowing(graph_module: GraphModule) -> dict[Node, None]:
-    """Return the nodes that depend on the input, in order."""
+    """Return, in order, the nodes that depend on the input, and constants that operators write into: these have to be
+    computed in the graph's order, and not when they are read.
+    """
+    nodes = list(graph_module.graph.nodes)
+    written = {_owner(node.args[0]) for node in nodes if _writes(node)}
     found: dict[Node, None] = {}
-    for node in graph_module.graph.nodes:
-        if node.op in ("placeholder", "output") or any(n in found for n in node.all_input_nodes):
+    for node in nodes:
+        computed = node.op in ("call_function", "call_module")
+        if (
+            node.op in ("placeholder", "output")
+            or any(n in found for n in node.all_input_nodes)
+            or (computed and _owner(node) in written)
+        ):
             found[node] = None
     return found
 
 
-def _ends(nodes: Sequence[Node], weighted: Sequence[bool], last_use: Mapping[Node, int], most: int) -> Iterator[int]:
+def _together(nodes: Sequence[Node], order: Mapping[Node, int], last_use: Mapping[Node, int]) -> set[int]:
+    """Return the positions that no border may follow, because a value from before is written into and read later."""
+    family: dict[Node, list[Node]] = {}
+    for node in last_use:
+        family.setdefault(_owner(node), []).append(node)
+    found: set[int] = set()
+    for position, node in enumerate(nodes):
+        if _writes(node):
+            for value in family.get(_owner(node.args[0]), ()):
+                made = order.get(value, -1)  # the network's input is there before
+                if made < position < last_use[value]:
+                    found.update(range(max(made, 0), position))
+    return found
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _owner(value: Any) -> Any:
+    """Return the node in whose memory a value may lie."""
+    while isinstance(value, Node) and value.op == "call_function" and _may_share(value):
+        value = value.args[0]
+    return value
+
+
+def _may_share(node: Node) -> bool:
+    """Whether a node's result may lie in the memory of its first argument: views, and what writes into it."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.target is operator.getitem
+    shares = any(result.alias_info is not None for result in schema.returns)
+    return shares and bool(node.args) and isinstance(node.args[0], Node)
+
+
+def _ends(
+    nodes: Sequence[Node],
+    weighted: Sequence[bool],
+    last_use: Mapping[Node, int],
+    together: Collection[int],
+    most: int,
+) -> Iterator[int]:
     """Yield the position of each block's last node: where fewest values are alive, and as late as that goes."""
     start = 0
     while start < len(nodes):
         if not any(weighted[start:]):
             yield len(nodes) - 1
             return
-        choices, count, position = [], 0, start
-        while position < len(nodes) and count + weighted[position] <= most:
+        choices: list[tuple[int, int]] = []
+        count, position = 0, start
+        while position < len(nodes) and (count + weighted[position] <= most or not choices):
             count += weighted[position]
-            if count and (position + 1 == len(nodes) or _may_part(nodes[position], nodes[position + 1])):
+            last = position + 1 == len(nodes)
+            if count and (last or (position not in together and _may_part(nodes[position], nodes[position + 1]))):
                 choices.append((_alive(nodes, last_use, position), -position))
             position += 1
-        end = -min(choices)[1] if choices else max(position - 1, start)
+        end = -min(choices)[1]
         if not any(weighted[end + 1 :]):
             end = len(nodes) - 1
         yield end

@@ -22,12 +22,15 @@ class AdaRound:
         steps: per layer.
         samples: images per step.
         rate: learning rate.
+        decisiveness: weight of what drives each weight to one neighbour, where the error of rounding to nearest is 1.
+            With little of it, or a low rate, few steps end before all weights are decided.
         seed: of what is drawn.
     """
 
     steps: int = 400
     samples: int = 2
     rate: float = 2e-2
+    decisiveness: float = 1.0
     seed: int = 0
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -39,10 +42,19 @@ class AdaRound:
 
         Raises:
             OptionError: no steps, or no samples.
-            DataError: there are no calibration images.
+            DataError: there are no calibration images, or they make values NaN.
+            OutputError: the disk is full: what enters and leaves a layer is kept in TMPDIR meanwhile.
         """
         if self.steps < 1 or self.samples < 1:
             raise OptionError("learned rounding needs at least one step and one sample.")
-        schedule = Schedule(self.steps, self.samples, self.rate, grid_rate=0.0, drop=0.0, seed=self.seed)
+        schedule = Schedule(
+            self.steps,
+            self.samples,
+            self.rate,
+            grid_rate=0.0,
+            drop=0.0,
+            seed=self.seed,
+            decisiveness=self.decisiveness,
+        )
         result = reconstruct(network, batches, schedule, layers=1)
         return replace(result, state=result.state | self.leaves)

@@ -25,8 +25,8 @@ class CorrectBiasAnalytically:
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
     4.2.1: the shift is (W - W_quantized) E[x], and E[x] follows from the norm before, through the activation function
     in between. Layers whose input mean does not follow from norms keep their bias: the first one, those behind
-    max-pooling, and all where norms were folded in another run, since files do not keep what they said. Nor is the shift
-    from rounding activations known. Where there are images, `CorrectBias` is better.
+    max-pooling, and all where norms were folded in another run, since files do not keep what they said. Nor is the
+    shift from rounding activations known. Where there are images, `CorrectBias` is better.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})

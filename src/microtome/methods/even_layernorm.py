@@ -11,10 +11,13 @@ from torch.fx import Node
 
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
-from microtome.graph.layernorm import layer_norms, scale_layer_norm
+from microtome.graph.layernorm import layer_norms, scale_norm
 from microtome.graph.network import Network
 from microtome.graph.observe import Observed
 from microtome.methods.base import Batches
+
+NARROWEST = 0.01  # of the mean range; a feature that hardly moves is not blown up to full width
+SMALLEST = 1e-8
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,14 @@ class EvenLayerNorm:
             raise DataError("there are no calibration images.", "Give at least one training case.")
         for norm in norms:
             low, high = lows[norm.node], highs[norm.node]
-            scales = ((high - low) / (2**self.bits - 1)).clamp(min=1e-8)
-            zeros = -low / scales
-            scale, zero = scales.mean(), zeros.mean()
+            levels = 2**self.bits - 1
+            span, middle = high - low, (high + low) / 2
+            span = span.clamp(min=max(NARROWEST * float(span.mean()), SMALLEST))
+            scales = span / levels
+            zeros = (span / 2 - middle) / scales
+            # the common grid holds zero, as every grid does that quantizers are given
+            scale, zero = scales.mean(), zeros.clamp(0, levels).mean()
             # x = (integer - zero_j) * scale_j must become (integer - zero) * scale: equations 7 to 9
-            scale_layer_norm(network, norm, scales / scale, scales * (zeros - zero))
+            scale_norm(network, norm, scales / scale, scales * (zeros - zero))
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)

@@ -16,6 +16,7 @@ from microtome.core.distillation import cosine, distillation_loss
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError
 from microtome.graph.learned import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
+from microtome.graph.meeting import meets_others
 from microtome.graph.network import Network
 from microtome.graph.observe import without_quantizers
 from microtome.graph.quantizers import Quantizer
@@ -125,8 +126,10 @@ class Finetune:
             return BinaryWeight(qparams)
         return LearnedGrid(weight_qparams(weight, QType(2, narrow=True, axis=qparams.qtype.axis), search=True))
 
-    def activation_module(self, quantizer: Quantizer) -> Grid:
-        """Return the module that rounds an activation in training."""
+    def activation_module(self, quantizer: Quantizer) -> Grid | None:
+        """Return the module that rounds an activation in training; None where values that are concatenated share it."""
+        if meets_others(quantizer.node):
+            return None
         if self.ranges == "learned":
             return LearnedGrid(quantizer.qparams)
         if self.ranges == "clipped":

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from microtome.graph import edit
 from microtome.graph.distribution import remember
 from microtome.graph.network import Network
-from microtome.graph.operators import OUTPUT_MOMENTS, constant_source, groups, is_weighted, kind
+from microtome.graph.operators import constant_source, groups, is_weighted, kind
 from microtome.methods.base import Batches
 
 
@@ -74,7 +74,5 @@ def _fold(network: Network, graph_module: GraphModule, layer: Node, norm: Node) 
     edit.set_bias(graph_module, layer, new_bias, str(source.target).removesuffix(".weight"))
     zeros = torch.zeros_like(mean)
     remember(layer, zeros if beta is None else beta, zeros + 1 if gamma is None else gamma.abs())
-    spread = gamma.abs() if gamma is not None else torch.ones_like(mean)
-    layer.meta[OUTPUT_MOMENTS] = (beta if beta is not None else torch.zeros_like(mean), spread)
     norm.replace_all_uses_with(layer)
     graph_module.graph.erase_node(norm)

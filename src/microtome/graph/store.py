@@ -1,0 +1,66 @@
+"""Values of a graph on disk, by node and sample, so that memory does not grow with the number of samples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from microtome.errors import OutputError
+
+Values = dict[Node, Any]
+
+
+class Store:
+    """Values in a folder of their own, one file for each node and sample."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder; who made its parent deletes it."""
+        folder.mkdir()
+        self._folder = folder
+        self._files: dict[Node, dict[int, Path]] = {}
+        self._made = 0
+
+    def put(self, sample: int, values: Mapping[Node, Any]) -> None:
+        """Keep a sample's values, in place of those of the same nodes.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        for node, value in values.items():
+            files = self._files.setdefault(node, {})
+            if sample not in files:
+                files[sample] = self._folder / f"{self._made}.pt"
+                self._made += 1
+            content = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
+            torch.save(_alone(value), content)
+            try:
+                files[sample].write_bytes(content.getbuffer())
+            except OSError as error:
+                raise OutputError(
+                    f"values of the network cannot be kept in {self._folder.parent} ({error.strerror}).",
+                    "Set TMPDIR to a folder on a disk with more room, or calibrate with fewer images.",
+                ) from error
+
+    def get(self, sample: int, nodes: Iterable[Node]) -> Values:
+        """Return a sample's values of some nodes; they may be written into."""
+        return {node: torch.load(self._files[node][sample]) for node in nodes}
+
+    def keep(self, nodes: Collection[Node]) -> None:
+        """Drop the values of all other nodes."""
+        for node in set(self._files) - set(nodes):
+            for file in self._files.pop(node).values():
+                file.unlink()
+
+
+def _alone(value: Any) -> Any:
+    """Return a tensor in memory of its own, so that the file holds no more than it."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value.contiguous() if value.untyped_storage().nbytes() == value.nbytes else value.clone()
