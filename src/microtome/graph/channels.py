@@ -22,7 +22,9 @@ MIXING = frozenset(
 
 
 # f(x + s) = f(x) + s
-MOVING = frozenset({"identity", "concat", "reshape", "transpose", "mean", "roll", "clone", "contiguous", "select"})
+MOVING = frozenset(
+    {"identity", "concat", "reshape", "transpose", "mean", "roll", "clone", "contiguous", "select", "slice"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +96,10 @@ def _moved(node: Node, user: Node, axis: int, channels: Tensor) -> tuple[int, Te
         return _averaged(node, user, axis, channels)
     if place in ("roll", "clone", "contiguous"):
         return None if place == "roll" and _rolls(user, axis) else (axis, channels)
-    if place == "select":
-        dim: Any = user.args[1]
+    if place in ("select", "slice"):
+        dim: Any = user.args[1] if len(user.args) > 1 else 0
         dim %= node.meta["val"].ndim
-        return None if dim == axis else (axis - (dim < axis), channels)
+        return None if dim == axis else (axis - (place == "select" and dim < axis), channels)
     if place == "transpose":
         return _turned(node, user, axis), channels
     return _viewed(node, user, axis, channels) if place == "reshape" else None

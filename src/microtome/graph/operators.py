@@ -9,11 +9,6 @@ from torch.fx import Node
 
 aten = torch.ops.aten
 
-OUTPUT_MOMENTS = "output_moments"
-"""Key of a node's `meta`: mean and standard deviation of each output channel, shape (C,), as the batch norm that was
-folded into the layer had learned them. They live in memory, not in files.
-"""
-
 # Operators with a weight that runtimes have integer kernels for.
 WEIGHTED: dict[object, str] = {
     aten.conv1d.default: "conv",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from microtome.errors import DataError, OptionError
+from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.layernorm import layer_norms, scale_norm
 from microtome.graph.network import Network
@@ -27,12 +27,8 @@ class EvenLayerNorm:
     Source: Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers", ICCV
     2023, section 3.3: the grid that each feature would have by itself (scale and zero point) is turned into the mean
     grid by the norm's own affine, and turned back in the linear layers behind. The network computes the same as before.
-
-    Attributes:
-        bits: width of the grids that are made even.
+    The width of the grids does not matter: zero points are not rounded here.
     """
-
-    bits: int = 8
 
     needs: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -42,11 +38,8 @@ class EvenLayerNorm:
         """Return the reparametrised network.
 
         Raises:
-            OptionError: a width that no grid has.
             DataError: there are no calibration images.
         """
-        if not 2 <= self.bits <= 16:
-            raise OptionError(f"grids have 2 to 16 bits, not {self.bits}.")
         network = network.copy()
         norms = layer_norms(network)
         lows: dict[Node, Tensor] = {}
@@ -65,14 +58,12 @@ class EvenLayerNorm:
             raise DataError("there are no calibration images.", "Give at least one training case.")
         for norm in norms:
             low, high = lows[norm.node], highs[norm.node]
-            levels = 2**self.bits - 1
             span, middle = high - low, (high + low) / 2
             span = span.clamp(min=max(NARROWEST * float(span.mean()), SMALLEST))
-            scales = span / levels
-            zeros = (span / 2 - middle) / scales
-            # the common grid holds zero, as every grid does that quantizers are given
-            scale, zero = scales.mean(), zeros.clamp(0, levels).mean()
-            # x = (integer - zero_j) * scale_j must become (integer - zero) * scale: equations 7 to 9
-            scale_norm(network, norm, scales / scale, scales * (zeros - zero))
+            zeros = 0.5 - middle / span  # where zero lies, as a share of each grid
+            # the mean grid holds zero, as every grid does that quantizers are given
+            scale, zero = span.mean(), zeros.clamp(0, 1).mean()
+            # x = (share - zero_j) * span_j must become (share - zero) * scale: equations 7 to 9
+            scale_norm(network, norm, span / scale, span * (zeros - zero))
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)
