@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from microtome.graph.budget import budget_of_bits, choose
+from microtome.graph.choosing.budget import budget_of_bits, choose
+from microtome.graph.choosing.sensitivity import Sensitivity, measure
 from microtome.graph.network import Network
 from microtome.graph.packed import save_packed, theoretical_bytes
-from microtome.graph.sensitivity import Sensitivity, measure
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.methods.fold import FoldBatchNorm

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from microtome.errors import OptionError
+from microtome.graph.choosing.placement import ends
 from microtome.graph.network import Network
-from microtome.graph.placement import ends
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize

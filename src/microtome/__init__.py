@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from microtome.verbs.compress import compress
     from microtome.verbs.evaluate import evaluate
     from microtome.verbs.inspect import inspect
-    from microtome.verbs.task import CompressOptions
+    from microtome.verbs.options import CompressOptions
 
 __all__ = ["CompressOptions", "Package", "bench", "compress", "evaluate", "inspect", "open_package"]
 
 _HOMES = {
     "bench": "microtome.verbs.bench",
     "compress": "microtome.verbs.compress",
-    "CompressOptions": "microtome.verbs.task",
+    "CompressOptions": "microtome.verbs.options",
     "evaluate": "microtome.verbs.evaluate",
     "inspect": "microtome.verbs.inspect",
     "open_package": "microtome.package",

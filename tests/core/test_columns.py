@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from microtome.core.columns import columns, from_rows, rows
 from microtome.graph.capture import capture
-from microtome.graph.moments import geometry
+from microtome.graph.watching.moments import geometry
 
 SUMS = 1e-5  # the same products in another order, of size 1
 

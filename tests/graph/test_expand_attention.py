@@ -5,11 +5,11 @@ from torch.nn import functional
 
 from microtome.core.attention_formats import LogGrid, fake_quantize_log, fake_quantize_twin, twin_grid
 from microtome.graph import edit
-from microtome.graph.attention import expand_attention, products
 from microtome.graph.capture import capture, export_graph, network_from_export
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
 from microtome.graph.quantizers import quantizers
+from microtome.graph.structure.attention import expand_attention, products
 from microtome.graph.uneven import insert_uneven
 from networks import captured, images, randomize
 

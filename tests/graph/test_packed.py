@@ -14,9 +14,9 @@ from microtome.errors import OutputError, ReadError
 from microtome.graph import edit
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
-from microtome.graph.observe import Observed
 from microtome.graph.packed import load_packed, pack_weights, packed_bytes, save_packed, theoretical_bytes
 from microtome.graph.quantizers import quantizers
+from microtome.graph.watching.observe import Observed
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize

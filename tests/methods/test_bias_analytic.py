@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from microtome.graph.capture import capture
-from microtome.graph.distribution import distributions, mean_response
 from microtome.graph.network import Network
-from microtome.graph.observe import Observed
+from microtome.graph.watching.distribution import distributions, mean_response
+from microtome.graph.watching.observe import Observed
 from microtome.methods.bias_analytic import NOTHING_KNOWN, CorrectBiasAnalytically
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.equalize import Equalize

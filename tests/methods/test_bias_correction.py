@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from microtome.errors import DataError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
-from microtome.graph.observe import Observed
+from microtome.graph.watching.observe import Observed
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize

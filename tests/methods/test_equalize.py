@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from microtome.errors import OptionError
 from microtome.graph.capture import capture
-from microtome.graph.scaling import input_ranges, output_ranges, pairs
+from microtome.graph.structure.scaling import input_ranges, output_ranges, pairs
 from microtome.methods.equalize import Equalize
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize

@@ -5,10 +5,10 @@ from torch.nn import functional
 
 from microtome.errors import DataError, OptionError
 from microtome.graph.capture import capture
-from microtome.graph.layernorm import affine_norms, layer_norms
 from microtome.graph.network import Network
-from microtome.graph.observe import Observed
-from microtome.graph.scaling import Pair, input_ranges
+from microtome.graph.structure.layernorm import affine_norms, layer_norms
+from microtome.graph.structure.scaling import Pair, input_ranges
+from microtome.graph.watching.observe import Observed
 from microtome.methods.even_layernorm import EvenLayerNorm
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize

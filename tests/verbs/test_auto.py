@@ -8,7 +8,7 @@ import tiny
 from microtome.errors import OptionError, SplitError
 from microtome.verbs import auto
 from microtome.verbs.compress import compress
-from microtome.verbs.task import CompressOptions
+from microtome.verbs.options import CompressOptions
 
 OPTIONS = {"recipe": "auto", "threads": 1, "tuning": 0.3, "evaluation": 0.3, "steps": 3, "target": "openvino"}
 

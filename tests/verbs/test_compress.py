@@ -13,7 +13,7 @@ import microtome
 from microtome.medical.pipeline import Pipeline
 from microtome.package import sha256
 from microtome.types import Image
-from microtome.verbs.task import CompressOptions
+from microtome.verbs.options import CompressOptions
 
 PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
 CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")

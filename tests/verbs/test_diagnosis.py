@@ -12,12 +12,12 @@ from microtome.core.attention_formats import LogGrid
 from microtome.core.formats import PowerOfTwo
 from microtome.graph import edit
 from microtome.graph.dynamic import insert_dynamic_quantizer
-from microtome.graph.grid_use import GridUse, decibels
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import quantizers
-from microtome.graph.reference import float_twin
 from microtome.graph.uneven import insert_uneven
+from microtome.graph.watching.grid_use import GridUse, decibels
+from microtome.graph.watching.reference import float_twin
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize

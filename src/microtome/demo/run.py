@@ -10,7 +10,7 @@ from microtome.demo.network import demo_network, pipeline
 from microtome.demo.phantom import write_cohort
 from microtome.progress import Progress, Silent
 from microtome.verbs.compress import compress
-from microtome.verbs.task import CompressOptions
+from microtome.verbs.options import CompressOptions
 
 
 def demo(

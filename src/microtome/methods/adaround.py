@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from microtome.errors import OptionError
+from microtome.graph.learning.reconstruction import Schedule, reconstruct
 from microtome.graph.network import Network
-from microtome.graph.reconstruction import Schedule, reconstruct
 from microtome.methods.base import Batches
 
 

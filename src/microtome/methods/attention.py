@@ -15,12 +15,12 @@ from microtome.core.attention_formats import UnevenKind, UnevenSearch, uneven_gr
 from microtome.core.observers import make_observer
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
-from microtome.graph.attention import expand_in_place, products, source
 from microtome.graph.network import Network
-from microtome.graph.observe import Observed
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import qparams_of
+from microtome.graph.structure.attention import expand_in_place, products, source
 from microtome.graph.uneven import insert_uneven
+from microtome.graph.watching.observe import Observed
 from microtome.methods.base import Batches
 from microtome.types import Capabilities, OperatorSupport, QType
 
@@ -55,9 +55,9 @@ class QuantizeAttention:
     """Put quantizers on queries, keys, values and softmax outputs, and give GELU outputs another grid.
 
     `Quantize` reaches the linear layers only; this one reaches the products of two computed values. Attention is
-    written out first (`graph.attention`). Ranges come from the values that flow in the quantized network; calibration
-    streams. Where a factor was quantized already, behind nothing but views, it keeps that grid. Layer norms and softmax
-    itself compute in float. A network without attention stays as it is.
+    written out first (`graph.structure.attention`). Ranges come from the values that flow in the quantized network;
+    calibration streams. Where a factor was quantized already, behind nothing but views, it keeps that grid. Layer norms
+    and softmax itself compute in float. A network without attention stays as it is.
 
     Uneven grids: Yuan et al., "PTQ4ViT", ECCV 2022 (`twin`); Lin et al., "FQ-ViT", IJCAI 2022 (`log2`); Li et al.,
     "RepQ-ViT", ICCV 2023 (`logsqrt2`). No runtime here has integer kernels for them: a product with such a factor, and

@@ -9,10 +9,10 @@ import torch
 
 from microtome.core.affine import fake_quantize
 from microtome.graph import edit
-from microtome.graph.distribution import distributions, mean_is_removed, mean_response
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import weight_quantizer
+from microtome.graph.watching.distribution import distributions, mean_is_removed, mean_response
 from microtome.methods.base import Batches
 
 NOTHING_KNOWN = "No bias was corrected: no batch norm or instance norm says what the layers read."

@@ -12,11 +12,11 @@ from torch.fx import Node
 from microtome.core.affine import fake_quantize
 from microtome.errors import DataError
 from microtome.graph import edit
-from microtome.graph.distribution import mean_is_removed
 from microtome.graph.network import Layer, Network
-from microtome.graph.observe import Observed, Unquantized
 from microtome.graph.operators import constant_source, kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
+from microtome.graph.watching.distribution import mean_is_removed
+from microtome.graph.watching.observe import Observed, Unquantized
 from microtome.methods.base import Batches
 from microtome.types import QParams
 

@@ -10,7 +10,7 @@ import torch
 from microtome.errors import OptionError
 from microtome.graph import edit
 from microtome.graph.network import Network
-from microtome.graph.scaling import input_ranges, output_ranges, pairs, rescale
+from microtome.graph.structure.scaling import input_ranges, output_ranges, pairs, rescale
 from microtome.methods.base import Batches
 
 SMALLEST = 1e-8  # a channel with smaller weights is dead, and stays as it is

@@ -11,9 +11,9 @@ from torch.fx import Node
 
 from microtome.errors import DataError
 from microtome.graph import edit
-from microtome.graph.layernorm import layer_norms, scale_norm
 from microtome.graph.network import Network
-from microtome.graph.observe import Observed
+from microtome.graph.structure.layernorm import layer_norms, scale_norm
+from microtome.graph.watching.observe import Observed
 from microtome.methods.base import Batches
 
 NARROWEST = 0.01  # of the mean range; a feature that hardly moves is not blown up to full width

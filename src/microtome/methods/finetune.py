@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from microtome.core.distillation import cosine, distillation_loss
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError
-from microtome.graph.learned import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
-from microtome.graph.meeting import meets_others
+from microtome.graph.learning.learned import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
+from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Network
-from microtome.graph.observe import without_quantizers
 from microtome.graph.quantizers import Quantizer
-from microtome.graph.trainable import Trainable
+from microtome.graph.structure.meeting import meets_others
+from microtome.graph.watching.observe import without_quantizers
 from microtome.methods.base import Batches
 from microtome.types import QType
 

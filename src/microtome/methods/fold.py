@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from microtome.graph import edit
-from microtome.graph.distribution import remember
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source, groups, is_weighted, kind
+from microtome.graph.watching.distribution import remember
 from microtome.methods.base import Batches
 
 
@@ -22,7 +22,7 @@ class FoldBatchNorm:
 
     Exact in evaluation mode (Jacob et al. 2018, section 3.2). A norm that does not directly follow a layer stays:
     behind a ReLU its shift would meet the next layer's zero padding, where folding forward is not exact. What the norm
-    said about the layer's output is kept with the layer (`graph.distribution`).
+    said about the layer's output is kept with the layer (`graph.watching.distribution`).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -15,10 +15,10 @@ from microtome.core.columns import from_rows, rows
 from microtome.core.second_order import round_columns
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
-from microtome.graph.moments import Moments, collect
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import weight_quantizer
+from microtome.graph.watching.moments import Moments, collect
 from microtome.methods.base import Batches
 from microtome.types import QParams
 

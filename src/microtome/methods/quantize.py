@@ -16,11 +16,11 @@ from microtome.core.observers import Observer, make_observer
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError, TargetError
 from microtome.graph import edit
-from microtome.graph.budget import Budget
+from microtome.graph.choosing.budget import Budget
+from microtome.graph.choosing.placement import candidates, ends, place, supported_layers
 from microtome.graph.network import Layer, Network
-from microtome.graph.observe import Observed
 from microtome.graph.operators import output_axis
-from microtome.graph.placement import candidates, ends, place, supported_layers
+from microtome.graph.watching.observe import Observed
 from microtome.methods.base import Batches
 from microtome.types import Bits, Capabilities, QType
 

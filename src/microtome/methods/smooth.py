@@ -14,12 +14,12 @@ from microtome.core.affine import fake_quantize, qparams_from_range
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
-from microtome.graph.channels import Reader
-from microtome.graph.layernorm import affine_norms, scale_norm
 from microtome.graph.network import Network
-from microtome.graph.observe import Unquantized
 from microtome.graph.operators import kind, output_axis
-from microtome.graph.scaling import Pair, at_inputs, input_ranges, pairs, rescale, scaled_inputs
+from microtome.graph.structure.channels import Reader
+from microtome.graph.structure.layernorm import affine_norms, scale_norm
+from microtome.graph.structure.scaling import Pair, at_inputs, input_ranges, pairs, rescale, scaled_inputs
+from microtome.graph.watching.observe import Unquantized
 from microtome.methods.base import Batches
 from microtome.types import QType
 

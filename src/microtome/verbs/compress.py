@@ -19,9 +19,10 @@ from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
 from microtome.verbs.deploy import deploy
 from microtome.verbs.diagnosis import diagnose, from_history
 from microtome.verbs.examples import choose, pictures
+from microtome.verbs.options import CompressOptions
 from microtome.verbs.provenance import provenance
 from microtome.verbs.result import assemble
-from microtome.verbs.task import AUTO, CompressOptions, Task, identity, read_task, settings
+from microtome.verbs.task import AUTO, Task, identity, read_task, settings
 from microtome.verbs.timing import Stopwatch, eager
 from microtome.verbs.training_data import TrainingBatches, TuningBatches
 

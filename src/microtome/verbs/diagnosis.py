@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from microtome.core.affine import real_range
-from microtome.graph.grid_use import GridUse, GridUses, decibels
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import Quantizer
-from microtome.graph.reference import float_twin, input_rounding, rounded_constant, widths_of
-from microtome.graph.replay import Replay, without_mutation
+from microtome.graph.watching.grid_use import GridUse, GridUses, decibels
+from microtome.graph.watching.reference import float_twin, input_rounding, rounded_constant, widths_of
+from microtome.graph.watching.replay import Replay, without_mutation
 from microtome.methods.fold import FoldBatchNorm
 
 MOST_BATCHES = 4

@@ -21,8 +21,9 @@ from microtome.package import SCHEMA, Staging, open_package, write_json, writing
 from microtome.progress import Progress, Silent
 from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
 from microtome.verbs.examples import choose, pictures
+from microtome.verbs.options import CompressOptions
 from microtome.verbs.provenance import hash_case
-from microtome.verbs.task import CompressOptions, read_cohort, read_network
+from microtome.verbs.task import read_cohort, read_network
 from microtome.verbs.timing import eager
 
 

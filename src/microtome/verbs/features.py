@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.graph.network import Network
-from microtome.graph.observe import Observed
+from microtome.graph.watching.observe import Observed
 from microtome.medical.prepare import resample
 from microtome.types import Array
 

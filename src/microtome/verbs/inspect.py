@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from microtome.errors import MissingExtraError
-from microtome.graph.macs import layer_sizes
+from microtome.graph.choosing.placement import supported_layers
 from microtome.graph.network import Network
-from microtome.graph.placement import supported_layers
 from microtome.graph.quantizers import weight_quantizer
+from microtome.graph.watching.macs import layer_sizes
 from microtome.medical.pipeline import Pipeline
 from microtome.models import load_model
 from microtome.runtimes import TARGETS, runtime

@@ -18,6 +18,7 @@ from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.types import Case
 from microtome.verbs.comparison import check_metric
+from microtome.verbs.options import CompressOptions
 from microtome.verbs.provenance import hash_case
 
 if TYPE_CHECKING:
@@ -29,77 +30,6 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class CompressOptions:
-    """What `compress` may be told, beside model, cohort and output.
-
-    Attributes:
-        target: runtime of the package.
-        recipe: chain of methods, a key of `recipes.RECIPES`; or `auto`, which tries them from cheap to expensive.
-        weights: weights for a model given as `file.py:factory`.
-        input_shape: (C, *S) that the network is captured with; None takes it from the pipeline.
-        pipeline: pre- and post-processing, or a pipeline.json; None takes the model's, or guesses from the cohort.
-        format: layout of the cohort; None looks.
-        patient_pattern: regular expression for the patient in a file name.
-        calibration: another cohort to calibrate on, all of whose cases are taken for calibration.
-        calibration_cases: at most so many.
-        calibration_choice: how they are chosen, see `verbs.selection`.
-        tuning: share of patients kept for tuning.
-        evaluation: share of patients kept for evaluation.
-        metric: what the verdict rests on; None is Dice or AUROC.
-        margin: the acceptable loss of it.
-        observer: how activation ranges are found.
-        percentile: for the observer of that name.
-        skip: layers that stay in float.
-        weight_bits: width of weights; None leaves them in float.
-        activation_bits: width of layers' inputs; None leaves them in float.
-        weight_format: number format of weights, a key of `recipes.FORMATS`; None is the affine grid.
-        average_bits: average width of weights that the recipe `mixed` may use.
-        steps: of training, or of reconstruction per block; None takes the recipe's own.
-        batch: images per step of training.
-        flips: spatial axes along which a mirrored image is another plausible image, for training.
-        worst_subgroup: `auto` also asks that no subgroup's metric falls by more than the margin.
-        time_budget: minutes after which `auto` tries nothing more; None is no limit.
-        precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
-        seed: of the split, the calibration windows and the bootstrap.
-        threads: of the runtime and of eager PyTorch; 0 means all cores.
-        device: where calibration and the parent run.
-        title: of the report.
-    """
-
-    target: str = "openvino"
-    recipe: str = "int8"
-    weights: Path | None = None
-    input_shape: tuple[int, ...] | None = None
-    pipeline: Pipeline | Path | None = None
-    format: str | None = None
-    patient_pattern: str | None = None
-    calibration: Path | None = None
-    calibration_cases: int = 32
-    calibration_choice: str = "first"
-    tuning: float = 0.1
-    evaluation: float = 0.3
-    metric: str | None = None
-    margin: float | None = None
-    observer: str = "mse"
-    percentile: float = 99.99
-    skip: tuple[str, ...] = ()
-    weight_bits: int | None = 8
-    activation_bits: int | None = 8
-    weight_format: str | None = None
-    average_bits: float = 4.0
-    steps: int | None = None
-    batch: int = 4
-    flips: tuple[int, ...] = ()
-    worst_subgroup: bool = False
-    time_budget: float | None = None
-    precision: str = "auto"
-    seed: int = 0
-    threads: int = 0
-    device: str = "cpu"
-    title: str | None = None
 
 
 @dataclass(frozen=True)

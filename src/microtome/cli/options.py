@@ -1,0 +1,83 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from microtome.verbs.options import CompressOptions
+
+Model = Annotated[
+    str,
+    typer.Argument(help="file.py:factory, package.module:factory, a .pt2 file, a MONAI bundle folder, or a package."),
+]
+CohortPath = Annotated[Path, typer.Argument(help="Labelled cases: a folder, an .npz file, or a CSV manifest.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights for file.py:factory (.pt, .pth, .safetensors).")]
+PipelineFile = Annotated[
+    Path | None,
+    typer.Option("--pipeline", help="pipeline.json; otherwise the model's own, or a guess from the cohort."),
+]
+InputShape = Annotated[str | None, typer.Option(help="C,H,W or C,D,H,W that the network can take.")]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="medmnist, class_folders, image_masks, decathlon, manifest or dicom; otherwise found by looking.",
+    ),
+]
+PatientPattern = Annotated[str | None, typer.Option(help="Regular expression for the patient in a file name.")]
+Seed = Annotated[int, typer.Option(help="Of the split, the calibration windows and the bootstrap.")]
+Threads = Annotated[int, typer.Option(min=0, help="Of the runtime and of eager PyTorch; 0 is all cores.")]
+Metric = Annotated[str | None, typer.Option(help="What the verdict rests on: dice, nsd, auroc, auprc, …")]
+Margin = Annotated[float | None, typer.Option(help="Acceptable loss (default: Dice 0.005, AUROC 0.01).")]
+Json = Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(help="Also write which file each pseudonym stands for. Identifies patients: keep it in the hospital."),
+]
+Target = Annotated[str, typer.Option(help="openvino, onnxruntime or reference.")]
+
+
+def shape(text: str | None) -> tuple[int, ...] | None:
+    """Parse `C,H,W`."""
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) not in (3, 4) or min(shape, default=0) < 1:
+        raise typer.BadParameter(f"{text!r} is not a shape like 1,256,256 or 1,96,96,96", param_hint="--input-shape")
+    return shape
+
+
+def bits(text: str, option: str) -> int | None:
+    """Parse a width, or `float`."""
+    if text == "float":
+        return None
+    if not text.isdigit():
+        raise typer.BadParameter(f"{text!r} is neither a number of bits nor `float`", param_hint=option)
+    return int(text)
+
+
+def options_of(given: Mapping[str, Any]) -> CompressOptions:
+    """Return the options that a command was given, by its parameters' names; what it has no parameter for stays."""
+    from microtome.verbs.options import CompressOptions
+
+    read = {
+        "input_shape": shape(given["input_shape"]),
+        "format": given["format_"],
+        "flips": tuple(given.get("flip") or ()),
+        "skip": tuple(given.get("skip") or ()),
+    }
+    for width in ("weight_bits", "activation_bits"):
+        if width in given:
+            read[width] = bits(given[width], f"--{width.replace('_', '-')}")
+    names = {field.name for field in dataclasses.fields(CompressOptions)}
+    return CompressOptions(**{name: value for name, value in given.items() if name in names} | read)

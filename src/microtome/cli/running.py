@@ -1,0 +1,60 @@
+"""Call a verb, print what it returned, and end with the right exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from microtome.errors import MicrotomeError, MissingExtraError
+
+INFERIOR, FAULT, INTERRUPTED = 1, 2, 130
+
+
+def run_verb(verb: Callable[[Any], dict[str, Any]], quietly: bool) -> dict[str, Any]:
+    """Call a verb; turn what a user can mend into one sentence and an exit code."""
+    from microtome.progress import Silent
+    from microtome.terminal import RichProgress, complain
+
+    try:
+        if quietly:
+            return verb(Silent())
+        with RichProgress() as progress:
+            return verb(progress)
+    except MicrotomeError as error:
+        complain(error)
+        raise typer.Exit(FAULT) from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("torch", "safetensors"):
+            raise
+        complain(MissingExtraError("This", "torch"))
+        raise typer.Exit(FAULT) from error
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. What is finished is kept: the same command goes on from there.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def finish(result: dict[str, Any], as_json: bool, out: Path) -> None:
+    """Print a result, and end with 1 if the compressed network is inferior."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, default=float) + "\n")
+    else:
+        from microtome.terminal import print_result
+
+        print_result(result, out)
+    if result.get("verdict", {}).get("non_inferior") is False:
+        raise typer.Exit(INFERIOR)
+
+
+def show(result: dict[str, Any], as_json: bool, table: str) -> None:
+    """Print a result with the named function of `terminal`, or as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, default=float) + "\n")
+        return
+    from microtome import terminal
+
+    getattr(terminal, table)(result)

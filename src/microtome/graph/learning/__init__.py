@@ -1,0 +1,1 @@
+"""Grids and roundings that are learned."""

@@ -1,0 +1,114 @@
+"""A quantized network in training: its quantizer nodes become modules, and nodes again when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from microtome.graph import edit
+from microtome.graph.learning.learned import Grid
+from microtome.graph.network import Network, quiet
+from microtome.graph.operators import constant_source
+from microtome.graph.quantizers import Quantizer, quantizers
+
+Factory = Callable[[Quantizer], Grid | None]
+PREFIX = "quantizer_modules"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One quantizer in training: its place in `quantizers()`, what it was, its module and node, and the name of the
+    weight that it rounds (None for activations).
+    """
+
+    position: int
+    quantizer: Quantizer
+    module: Grid
+    node: Node
+    weight: str | None
+
+
+class Trainable:
+    """An independent copy of a network in which gradients flow.
+
+    Attributes:
+        module: the graph, callable; its weights and the quantizers' own parameters are learned.
+        slots: the quantizers that became modules, in the graph's order.
+    """
+
+    def __init__(self, network: Network, *, weight: Factory, activation: Factory) -> None:
+        """Copy the network.
+
+        Args:
+            network: with quantizers.
+            weight: makes the module for a weight's quantizer; None leaves the node, and its grid, as they are.
+            activation: likewise for activations.
+        """
+        self._network = network
+        copied = network.copy()
+        self.module: GraphModule = copied.graph_module
+        self.slots: tuple[Slot, ...] = tuple(self._replace(copied, weight, activation))
+        self.module.graph.lint()
+        self.module.recompile()
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(True)
+
+    def _replace(self, network: Network, weight: Factory, activation: Factory) -> Iterator[Slot]:
+        graph = self.module.graph
+        for position, quantizer in enumerate(list(quantizers(network))):
+            made = (weight if quantizer.kind == "weight" else activation)(quantizer)
+            if made is None:
+                continue
+            name = f"{PREFIX}_{position}"
+            self.module.add_module(name, made)
+            source = constant_source(quantizer.node)
+            with graph.inserting_after(quantizer.node):
+                node = graph.call_module(name, (quantizer.node.args[0],))
+            node.meta.update(quantizer.node.meta)
+            quantizer.node.replace_all_uses_with(node)
+            graph.erase_node(quantizer.node)
+            yield Slot(position, quantizer, made, node, None if source is None else str(source.target))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the graph: (N, C, *S) → (N, K, *S) or (N, K)."""
+        output: Tensor = self.module(x)
+        return output
+
+    def weight_of(self, slot: Slot) -> nn.Parameter:
+        """Return the parameter that a weight's quantizer rounds."""
+        assert slot.weight is not None
+        return self.module.get_parameter(slot.weight)
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return what the network itself learns: weights, biases, scales of norms."""
+        return [p for name, p in self.module.named_parameters() if not name.startswith(PREFIX)]
+
+    def grids(self) -> list[nn.Parameter]:
+        """Return what the quantizers learn."""
+        return [p for name, p in self.module.named_parameters() if name.startswith(PREFIX)]
+
+    @torch.no_grad()
+    def freeze(self) -> Network:
+        """Return the network with the learned weights, rounded to their grids, and with the learned grids."""
+        network = self._network.copy()
+        for name, parameter in self.module.named_parameters():
+            if not name.startswith(PREFIX):
+                edit.set_constant(network.graph_module, name, parameter)
+        nodes = [quantizer.node for quantizer in quantizers(network)]
+        formats = dict(network.formats)
+        with quiet():
+            for slot in self.slots:
+                node = nodes[slot.position]
+                if slot.weight is not None:
+                    settled = slot.module.settled(self.weight_of(slot))
+                    edit.own_constant(network.graph_module, node, 0, settled)
+                    encoding = slot.module.encoding()
+                    if encoding is not None:
+                        formats[str(node.args[0].target)] = encoding  # type: ignore[union-attr]
+                edit.set_grid(network.graph_module, node, slot.module.grid())
+            edit.finish(network.graph_module)
+        return replace(network, formats=formats)

@@ -1,0 +1,1 @@
+"""What belongs together in a graph: channels, blocks, attention, values that meet."""

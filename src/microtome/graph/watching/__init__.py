@@ -1,0 +1,1 @@
+"""Running a graph and looking at what flows through it."""
