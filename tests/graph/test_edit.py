@@ -45,6 +45,38 @@ def test_own_constant_of_the_only_user_replaces_in_place():
     assert not network.tensor("enter.weight").any()
 
 
+def test_a_weight_in_common_is_set_for_the_layers_that_are_named():
+    network = shared()
+    grid = qparams_from_range(torch.full((4,), -1.0), torch.full((4,), 1.0), QType(8, narrow=True, axis=0))
+    _, one, other = network.layers
+    before = network.tensor("conv.weight").clone()
+    for layer in (one, other):
+        edit.insert_quantizer(network.graph_module, layer.weight, [layer.node], grid, layer.name)
+    edit.set_weight(network.graph_module, [one], before * 2)  # the other one reads it too
+    assert torch.equal(network.tensor(str(one.weight.target)), before * 2)
+    assert torch.equal(network.tensor(str(other.weight.target)), before)
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_a_weight_in_common_stays_in_common(third: bool):
+    network = shared()
+    grid = qparams_from_range(torch.full((4,), -1.0), torch.full((4,), 1.0), QType(8, narrow=True, axis=0))
+    _, one, other = network.layers
+    before = network.tensor("conv.weight").clone()
+    for layer in (one, other):
+        edit.insert_quantizer(network.graph_module, layer.weight, [layer.node], grid, layer.name)
+    reader = None
+    if third:  # somebody else reads the weight, and must not notice
+        with network.graph_module.graph.inserting_before(one.node):
+            reader = network.graph_module.graph.call_function(torch.abs, (one.weight,))
+    edit.set_weight(network.graph_module, [one, other], before * 2)
+    assert one.weight is other.weight
+    assert torch.equal(network.tensor(str(one.weight.target)), before * 2)
+    assert (one.weight.target == "conv.weight") is not third
+    if reader is not None:
+        assert torch.equal(network.tensor(str(reader.args[0].target)), before)
+
+
 @pytest.mark.parametrize("axis", [None, 1])
 def test_a_quantizer_does_what_the_arithmetic_says(axis: int | None):
     network = shared()

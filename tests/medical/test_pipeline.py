@@ -300,7 +300,9 @@ def test_zeros_are_appended_to_a_multiple_but_not_with_size_or_patch():
 def test_the_image_is_not_changed():
     array = random(3, 10, 12)
     array.setflags(write=False)
-    prepare(Image(array), pipeline(channels=3, normalize="zscore", window=(-1.0, 1.0)))
+    prepared = prepare(Image(array), pipeline(channels=3, normalize="zscore", window=(-1.0, 1.0))).array
+    assert np.array_equal(array, random(3, 10, 12))
+    assert not np.array_equal(prepared, array)
 
 
 @pytest.mark.parametrize(

@@ -129,4 +129,6 @@ def test_tiles_are_what_the_network_gets():
 def test_the_image_is_not_changed():
     array = np.ones((1, 9, 9), np.float32)
     array.setflags(write=False)
-    sliding_window(identity, array, patch=(4, 4), overlap=0.5)
+    result = sliding_window(identity, array, patch=(4, 4), overlap=0.5)
+    assert np.array_equal(array, np.ones((1, 9, 9)))
+    assert np.allclose(result, array, rtol=0, atol=BLEND)

@@ -93,4 +93,5 @@ def test_no_data_is_read():
         raise AssertionError("folding read a batch")
         yield
 
-    FoldBatchNorm()(captured("unet2d"), unreadable())
+    folded = FoldBatchNorm()(captured("unet2d"), unreadable())
+    assert norms(folded) == 0

@@ -65,7 +65,11 @@ def test_a_prefix_of_the_network_itself_stays(tmp_path, trained):
 def test_batch_counters_may_be_missing(tmp_path, trained):
     state = {key: value for key, value in trained.state_dict().items() if "num_batches" not in key}
     save_file(state, tmp_path / "w.safetensors")
-    apply_state(network(), load_state(tmp_path / "w.safetensors"), tmp_path / "w.safetensors")
+    target = network()
+    apply_state(target, load_state(tmp_path / "w.safetensors"), tmp_path / "w.safetensors")
+    assert all(torch.equal(target.state_dict()[key], value) for key, value in state.items())
+    assert target[1].num_batches_tracked == 0  # as in a new network: `trained` has seen one batch
+    assert trained[1].num_batches_tracked == 1
 
 
 def test_what_does_not_fit_is_named_with_shapes(tmp_path, trained):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from microtome.graph.network import Layer
 from microtome.graph.operators import aten, constant_source
 from microtome.types import QParams
 
@@ -72,6 +75,26 @@ def own_constant(graph_module: GraphModule, user: Node, position: int, tensor: T
     args = list(user.args)
     args[position] = node
     user.args = tuple(args)
+
+
+def set_weight(graph_module: GraphModule, layers: Sequence[Layer], weight: Tensor) -> None:
+    """Give the quantizers of some layers' common weight a new value, without changing it for others.
+
+    Args:
+        graph_module: the graph to edit.
+        layers: that read the same weight, each behind a quantizer; at least one.
+        weight: the new value.
+    """
+    source = layers[0].weight
+    readers = [layer.node.args[1] for layer in layers]
+    if set(source.users) <= set(readers):
+        set_constant(graph_module, str(source.target), weight)
+        source.meta["val"] = weight
+        return
+    first, *others = (reader for reader in readers if isinstance(reader, Node))
+    own_constant(graph_module, first, 0, weight)
+    for other in others:
+        other.replace_input_with(source, first.args[0])  # type: ignore[arg-type]
 
 
 def set_bias(graph_module: GraphModule, layer: Node, bias: Tensor, name: str) -> None:

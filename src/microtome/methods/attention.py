@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.affine import qparams_from_range
 from microtome.core.attention_formats import UnevenKind, UnevenSearch, uneven_grids
 from microtome.core.observers import make_observer
-from microtome.errors import DataError, OptionError
+from microtome.errors import OptionError
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import qparams_of
 from microtome.graph.structure.attention import expand_in_place, products, source
 from microtome.graph.uneven import insert_uneven
-from microtome.graph.watching.observe import Observed
+from microtome.graph.watching.observe import Watcher, watch
 from microtome.methods.base import Batches
 from microtome.types import Capabilities, OperatorSupport, QType
 
@@ -34,10 +33,6 @@ SOFTMAX: Mapping[str, UnevenKind | None] = {
 }
 ASYMMETRIC = QType(8, signed=False, symmetric=False)
 FACTORS = OperatorSupport(ASYMMETRIC, ASYMMETRIC)
-
-
-class _Watcher(Protocol):
-    def update(self, values: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class QuantizeAttention:
         expand_in_place(network.graph_module)
         edges = self._edges(network)
         gelus = [node for node in network.graph_module.graph.nodes if self._wants_twin(node)]
-        watchers: dict[Node, _Watcher] = {node.args[0]: self._gelu_search(network, node) for node in gelus}
+        watchers: dict[Node, Watcher] = {node.args[0]: self._gelu_search(network, node) for node in gelus}
         for edge in edges:
             uneven = SOFTMAX[self.softmax] if edge.of_softmax else None
             watchers[edge.value] = (
@@ -105,7 +100,7 @@ class QuantizeAttention:
                 else make_observer(self.observer, percentile=self.percentile)
             )
         if watchers:
-            _run(network, watchers, batches)
+            watch(network, watchers, batches)
         for edge in edges:
             _insert(network, edge, watchers[edge.value])
         for node in gelus:
@@ -171,30 +166,10 @@ def _kept(network: Network, value: Node, product: Node, qtype: QType) -> bool:
     return True
 
 
-def _insert(network: Network, edge: _Edge, watcher: _Watcher) -> None:
+def _insert(network: Network, edge: _Edge, watcher: Watcher) -> None:
     if isinstance(watcher, UnevenSearch):
         insert_uneven(network.graph_module, edge.value, edge.users, watcher.best)
         return
     low, high = watcher.range(edge.qtype)  # type: ignore[attr-defined]
     qparams = qparams_from_range(torch.tensor(low), torch.tensor(high), edge.qtype)
     edit.insert_quantizer(network.graph_module, edge.value, list(edge.users), qparams, edge.value.name)
-
-
-def _run(network: Network, watchers: Mapping[Node, _Watcher], batches: Batches) -> None:
-    """Feed all batches."""
-
-    def look(node: Node, value: Tensor) -> None:
-        try:
-            watchers[node].update(value)
-        except ValueError as error:
-            raise DataError(
-                f"a calibration image makes {node.name} NaN or infinite.", "Check the pre-processing and the weights."
-            ) from error
-
-    watched = Observed(network, watchers, look)
-    count = 0
-    for batch in batches:
-        watched(batch.to(network.device))
-        count += 1
-    if not count:
-        raise DataError("there are no calibration images.", "Give at least one training case.")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.formats import Encoded, Format
@@ -61,7 +60,7 @@ class EncodeWeights:
         formats = dict(network.formats)
         for layers, number_format in self._weights(network):
             encoded = _encode(network, layers[0], number_format)
-            _write(network, layers, encoded.decode())
+            edit.set_weight(network.graph_module, layers, encoded.decode())
             formats[str(layers[0].weight.target)] = encoded.encoding
             container = self._container(layers[0], encoded)
             for layer in layers:
@@ -97,20 +96,6 @@ def _encode(network: Network, layer: Layer, number_format: Format) -> Encoded:
         return number_format.encode(network.tensor(str(layer.weight.target)), output_axis(layer.node))
     except ValueError as error:
         raise WeightsError(f"the weight of {layer.name} cannot be encoded: {error}.") from error
-
-
-def _write(network: Network, layers: list[Layer], weight: Tensor) -> None:
-    """Give the quantizers of some layers' common weight a new value, without changing it for others."""
-    source = layers[0].weight
-    readers = [layer.node.args[1] for layer in layers]
-    if set(source.users) <= set(readers):
-        edit.set_constant(network.graph_module, str(source.target), weight)
-        source.meta["val"] = weight
-        return
-    first, *others = (reader for reader in readers if isinstance(reader, Node))
-    edit.own_constant(network.graph_module, first, 0, weight)
-    for other in others:
-        other.replace_input_with(source, first.args[0])  # type: ignore[arg-type]
 
 
 def _set_quantizer(network: Network, layer: Layer, grid: QParams | None) -> None:

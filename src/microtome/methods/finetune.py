@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from microtome.core.distillation import cosine, distillation_loss
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError
+from microtome.graph.learning import loop
 from microtome.graph.learning.learned import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Network
@@ -103,7 +104,7 @@ class Finetune:
         torch.manual_seed(self.seed)
         run = _Run(self, network)
         run.resume()
-        for batch in itertools.islice(_endless(batches, run.step), self.steps - run.step):
+        for batch in itertools.islice(loop.endless(batches, run.step), self.steps - run.step):
             run.train(batch)
             last = run.step == self.steps
             if run.step % self.check_every == 0 or last:
@@ -148,7 +149,7 @@ class _Run:
             weight=lambda q: settings.weight_module(q, network.tensor(_constant(q))),
             activation=settings.activation_module,
         )
-        self.module = _distributed(self.student.module.train())
+        self.module = loop.distributed(self.student.module.train())
         groups: list[dict[str, Any]] = [
             {"params": [weight], "base": settings.rate * _size(weight), "weight_decay": settings.decay}
             for weight in self.student.weights()
@@ -207,20 +208,17 @@ class _Run:
         return self.student.freeze()
 
     def store(self) -> None:
-        """Write the checkpoint, in place of the last, when it is whole."""
+        """Write the checkpoint."""
         path = self.settings.checkpoint
-        if path is None or not _is_first():
+        if path is None or not loop.is_first():
             return
-        scratch = path.with_suffix(".tmp")
-        torch.save({**self._position(), "module": self._state(), "optimizer": self.optimizer.state_dict()}, scratch)
-        scratch.replace(path)
+        loop.store(path, {**self._position(), "module": self._state(), "optimizer": self.optimizer.state_dict()})
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        path = self.settings.checkpoint
-        if path is None or not path.exists():
+        stored = loop.stored(self.settings.checkpoint, self.network.device)
+        if stored is None:
             return
-        stored = torch.load(path, map_location=self.network.device)
         module, optimizer = stored.pop("module"), stored.pop("optimizer")
         for name, value in stored.items():
             setattr(self, name, value)
@@ -282,31 +280,3 @@ def _size(weight: Tensor) -> float:
 def _constant(quantizer: Quantizer) -> str:
     source = quantizer.node.args[0]
     return str(source.target)  # type: ignore[union-attr]
-
-
-def _endless(batches: Batches, start: int) -> Iterator[Any]:
-    """Yield batches from the one after `start` steps on, epoch after epoch."""
-    position = 0
-    if isinstance(batches, Sized) and hasattr(batches, "epoch"):  # does not have to read what is skipped
-        batches.epoch = start // len(batches)
-        position = batches.epoch * len(batches)
-    while True:
-        before = position
-        for batch in batches:
-            position += 1
-            if position > start:
-                yield batch
-        if position == before:
-            raise DataError("there are no training images.", "Give at least one training case.")
-
-
-def _distributed(module: nn.Module) -> nn.Module:
-    """Average gradients over processes, where there are several."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return nn.parallel.DistributedDataParallel(module)
-    return module
-
-
-def _is_first() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

@@ -128,7 +128,7 @@ class Gptq:
             for layer in layers:
                 shift = torch.einsum("grc,gc->gr", change, moments[layer.node].mean()).flatten()
                 _add_to_bias(network, layer, shift)
-        _write(network, layers, rounded)
+        edit.set_weight(network.graph_module, layers, rounded)
 
 
 def _weights(network: Network) -> list[list[Layer]]:
@@ -155,17 +155,3 @@ def _add_to_bias(network: Network, layer: Layer, shift: Tensor) -> None:
     source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
     bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
     edit.set_bias(network.graph_module, layer.node, bias + shift, layer.name)
-
-
-def _write(network: Network, layers: list[Layer], weight: Tensor) -> None:
-    """Give the quantizers of some layers' common weight a new value, without changing it for others."""
-    source = layers[0].weight
-    readers = [layer.node.args[1] for layer in layers]
-    if set(source.users) <= set(readers):
-        edit.set_constant(network.graph_module, str(source.target), weight)
-        source.meta["val"] = weight
-        return
-    first, *others = (reader for reader in readers if isinstance(reader, Node))
-    edit.own_constant(network.graph_module, first, 0, weight)
-    for other in others:
-        other.replace_input_with(source, first.args[0])  # type: ignore[arg-type]

@@ -8,19 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.fx import Node
 
 from microtome.core.affine import qparams_from_range
 from microtome.core.observers import Observer, make_observer
 from microtome.core.search import weight_qparams
-from microtome.errors import DataError, OptionError, TargetError
+from microtome.errors import OptionError, TargetError
 from microtome.graph import edit
 from microtome.graph.choosing.budget import Budget
 from microtome.graph.choosing.placement import candidates, ends, place, supported_layers
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import output_axis
-from microtome.graph.watching.observe import Observed
+from microtome.graph.watching.observe import watch
 from microtome.methods.base import Batches
 from microtome.types import Bits, Capabilities, QType
 
@@ -86,7 +84,9 @@ class Quantize:
                 "Choose another target, or another recipe.",
             )
         values = candidates(network, self.capabilities, self.skip, widths)
-        observers = self._calibrate(network, values, batches) if values else {}
+        observers = {value: make_observer(self.observer, percentile=self.percentile) for value in values}
+        if observers:
+            watch(network, observers, batches)
         spans = {value: max(o.high, 0.0) - min(o.low, 0.0) for value, o in observers.items()}
         sites = place(network, self.capabilities, spans, self.skip, widths)
         for layer, support in layers:
@@ -125,28 +125,6 @@ class Quantize:
                 bits = tuple(b and max(b, self.end_bits or 0) for b in bits)  # type: ignore[assignment]
             widths[layer.name] = bits
         return widths
-
-    def _calibrate(self, network: Network, values: Sequence[Node], batches: Batches) -> dict[Node, Observer]:
-        """Return an observer for each value, fed with all batches."""
-        observers = {value: make_observer(self.observer, percentile=self.percentile) for value in values}
-
-        def look(node: Node, value: Tensor) -> None:
-            try:
-                observers[node].update(value)
-            except ValueError as error:
-                raise DataError(
-                    f"a calibration image makes {node.name} NaN or infinite.",
-                    "Check the pre-processing and the weights.",
-                ) from error
-
-        watched = Observed(network, values, look)
-        count = 0
-        for batch in batches:
-            watched(batch.to(network.device))
-            count += 1
-        if not count:
-            raise DataError("there are no calibration images.", "Give at least one training case.")
-        return observers
 
     def _quantize_weight(self, network: Network, layer: Layer, qtype: QType) -> None:
         source = layer.weight

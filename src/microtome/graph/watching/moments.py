@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from microtome.core.columns import Geometry, columns
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import constant_source, groups, kind
+from microtome.graph.watching.observe import Unquantized
 
 MOST_VALUES = 1 << 26  # of gathered columns at a time: 256 MB
 
@@ -119,31 +120,9 @@ def collect(
     def look(node: Node, arguments: Sequence[Any], value: Tensor) -> None:
         moments[node].update(arguments[0], value, most, generator)
 
-    run = _StoredWeights(network, moments, look)
-    with torch.no_grad():
-        for batch in batches:
-            run.run(batch.to(network.device))
-
-
-class _StoredWeights(Interpreter):
-    """Runs the network with the quantizers of weights as identities."""
-
-    def __init__(
-        self, network: Network, nodes: Iterable[Node], look: Callable[[Node, Sequence[Any], Tensor], None]
-    ) -> None:
-        super().__init__(network.graph_module)
-        self.extra_traceback = False  # or torch writes source lines of the model into our one-sentence errors
-        self._nodes = set(nodes)
-        self._look = look
-
-    def run_node(self, n: Node) -> Any:
-        arguments, _ = self.fetch_args_kwargs_from_env(n)
-        if kind(n) == "quantizer" and constant_source(n) is not None:
-            return arguments[0]
-        value = super().run_node(n)
-        if n in self._nodes:
-            self._look(n, arguments, value)
-        return value
+    run = Unquantized(network, moments, look, weights_only=True)
+    for batch in batches:
+        run(batch.to(network.device))
 
 
 def _arguments(node: Node) -> dict[str, Any]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.network import Network
-from microtome.graph.operators import kind
+from microtome.graph.operators import constant_source, kind
+
+
+class Watcher(Protocol):
+    """Keeps of the values that it sees what it needs, such as their range."""
+
+    def update(self, values: Tensor) -> None:
+        """Look at some values; raises ValueError where one is NaN or infinite."""
 
 
 class Observed(Interpreter):
@@ -44,18 +52,24 @@ class Unquantized(Interpreter):
     """
 
     def __init__(
-        self, network: Network, nodes: Collection[Node], look: Callable[[Node, tuple[Any, ...], Tensor], None]
+        self,
+        network: Network,
+        nodes: Collection[Node],
+        look: Callable[[Node, tuple[Any, ...], Tensor], None],
+        *,
+        weights_only: bool = False,
     ) -> None:
-        """Prepare to watch `nodes`; `look` must not keep the values."""
+        """Prepare to watch `nodes`; `look` must not keep the values. With `weights_only`, activations are quantized."""
         super().__init__(network.graph_module)
         self.extra_traceback = False  # or torch writes source lines of the model into our one-sentence errors
         self._nodes = set(nodes)
         self._look = look
+        self._weights_only = weights_only
 
     def run_node(self, n: Node) -> Any:
         """Run one node."""
         arguments, _ = self.fetch_args_kwargs_from_env(n)
-        if kind(n) == "quantizer":
+        if kind(n) == "quantizer" and (not self._weights_only or constant_source(n) is not None):
             return arguments[0]
         value = super().run_node(n)
         if n in self._nodes:
@@ -66,6 +80,30 @@ class Unquantized(Interpreter):
         """Run one batch (N, C, *S)."""
         with torch.no_grad():
             self.run(x)
+
+
+def watch(network: Network, watchers: Mapping[Node, Watcher], batches: Iterable[Tensor]) -> None:
+    """Feed to watchers, by node, the values that flow there in a run over all batches (N, C, *S).
+
+    Raises:
+        DataError: there are no batches, or a value is NaN or infinite.
+    """
+
+    def look(node: Node, value: Tensor) -> None:
+        try:
+            watchers[node].update(value)
+        except ValueError as error:
+            raise DataError(
+                f"a calibration image makes {node.name} NaN or infinite.", "Check the pre-processing and the weights."
+            ) from error
+
+    watched = Observed(network, watchers, look)
+    count = 0
+    for batch in batches:
+        watched(batch.to(network.device))
+        count += 1
+    if not count:
+        raise DataError("there are no calibration images.", "Give at least one training case.")
 
 
 def without_quantizers(network: Network) -> Network:
