@@ -103,12 +103,14 @@ class Capabilities:
 
     `operators` maps `conv`, `conv_transpose`, `linear`, `matmul` to their integer support; kinds that are missing stay
     in float. `transparent` are operator kinds that the target runs on integers as they are (pooling, concat, …), so
-    that a quantizer may stand before them instead of behind.
+    that a quantizer may stand before them instead of behind. `readers` are operator kinds without a
+    weight that it can feed with integers, with the format: faster where an integer layer stands before them.
     """
 
     target: str
     operators: Mapping[str, OperatorSupport] = field(default_factory=dict)
     transparent: frozenset[str] = frozenset()
+    readers: Mapping[str, QType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

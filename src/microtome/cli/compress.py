@@ -77,6 +77,10 @@ def compress(
     observer: Annotated[str, typer.Option(help="minmax, moving_average, percentile, mse or kl.")] = "mse",
     percentile: Annotated[float, typer.Option(help="For that observer.")] = 99.99,
     skip: Annotated[list[str] | None, typer.Option(help="A layer that stays in float; may be repeated.")] = None,
+    placement: Annotated[
+        str, typer.Option(help="Where integers pay: by rules, or measured on this machine (kept for the next time).")
+    ] = "rules",
+    placement_minutes: Annotated[float, typer.Option(min=0, help="Time for measuring placement.")] = 3.0,
     precision: Annotated[str, typer.Option(help="Of what stays in float: f32, bf16, or auto for the faster.")] = "auto",
     seed: Seed = 0,
     threads: Threads = 0,

@@ -15,7 +15,7 @@ from microtome.core.search import weight_qparams
 from microtome.errors import OptionError, TargetError
 from microtome.graph import edit
 from microtome.graph.choosing.budget import Budget
-from microtome.graph.choosing.placement import candidates, ends, place, supported_layers
+from microtome.graph.choosing.placement import candidates, ends, place, rule_of_thumb, supported_layers
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import output_axis
 from microtome.graph.watching.observe import watch
@@ -44,6 +44,7 @@ class Quantize:
             there (Esser et al., ICLR 2020, section 3). None treats them like the others.
         layer_bits: (weight, activation) widths of single layers, by name, over all of the above.
         budget: chooses widths layer by layer instead, from what each layer loses at each (mixed precision).
+        readers: names of sums and norms (`placement.readers`) that read integers too; None goes by a rule of thumb.
     """
 
     capabilities: Capabilities
@@ -56,6 +57,7 @@ class Quantize:
     end_bits: int | None = None
     layer_bits: Mapping[str, Bits] = field(default_factory=dict)
     budget: Budget | None = None
+    readers: frozenset[str] | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
@@ -83,12 +85,13 @@ class Quantize:
                 f"({', '.join(kinds) or 'none found'}).",
                 "Choose another target, or another recipe.",
             )
-        values = candidates(network, self.capabilities, self.skip, widths)
+        named = rule_of_thumb(network, self.capabilities) if self.readers is None else self.readers
+        values = candidates(network, self.capabilities, self.skip, widths, named)
         observers = {value: make_observer(self.observer, percentile=self.percentile) for value in values}
         if observers:
             watch(network, observers, batches)
         spans = {value: max(o.high, 0.0) - min(o.low, 0.0) for value, o in observers.items()}
-        sites = place(network, self.capabilities, spans, self.skip, widths)
+        sites = place(network, self.capabilities, spans, self.skip, widths, named)
         for layer, support in layers:
             if support.weight is not None:
                 self._quantize_weight(network, layer, support.weight)

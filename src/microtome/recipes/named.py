@@ -59,6 +59,7 @@ def _quantize(capabilities: Capabilities, settings: Settings, **changes: Any) ->
         observer=settings.observer,
         percentile=settings.percentile,
         skip=settings.skip,
+        readers=settings.readers,
         weight_bits=settings.weight_bits,
         activation_bits=settings.activation_bits,
         end_bits=settings.end_bits,

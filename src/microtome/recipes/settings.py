@@ -41,6 +41,7 @@ class Settings:
         observer: how activation ranges are found.
         percentile: for the observer of that name.
         skip: layers that stay in float.
+        readers: sums and norms that read integers; None goes by a rule of thumb.
         weight_bits: width of weights; None leaves them in float.
         activation_bits: width of layers' inputs; None leaves them in float.
         weight_format: number format of weights, a key of FORMATS; None is the affine grid.
@@ -56,6 +57,7 @@ class Settings:
     observer: str = "mse"
     percentile: float = 99.99
     skip: frozenset[str] = frozenset()
+    readers: frozenset[str] | None = None
     weight_bits: int | None = 8
     activation_bits: int | None = 8
     weight_format: str | None = None

@@ -33,7 +33,7 @@ OBJECTS = (
     "sensitivity",
     "training",
 )
-TABLES = ("runs", "layers", "cases", "examples", "quantizers", "pareto", "trials")
+TABLES = ("runs", "layers", "cases", "examples", "quantizers", "pareto", "trials", "placement")
 LISTS = ("classes", "warnings")
 REQUIRED = ("parent", "compressed")
 PANELS = ("image", "reference", "parent", "compressed")

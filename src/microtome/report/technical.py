@@ -34,7 +34,22 @@ def speed(result: Result) -> dict[str, Any]:
         }
         for run in runs
     ]
-    return {"rows": rows, "notes": _notes(result), "parameters": _parameters(result)}
+    tried = _placement(result["placement"])
+    return {"rows": rows, "notes": _notes(result), "parameters": _parameters(result), "placement": tried}
+
+
+def _placement(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was measured to decide where integers pay, in its order."""
+    return [
+        {
+            "change": words.text(row.get("change")),
+            "before": words.milliseconds(row.get("before_ms")),
+            "after": words.milliseconds(row.get("after_ms")),
+            "kept": row.get("kept") is True,
+            "error": str(row.get("error") or ""),
+        }
+        for row in rows
+    ]
 
 
 def _two_runs(result: Result) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -37,6 +38,13 @@ class Session(Protocol):
     def run(self, x: Array) -> Array:
         """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
 
+    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+        """Run inputs that all have one shape, several at a time where the runtime can; results in order.
+
+        The next inputs are taken while earlier ones run. A result is valid until the next one is asked for, and must
+        not be written to. Closing the iterator early is safe.
+        """
+
     def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
         """Run `x` with profiling and return what each operator did."""
 
@@ -59,3 +67,9 @@ class Runtime(Protocol):
 
     def open_session(self, path: Path, *, threads: int, precision: str) -> Session:
         """Load a model file; `precision` is for what the file leaves in float."""
+
+
+def one_by_one(run: Callable[[Array], Array], batches: Iterable[Array]) -> Iterator[Array]:
+    """Be the `stream` of a runtime that runs one input at a time."""
+    for batch in batches:
+        yield run(batch)

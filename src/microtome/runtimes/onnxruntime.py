@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microtome.errors import MissingExtraError, ReadError, TargetError
-from microtome.runtimes.base import LayerRun
+from microtome.runtimes.base import LayerRun, one_by_one
 from microtome.types import Array, Capabilities, OperatorSupport, QType
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class Session:
         """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
         output: Array = self._session.run(None, {self._input: np.ascontiguousarray(x, np.float32)})[0]
         return output
+
+    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+        """Run inputs of one shape, one after another."""
+        return one_by_one(self.run, batches)
 
     def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
         """Run `x` with profiling; kernels are the operators of the optimized graph."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
+import itertools
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +48,7 @@ def capabilities() -> Capabilities:
             "linear": OperatorSupport(UNSIGNED, WEIGHT),
         },
         transparent=frozenset({"concat", "max_pool"}),
+        readers={"add": UNSIGNED, "instance_norm": SIGNED},
     )
 
 
@@ -53,10 +58,15 @@ def export(network: Network, folder: Path) -> Path:
     Raises:
         TargetError: an operator has no form in ONNX or OpenVINO; the error names it.
     """
+    from microtome.graph.rewriting.norms import norms_by_channel
+    from microtome.graph.rewriting.sub_pixel import sub_pixel
     from microtome.runtimes.onnx_file import export_onnx
+    from microtome.runtimes.openvino_precise import keep_statistics_precise
 
     core = _core()
     import openvino
+
+    network = sub_pixel(norms_by_channel(network))
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"
@@ -69,6 +79,7 @@ def export(network: Network, folder: Path) -> Path:
             ) from error
         path = folder / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
+    keep_statistics_precise(path)
     return path
 
 
@@ -86,6 +97,7 @@ class Session:
     """A model on the CPU, compiled for each input shape that it meets (the last few are kept)."""
 
     MOST_SHAPES = 4
+    MOST_STREAMS = 8  # each stream holds activations of its own: beyond this, several threads share one
 
     def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32") -> None:
         """Read the file.
@@ -114,17 +126,52 @@ class Session:
         }
         if threads:
             self._settings["INFERENCE_NUM_THREADS"] = threads
+        self._streams = min(threads or _processors(), self.MOST_STREAMS)
         self._requests: dict[tuple[int, ...], Any] = {}
+        self._streaming: dict[tuple[int, ...], Any] = {}
 
     def run(self, x: Array) -> Array:
         """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
         if x.shape not in self._requests:
-            while len(self._requests) >= self.MOST_SHAPES:
-                del self._requests[next(iter(self._requests))]
+            self._make_room(self._requests)
             self._requests[x.shape] = self._compile(x.shape, {}).create_infer_request()
         request = self._requests[x.shape]
         request.infer({0: np.ascontiguousarray(x, np.float32)}, share_inputs=True)
         return np.array(request.get_output_tensor(0).data)
+
+    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+        """Run inputs that all have one shape, as many at a time as there are threads (8 at most); results in order.
+
+        The next input is taken from `batches` while earlier ones run. Fewer inputs than streams run one after another
+        on all threads, as `run` does: one thread each would leave the others idle.
+
+        Yields:
+            The runtime's own memory, valid until the next result is asked for. Closing early waits for what runs.
+        """
+        batches = iter(batches)
+        first = list(itertools.islice(batches, self._streams))
+        if self._streams == 1 or len(first) < self._streams:
+            for x in itertools.chain(first, batches):
+                yield self.run(x)
+            return
+        compiled = self._compiled_for_streams(first[0].shape)
+        idle = [compiled.create_infer_request() for _ in range(self._streams + 1)]
+        flying: collections.deque[tuple[Any, Array]] = collections.deque()  # inputs are shared, so they are held here
+        try:
+            for x in itertools.chain(first, batches):
+                request, shared = idle.pop(), np.ascontiguousarray(x, np.float32)
+                request.start_async({0: shared}, share_inputs=True)
+                flying.append((request, shared))
+                if not idle:
+                    yield _finished(flying[0][0])
+                    idle.append(flying.popleft()[0])
+            while flying:
+                yield _finished(flying[0][0])
+                flying.popleft()
+        finally:
+            for request, _ in flying:
+                with contextlib.suppress(RuntimeError):  # its result is not wanted any more
+                    request.wait()
 
     def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
         """Run `x` twice with profiling and return the operators of the second run."""
@@ -143,6 +190,17 @@ class Session:
             names = (node.get_friendly_name(), *filter(None, info.get("originalLayersNames", "").split(",")))
             runs.append(LayerRun(names, kind, _precision(kernel), kernel, milliseconds))
         return tuple(runs)
+
+    def _compiled_for_streams(self, shape: tuple[int, ...]) -> Any:
+        if shape not in self._streaming:
+            self._make_room(self._streaming)
+            settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": self._streams}
+            self._streaming[shape] = self._compile(shape, settings)
+        return self._streaming[shape]
+
+    def _make_room(self, cache: dict[tuple[int, ...], Any]) -> None:
+        while len(cache) >= self.MOST_SHAPES:
+            del cache[next(iter(cache))]
 
     def _compile(self, shape: tuple[int, ...], extra: Mapping[str, Any]) -> Any:
         model = self._model.clone()
@@ -164,6 +222,17 @@ def _core() -> Any:
     except ImportError as error:
         raise MissingExtraError("The target openvino", EXTRA) from error
     return openvino.Core()
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _finished(request: Any) -> Array:
+    request.wait()
+    output: Array = request.get_output_tensor(0).data
+    return output
 
 
 def _is_text(value: Any) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from microtome.errors import MissingExtraError
-from microtome.runtimes.base import LayerRun
+from microtome.runtimes.base import LayerRun, one_by_one
 from microtome.types import Array, Capabilities, OperatorSupport, QType
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class Session:
         with torch.inference_mode(), limited(self._threads):
             output: Array = self._network(torch.from_numpy(np.ascontiguousarray(x, np.float32))).numpy()
         return output
+
+    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+        """Run inputs of one shape, one after another."""
+        return one_by_one(self.run, batches)
 
     def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
         """Return one record per layer; times are not measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ from microtome.package import Staging, write_json, writing
 from microtome.progress import Progress, Silent, TrainingBar
 from microtome.types import Array
 from microtome.verbs.auto import choose as choose_recipe
-from microtome.verbs.calibration import CalibrationBatches
+from microtome.verbs.calibration import CalibrationBatches, inputs
 from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
 from microtome.verbs.deploy import deploy
 from microtome.verbs.diagnosis import diagnose, from_history
 from microtome.verbs.examples import choose, pictures
-from microtome.verbs.options import CompressOptions
+from microtome.verbs.options import RULES, CompressOptions
+from microtome.verbs.placing import Placement, measured_placement
 from microtome.verbs.provenance import provenance
 from microtome.verbs.result import assemble
 from microtome.verbs.task import AUTO, Task, identity, read_task, settings
@@ -75,7 +77,9 @@ def compress(
     seconds.lap("read")
     with writing(out):
         staging.require(ROOM * 4 * task.loaded.network.parameters)
-        network, trials = _compressed(task, staging, progress)
+        placement = _placement(task, progress)
+        seconds.lap("place")
+        network, trials = _compressed(task, placement, staging, progress)
         seconds.lap("compress")
         deployed = deploy(task, network, staging, progress)
         seconds.lap("export and bench")
@@ -95,14 +99,39 @@ def compress(
         seconds.lap("diagnose")
         if trials:
             result["trials"] = trials
+        if placement is not None:
+            result["placement"] = list(placement.tried)
         _write(task, network, result, arrays, staging, progress)
         staging.finish()
     return result
 
 
-def _compressed(task: Task, staging: Staging, progress: Progress) -> tuple[Network, list[dict[str, Any]]]:
+def _placement(task: Task, progress: Progress) -> Placement | None:
+    """Measure where integers pay on this machine, if that is asked for."""
+    options = task.options
+    if options.placement == RULES:
+        return None
+    cohort, cases = task.calibration
+    x = inputs(cohort, cases[0], task.pipeline, np.random.default_rng(options.seed))[0][None]
+    progress.say("measure where integers pay on this machine")
+    return measured_placement(
+        task.loaded.network.to("cpu"),
+        task.runtime,
+        x,
+        threads=options.threads,
+        budget=60 * options.placement_minutes,
+        progress=progress,
+        skip=frozenset(options.skip),
+    )
+
+
+def _compressed(
+    task: Task, placement: Placement | None, staging: Staging, progress: Progress
+) -> tuple[Network, list[dict[str, Any]]]:
     """Run the recipe; with `auto` also return what was tried."""
     options, told = task.options, settings(task)
+    if placement is not None:
+        told = replace(told, readers=placement.readers, skip=placement.skip)
     data = _data(task, progress)
     if options.recipe == AUTO:
         return choose_recipe(task, data, told, staging, progress)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from microtome.medical.pipeline import Pipeline
 
+RULES, MEASURED = "rules", "measured"
+
 
 @dataclass(frozen=True)
 class CompressOptions:
@@ -39,6 +41,8 @@ class CompressOptions:
         flips: spatial axes along which a mirrored image is another plausible image, for training.
         worst_subgroup: `auto` also asks that no subgroup's metric falls by more than the margin.
         time_budget: minutes after which `auto` tries nothing more; None is no limit.
+        placement: where integers pay: by `rules`, or `measured` on this machine.
+        placement_minutes: after so long the search for it tries nothing more.
         precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
         seed: of the split, the calibration windows and the bootstrap.
         threads: of the runtime and of eager PyTorch; 0 means all cores.
@@ -72,6 +76,8 @@ class CompressOptions:
     flips: tuple[int, ...] = ()
     worst_subgroup: bool = False
     time_budget: float | None = None
+    placement: str = RULES
+    placement_minutes: float = 3.0
     precision: str = "auto"
     seed: int = 0
     threads: int = 0

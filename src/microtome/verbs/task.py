@@ -18,7 +18,7 @@ from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.types import Case
 from microtome.verbs.comparison import check_metric
-from microtome.verbs.options import CompressOptions
+from microtome.verbs.options import MEASURED, RULES, CompressOptions
 from microtome.verbs.provenance import hash_case
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
             f"--precision {options.precision} is nothing that {options.target} offers.",
             f"Choose auto or {', '.join(target.PRECISIONS)}.",
         )
+    if options.placement not in (RULES, MEASURED):
+        raise OptionError(f"there is no placement {options.placement!r}.", f"Choose {RULES} or {MEASURED}.")
     names = (*recipes.RECIPES, AUTO)
     if options.recipe not in names:
         raise OptionError(f"there is no recipe {options.recipe!r}.", f"Choose one of {', '.join(names)}.")

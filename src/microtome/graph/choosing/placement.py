@@ -19,6 +19,8 @@ from microtome.types import Bits, Capabilities, OperatorSupport, QType
 
 # A grid so many times wider than a value needs costs it 2 dB of signal to noise.
 WIDER = 1.25
+# What may stand between a layer and the sum that takes its output up.
+PASSED = frozenset({"batch_norm", "relu", "clamp", "leaky_relu", "prelu", "identity"})
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,23 @@ class Site:
     name: str
     qtype: QType
     edges: Mapping[Node, tuple[Node, ...]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A residual sum or a norm that could read integers from the layer before it.
+
+    Attributes:
+        node: the sum or norm.
+        layer: name of the layer.
+        values: what would be quantized.
+        qtype: in which format.
+    """
+
+    node: Node
+    layer: str
+    values: tuple[Node, ...]
+    qtype: QType
 
 
 Widths = Mapping[str, Bits]
@@ -67,14 +86,57 @@ def ends(network: Network) -> frozenset[str]:
     return frozenset(name for node, name in layers.items() if node not in behind or node not in before)
 
 
+def readers(network: Network, capabilities: Capabilities) -> tuple[Reader, ...]:
+    """Return what could read integers beside layers: sums of two images of one size, of which one comes from a layer
+    (perhaps through a norm and an activation), and norms right behind a layer.
+    """
+    layers = {layer.node: layer.name for layer, _ in supported_layers(network, capabilities)}
+    found = []
+    for node in network.graph_module.graph.nodes:
+        qtype, values = capabilities.readers.get(kind(node)), _tensor_inputs(node)
+        if qtype is None or not values or values[0].meta["val"].ndim < 4:
+            continue
+        if kind(node) == "add":
+            if len(values) != 2 or len({str(v.meta["val"].shape) for v in values}) > 1:
+                continue
+            producers = [layers[p] for p in map(_producer, values) if p in layers]
+        else:
+            values = values[:1]
+            producers = [layers[v] for v in values if v in layers and len(v.users) == 1]
+        if producers:
+            found.append(Reader(node, producers[-1], tuple(values), qtype))
+    return tuple(found)
+
+
+def rule_of_thumb(network: Network, capabilities: Capabilities) -> frozenset[str]:
+    """Return the names of the readers that had better read integers, as far as that can be said without measuring.
+
+    Sums whose values both are integers anyway (a layer's own output, perhaps behind a clamp; or what an integer layer
+    reads too), and whose result goes to integer layers and such sums only: the sum is then a part of the layer's
+    kernel, as in residual networks whose norms are folded.
+    """
+    possible = {reader.node: reader for reader in readers(network, capabilities) if kind(reader.node) == "add"}
+    layers = {layer.node for layer, _ in supported_layers(network, capabilities)}
+
+    def integer(value: Node) -> bool:
+        return (value if value in layers else _clamped(value)) in layers or any(user in layers for user in value.users)
+
+    def stays(node: Node) -> bool:
+        users = [u for user in node.users for u in (user.users if kind(user) in ("relu", "clamp") else (user,))]
+        return bool(users) and all(u in layers or u in possible for u in users)
+
+    return frozenset(node.name for node, reader in possible.items() if all(map(integer, reader.values)) and stays(node))
+
+
 def candidates(
     network: Network,
     capabilities: Capabilities,
     skip: frozenset[str] = frozenset(),
     widths: Widths | None = None,
+    named: frozenset[str] = frozenset(),
 ) -> tuple[Node, ...]:
     """Return the values that a quantizer might stand on: calibration watches these, then `place` decides."""
-    wanted, _, _ = _wanted(network, capabilities, skip, widths)
+    wanted, _, _ = _wanted(network, capabilities, skip, widths, named)
     found = set(wanted)
     for node in reversed(network.graph_module.graph.nodes):
         if node in found and kind(node) in capabilities.transparent:
@@ -88,6 +150,7 @@ def place(
     spans: Mapping[Node, float],
     skip: frozenset[str] = frozenset(),
     widths: Widths | None = None,
+    named: frozenset[str] = frozenset(),
 ) -> tuple[Site, ...]:
     """Decide where activation quantizers stand. What shares a grid gets the widest of the formats asked for.
 
@@ -97,8 +160,9 @@ def place(
         spans: width of the range of each of the `candidates`, zero included.
         skip: names of layers that shall stay in float.
         widths: bits of single layers, where they are not the target's own.
+        named: names of the `readers` that shall read integers too.
     """
-    wanted, names, fixed = _wanted(network, capabilities, skip, widths)
+    wanted, names, fixed = _wanted(network, capabilities, skip, widths, named)
     groups = _Groups()
     for node in reversed(network.graph_module.graph.nodes):
         readers = wanted.get(node)
@@ -136,7 +200,11 @@ def _common(qtypes: Iterable[QType]) -> QType:
 
 
 def _wanted(
-    network: Network, capabilities: Capabilities, skip: frozenset[str], widths: Widths | None
+    network: Network,
+    capabilities: Capabilities,
+    skip: frozenset[str],
+    widths: Widths | None,
+    named: frozenset[str],
 ) -> tuple[dict[Node, dict[Node, QType]], dict[Node, str], set[Node]]:
     """Return what must be quantized (value → reader → format), a layer's name for each value, and the readers whose
     quantizer must not move.
@@ -157,7 +225,24 @@ def _wanted(
             names.setdefault(result, layer.name)
             for user in result.users:
                 wanted.setdefault(result, {}).setdefault(user, support.activation)
+    for reader in readers(network, capabilities) if named else ():
+        if reader.node.name in named:
+            for value in reader.values:
+                wanted.setdefault(value, {}).setdefault(reader.node, reader.qtype)
+                names.setdefault(value, reader.layer)
     return wanted, names, fixed
+
+
+def _producer(value: Node) -> Node:
+    """Return what computes a value, before the norms and activations that it went through."""
+    while kind(value) in PASSED and len(value.users) == 1:
+        value = value.all_input_nodes[0]
+    return value
+
+
+def _clamped(value: Node) -> Node:
+    """Return what a clamp reads; the value itself if it is none."""
+    return value.all_input_nodes[0] if kind(value) in ("relu", "clamp") else value
 
 
 def _tensor_inputs(node: Node) -> list[Node]:

@@ -1,0 +1,209 @@
+"""Transposed convolutions as convolutions on the small grid, whose channels are then laid out in space."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from microtome.graph import edit
+from microtome.graph.network import Network
+from microtome.graph.operators import aten, constant_source, groups, kind
+
+LANES = 16  # output channels that a vector register of 512 bits holds: fewer cost as much
+
+
+def sub_pixel(network: Network) -> Network:
+    """Return the network with those transposed convolutions rewritten that waste most of their vector lanes.
+
+    A transposed convolution of stride s gives s^d output pixels per input pixel, each from few of the kernel's taps. A
+    convolution with s^d times as many output channels computes them side by side (Shi et al., CVPR 2016, "efficient
+    sub-pixel convolution"; the same sums, in another order); then channels become space. This takes more taps, but
+    fills the lanes where there are few output channels, as behind the last upsampling of a U-Net.
+
+    Quantizers stay: every phase has its output channel's scale.
+    """
+    plans = {n: p for n in network.graph_module.graph.nodes if (p := _plan(n)) is not None and p.pays}
+    if not plans:
+        return network
+    names = [node.name for node in plans]
+    network = network.copy()
+    module = network.graph_module
+    for node in [n for n in module.graph.nodes if n.name in names]:
+        plan = _plan(node)
+        assert plan is not None
+        _rewrite(module, node, plan)
+    edit.finish(module)
+    return network
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One axis of a transposed convolution, the same for all axes.
+
+    `first` and `last` are the least and the greatest offset of an input pixel from the output's own.
+    """
+
+    dims: int
+    kernel: int
+    stride: int
+    padding: int
+    channels: int
+    first: int
+    last: int
+
+    @property
+    def taps(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def pays(self) -> bool:
+        """Whether the kernel overlaps itself, and there are fewer multiplications with whole registers than before."""
+        before: int = self.kernel**self.dims * math.ceil(self.channels / LANES)
+        after: int = self.taps**self.dims * math.ceil(self.channels * self.stride**self.dims / LANES)
+        return self.kernel > self.stride and after < before
+
+
+def _plan(node: Node) -> _Plan | None:
+    """Return how a node would be rewritten; None if it is nothing for this form."""
+    if kind(node) != "conv_transpose" or node.target is aten.convolution.default or groups(node) != 1:
+        return None
+    source = constant_source(node.args[1])
+    if source is None or source.meta["val"].ndim < 4:
+        return None
+    shape = source.meta["val"].shape
+    dims = len(shape) - 2
+    stride, padding, extra, dilation = (
+        _same(node, position, name, default, dims)
+        for position, name, default in (
+            (3, "stride", 1),
+            (4, "padding", 0),
+            (5, "output_padding", 0),
+            (7, "dilation", 1),
+        )
+    )
+    kernel = int(shape[2])
+    if None in (stride, padding, extra) or dilation != 1 or stride == 1 or any(int(k) != kernel for k in shape[2:]):
+        return None
+    assert stride is not None
+    assert padding is not None
+    assert extra is not None
+    if kernel + extra != stride + 2 * padding:  # the output is not exactly `stride` times as large
+        return None
+    first = min(math.ceil((r + padding - kernel + 1) / stride) for r in range(stride))
+    last = max((r + padding) // stride for r in range(stride))
+    return _Plan(dims, kernel, stride, padding, int(shape[1]), first, last)
+
+
+def _same(node: Node, position: int, name: str, default: int, dims: int) -> int | None:
+    """Return an argument that has one value for all axes; None if they differ."""
+    value: Any = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    values = {int(v) for v in ([value] if isinstance(value, int) else list(value) or [default])}
+    return values.pop() if len(values) == 1 else None
+
+
+def _rewrite(module: GraphModule, node: Node, plan: _Plan) -> None:
+    graph, phases = module.graph, plan.stride**plan.dims
+    source = constant_source(node.args[1])
+    assert source is not None
+    weight = _phases(_tensor(module, source), plan)
+    reader, position = (node, 1)
+    while kind(node.args[1]) == "quantizer" and reader is node:  # type: ignore[arg-type]
+        reader, position = node.args[1], 0  # type: ignore[assignment]
+    edit.own_constant(module, reader, position, weight)
+    if reader is not node:
+        _repeat_grid(module, reader, phases)
+    bias = node.args[2] if len(node.args) > 2 else None
+    if bias is not None:
+        known = constant_source(bias)
+        assert known is not None
+        edit.own_constant(module, node, 2, _tensor(module, known).repeat_interleave(phases))
+    before, after = max(0, -plan.first), max(0, plan.last)
+    convolution = {2: aten.conv2d.default, 3: aten.conv3d.default}[plan.dims]
+    with graph.inserting_before(node):
+        value, padding = node.args[0], before
+        if before != after:
+            value, padding = _padded(graph, value, [before, after] * plan.dims), 0
+        stride, dilation = [1] * plan.dims, [1] * plan.dims
+        wide = graph.call_function(
+            convolution,
+            (
+                value,
+                node.args[1],
+                node.args[2] if len(node.args) > 2 else None,
+                stride,
+                [padding] * plan.dims,
+                dilation,
+                1,
+            ),
+        )
+        result = _spread(graph, wide, node, plan)
+    result.meta["val"] = node.meta["val"]
+    wide.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+
+
+def _padded(graph: Graph, value: Any, widths: list[int]) -> Node:
+    """Return a value with zeros around it, before its quantizer: OpenVINO errs where they come behind."""
+    if kind(value) == "quantizer":
+        padded = _padded(graph, value.args[0], widths)
+        return graph.call_function(value.target, (padded, *value.args[1:]))
+    return graph.call_function(aten.constant_pad_nd.default, (value, widths, 0.0))
+
+
+def _phases(weight: Tensor, plan: _Plan) -> Tensor:
+    """Return the weight (Cin, Cout, *kernel) as that of the convolution, (Cout · s^d, Cin, *taps)."""
+    dims, stride = plan.dims, plan.stride
+    inputs, outputs = weight.shape[:2]
+    result = weight.new_zeros(outputs, *[stride] * dims, inputs, *[plan.taps] * dims)
+    for phase in itertools.product(range(stride), repeat=dims):
+        for offset in itertools.product(range(plan.first, plan.last + 1), repeat=dims):
+            tap = [r + plan.padding - stride * o for r, o in zip(phase, offset, strict=True)]
+            if all(0 <= t < plan.kernel for t in tap):
+                place: Any = (slice(None), *phase, slice(None), *(o - plan.first for o in offset))
+                source: Any = (slice(None), slice(None), *tap)
+                result[place] = weight[source].T
+    return result.reshape(outputs * stride**dims, inputs, *[plan.taps] * dims)
+
+
+def _repeat_grid(module: GraphModule, quantizer: Node, phases: int) -> None:
+    """Give a weight's quantizer one scale per new output channel; per tensor it stays as it is."""
+    if quantizer.target is not aten.fake_quantize_per_channel_affine.default:
+        return
+    for position in (1, 2):
+        known = constant_source(quantizer.args[position])
+        assert known is not None
+        values = _tensor(module, known).repeat_interleave(phases)
+        edit.own_constant(module, quantizer, position, values, weight=False)
+    args = list(quantizer.args)
+    args[3] = 0
+    quantizer.args = tuple(args)
+
+
+def _spread(graph: Graph, wide: Node, node: Node, plan: _Plan) -> Node:
+    """Lay (N, C · s^d, *S) out as (N, C, *(s · S))."""
+    if plan.dims == 2:
+        return graph.call_function(aten.pixel_shuffle.default, (wide, plan.stride))
+    dims, stride = plan.dims, plan.stride
+    assert isinstance(node.args[0], Node)
+    sizes = [graph.call_function(aten.sym_size.int, (node.args[0], axis)) for axis in (0, *range(2, dims + 2))]
+    batch, *space = sizes
+    large = [graph.call_function(operator.mul, (size, stride)) for size in space]
+    split = graph.call_function(aten.reshape.default, (wide, [batch, plan.channels, *[stride] * dims, *space]))
+    order = [0, 1, *itertools.chain.from_iterable((2 + dims + axis, 2 + axis) for axis in range(dims))]
+    turned = graph.call_function(aten.permute.default, (split, order))
+    return graph.call_function(aten.reshape.default, (turned, [batch, plan.channels, *large]))
+
+
+def _tensor(module: GraphModule, source: Node) -> Tensor:
+    value: Any = module
+    for part in str(source.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, Tensor)
+    return value.detach()

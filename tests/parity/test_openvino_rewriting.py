@@ -1,0 +1,60 @@
+"""OpenVINO's output for the forms that we write for it, in float32 and in bfloat16."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from microtome import recipes
+from microtome.graph.capture import capture
+from microtome.runtimes import openvino
+from networks import images, randomize, sqnr_db
+
+
+def upsampling() -> nn.Module:
+    """Concatenation, then a transposed convolution to few channels: where OpenVINO 2026.4 errs with a late padding."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv3d(2, 16, 3, padding=1), nn.Conv3d(16, 16, 3, padding=1)
+            self.up, self.last = nn.ConvTranspose3d(32, 3, 3, 2, 1, 1), nn.Conv3d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.first(x).relu()
+            return self.last(self.up(torch.cat([a, self.second(a)], 1)).relu())
+
+    return Net()
+
+
+@pytest.mark.parametrize("recipe", ["f32", "ranges"])
+def test_sub_pixel_convolution(tmp_path: Path, recipe: str):
+    shape = (2, 8, 8, 8)
+    network = capture(randomize(upsampling()), shape)
+    batches = images(shape)
+    simulated = recipes.run(recipes.recipe(recipe, openvino.capabilities()), network, batches)
+    session = openvino.open_session(openvino.export(simulated, tmp_path), threads=1)
+    x = batches[0]
+    assert sqnr_db(simulated(x), torch.from_numpy(session.run(x.numpy()))) > 30
+    assert "ConvolutionBackpropData" not in {run.op for run in session.layer_runs(x.numpy())}
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_statistics_of_norms_stay_precise_in_bfloat16(tmp_path: Path, offset: float):
+    shape = (2, 16, 16, 16)
+    module = randomize(
+        nn.Sequential(nn.Conv3d(2, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv3d(16, 2, 1))
+    )
+    with torch.no_grad():
+        deviation = module[0](images(shape)[0]).std()
+        module[0].bias += offset * deviation  # the mean of each channel lies so many deviations from zero
+    network = capture(module, shape)
+    path = openvino.export(network, tmp_path)
+    x = images(shape)[0]
+    expected = network(x)
+    for precision, least in (("f32", 60), ("bf16", 27)):
+        output = openvino.open_session(path, threads=1, precision=precision).run(x.numpy())
+        assert sqnr_db(expected, torch.from_numpy(output)) > least
+    runs = openvino.open_session(path, threads=1).layer_runs(x.numpy())
+    assert "MVN" not in {run.op for run in runs}
