@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -32,9 +34,11 @@ class CorrectBias:
         sequential: False corrects each layer for its own error, measured on the float network's activations, so that
             one pass over the calibration data serves all layers. True corrects layer after layer, each for all that
             quantization before it does to its mean, as in the paper; this takes one pass per layer.
+        most_images: batches that are looked at: a mean over space and so many images is sharp.
     """
 
     sequential: bool = False
+    most_images: int = 32
 
     needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
     refuses: ClassVar[frozenset[str]] = frozenset({"bias_corrected"})
@@ -47,6 +51,7 @@ class CorrectBias:
             DataError: there is no calibration data.
         """
         network = network.copy()
+        batches = _First(batches, self.most_images)
         layers = {
             layer.node: layer
             for layer in network.layers
@@ -58,6 +63,16 @@ class CorrectBias:
             _correct_each(network, layers, batches)
         edit.finish(network.graph_module)
         return replace(network, state=network.state | self.leaves)
+
+
+class _First:
+    """The first batches, each time."""
+
+    def __init__(self, batches: Batches, most: int) -> None:
+        self._batches, self._most = batches, most
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return itertools.islice(iter(self._batches), self._most)
 
 
 class _Means:
