@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,9 +35,11 @@ import torch
 from ceiling import ceiling
 from microtome import recipes
 from microtome.environment import describe
+from microtome.progress import Silent
 from microtome.runtimes import openvino as target
 from microtome.types import Array
 from microtome.verbs.deploy import sqnr
+from microtome.verbs.placing import measured_placement
 from microtome.verbs.timing import Candidate, interleaved
 from suite import SUITE, Prepared, prepare
 
@@ -46,13 +49,16 @@ CONTENDERS = (
     *("eager", "eager_bf16", "compiled", "ov_f32", "ov_bf16", "nncf", "nncf_bf16"),
     *("ort_f32", "ort_int8", "torchao", "ours"),
 )
+# By OpenMP's default torch's threads spin after each task, and take the processors from the contender after them.
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 SHORT_BUDGET = 15.0  # seconds for one interleaved run of all: slow ones take most of it
 
 
 class Contest:
     """One network with everybody who runs it."""
 
-    def __init__(self, name: str, threads: int, folder: Path) -> None:
+    def __init__(self, name: str, threads: int, folder: Path, minutes: float) -> None:
+        self.minutes = minutes
         self.subject: Prepared = prepare(
             name, calibration=CALIBRATION, held_out=HELD_OUT if len(SUITE[name].shape) < 4 else 2
         )
@@ -162,7 +168,18 @@ class Contest:
 
     def _ours(self) -> Run:
         images = [torch.from_numpy(x) for x in self.subject.calibration]
-        network = recipes.run(recipes.recipe("int8", target.capabilities()), self.subject.network, images)
+        settings = recipes.Settings()
+        if self.minutes:
+            found = measured_placement(
+                self.subject.network,
+                target,
+                self.subject.calibration[0],
+                threads=self.threads,
+                budget=60 * self.minutes,
+                progress=Silent(),
+            )
+            settings = recipes.Settings(readers=found.readers, skip=found.skip)
+        network = recipes.run(recipes.recipe("int8", target.capabilities(), settings), self.subject.network, images)
         path = target.export(network, self._place("ours"))
         sessions = {precision: self._session(path, precision) for precision in target.PRECISIONS}
         x = self.subject.calibration[0]
@@ -199,11 +216,12 @@ def _onnxruntime(path: Path, threads: int) -> Run:
     return lambda x: session.run(None, {"input": x})[0]
 
 
-def contest(name: str, threads: int, only: list[str], budget: float) -> dict[str, Any]:
-    """Measure one network."""
+def contest(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure one network, several times over."""
+    threads, only = options.threads[0], options.only
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        this = Contest(name, threads, Path(folder))
+        this = Contest(name, threads, Path(folder), options.placement_minutes)
         with torch.inference_mode():
             real = [this.subject.network(torch.from_numpy(x)).numpy() for x in this.subject.held_out]
         x = this.subject.held_out[0]
@@ -221,26 +239,26 @@ def contest(name: str, threads: int, only: list[str], budget: float) -> dict[str
             ready[contender] = run
             decibels[contender] = round(float(sqnr(np.concatenate(real), np.concatenate(outputs))), 2)
         everybody = [Candidate(n, "", "", run) for n, run in ready.items()]
-        slow = interleaved(everybody, x, budget=SHORT_BUDGET)
         quick = [c for c in everybody if c.name.startswith(("ov", "nncf", "ours"))]
-        fast = interleaved(quick, x, budget=budget) if quick else []
-        milliseconds = {row["name"]: row["latency_ms"] for row in [*slow, *fast]}
+        timed = []
+        for _ in range(options.runs):
+            slow = interleaved(everybody, x, budget=SHORT_BUDGET)
+            fast = interleaved(quick, x, budget=options.budget) if quick else []
+            timed.append([{row["name"]: row["latency_ms"] for row in rows} for rows in (slow, fast)])
         flop, peak = operations(this.subject), ceiling(len(this.subject.subject.shape) - 1, threads)
-    return {
+    about = {
         "network": name,
         "input": [1, *this.subject.subject.shape],
         "threads": threads,
         "gflop": round(flop / 1e9, 2),
-        "ms": milliseconds,
-        "beside_eager_ms": {row["name"]: row["latency_ms"] for row in slow},
         "sqnr_db": decibels,
         "errors": errors,
         "preparation_s": this.seconds,
         "precision": getattr(this, "precision", None),
         "ceiling_gops": round(peak, 1),
-        "fraction_of_ceiling": {n: round(flop / 1e6 / ms / peak, 3) for n, ms in milliseconds.items()},
         "environment": describe(threads),
     }
+    return [{**about, "ms": slow | fast, "beside_eager_ms": slow} for slow, fast in timed]
 
 
 def operations(subject: Prepared) -> float:
@@ -267,6 +285,8 @@ def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
         **runs[0],
         "ms": {n: round(float(np.median([run["ms"][n] for run in runs if n in run["ms"]])), 3) for n in names},
     }
+    rate = row["gflop"] * 1e3 / row["ceiling_gops"]
+    row["fraction_of_ceiling"] = {n: round(rate / ms, 3) for n, ms in row["ms"].items()}
     row["runs"] = [{"ms": run["ms"], "beside_eager_ms": run["beside_eager_ms"]} for run in runs]
     row["ratios"] = ratios(runs)
     return row
@@ -347,33 +367,27 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds per run for the fast contenders")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument(
+        "--placement-minutes", type=float, default=0.0, help="measure where integers pay; 0 is by rules"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(contest(options.names[0], options.threads[0], options.only, options.budget)))
+        print(json.dumps(contest(options.names[0], options)))
         return
     rows: list[dict[str, Any]] = []
     for threads in options.threads:
         for name in options.names:
-            runs = []
-            for _ in range(options.runs):
-                call = [
-                    sys.executable,
-                    __file__,
-                    name,
-                    "--one",
-                    "--threads",
-                    str(threads),
-                    "--budget",
-                    str(options.budget),
-                ]
-                said = subprocess.run([*call, "--only", *options.only], check=False, stdout=subprocess.PIPE, text=True)
-                if said.returncode:
-                    print(f"{name}: failed with exit status {said.returncode}", flush=True)
-                    continue
-                runs.append(json.loads(said.stdout.strip().splitlines()[-1]))
+            call = [sys.executable, __file__, name, "--one", "--threads", str(threads), "--only", *options.only]
+            for option in ("runs", "budget", "placement_minutes"):
+                call += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+            said = subprocess.run(call, check=False, stdout=subprocess.PIPE, text=True, env=os.environ | PASSIVE)
+            if said.returncode:
+                print(f"{name}: failed with exit status {said.returncode}", flush=True)
+                continue
+            runs = json.loads(said.stdout.strip().splitlines()[-1])
             if runs:
                 rows.append(merged(runs))
                 print(f"{name}, {threads} threads: {rows[-1]['ms']} {rows[-1]['ratios']}", flush=True)

@@ -1,7 +1,7 @@
 """microtome compresses medical-imaging networks and proves that nothing clinical was lost.
 
-The verbs are `compress`, `evaluate`, `bench` and `inspect`; `open_package` runs what `compress` made. They are loaded
-when they are first used: `import microtome` itself loads neither torch nor pydicom.
+The verbs are `compress`, `evaluate`, `bench` and `inspect`; `predict` and `open_package` run what `compress` made. They
+are loaded when they are first used: `import microtome` itself loads neither torch nor pydicom.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from microtome.verbs.evaluate import evaluate
     from microtome.verbs.inspect import inspect
     from microtome.verbs.options import CompressOptions
+    from microtome.verbs.predict import predict
 
-__all__ = ["CompressOptions", "Package", "bench", "compress", "evaluate", "inspect", "open_package"]
+__all__ = ["CompressOptions", "Package", "bench", "compress", "evaluate", "inspect", "open_package", "predict"]
 
 _HOMES = {
     "bench": "microtome.verbs.bench",
@@ -29,6 +30,7 @@ _HOMES = {
     "inspect": "microtome.verbs.inspect",
     "open_package": "microtome.package",
     "Package": "microtome.package",
+    "predict": "microtome.verbs.predict",
 }
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from microtome.errors import OutputError, ReadError
-from microtome.medical.infer import classify, segment
+from microtome.medical.infer import classify
 from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import prepare
+from microtome.medical.stream import segment_streamed
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Session
 from microtome.types import Array, Image
@@ -43,8 +45,9 @@ class Package:
 
     def predict(self, image: Image) -> Array:
         """Return the label map on the image's own grid (segmentation) or the class probabilities (classification)."""
-        run = segment if self.pipeline.task == "segmentation" else classify
-        return run(self.session.run, image, self.pipeline)
+        if self.pipeline.task == "segmentation":
+            return segment_streamed(self.session.stream, prepare(image, self.pipeline), self.pipeline)
+        return classify(self.session.run, image, self.pipeline)
 
 
 def open_package(folder: Path | str, *, threads: int = 0) -> Package:

@@ -15,6 +15,7 @@ from microtome.medical.sliding import Predict, sliding_window
 from microtome.types import Array, Image
 
 HUGE = 1e30  # stands for infinity in scores, which linear interpolation would turn into NaN
+NAN = ("The network returned NaN.", "Check its weights and the normalization of the image.")
 SLAB = 1 << 16  # voxels per step of an argmax: the running maximum stays in the cache
 
 
@@ -93,7 +94,7 @@ def probabilities(logits: Array, pipeline: Pipeline) -> Array:
             "A classifier returns one value per class, or a single one for two classes.",
         )
     if np.isnan(values).any():
-        raise DataError("The network returned NaN.", "Check its weights and the normalization of the image.")
+        raise DataError(*NAN)
     if pipeline.activation == "sigmoid" or (single and pipeline.activation == "softmax"):
         values = np.exp(-np.logaddexp(0.0, -values))
     elif pipeline.activation == "softmax":
@@ -122,33 +123,55 @@ def finish_segmentation(scores: Array, prepared: Prepared, pipeline: Pipeline) -
         GeometryError: the output does not have the spatial size of the input.
     """
     scores = np.asarray(scores, np.float32)
-    if scores.shape[1:] != prepared.array.shape[1:]:
-        raise GeometryError(
-            f"The network turned an input of shape {prepared.array.shape} into an output of shape {scores.shape}.",
-            "Set 'divisible', 'size' or 'patch' so that the network keeps the spatial size.",
-        )
-    threshold = _threshold(scores.shape[0], pipeline)
+    require_size(scores, prepared)
+    threshold = foreground_threshold(scores.shape[0], pipeline)
     scores = scores[(slice(None), *(slice(0, n) for n in prepared.content))]
     low, high = float(scores.min()), float(scores.max())
     if math.isnan(low):
-        raise DataError("The network returned NaN.", "Check its weights and the normalization of the image.")
-    dtype = np.dtype(np.uint8 if len(pipeline.classes) <= 256 else np.uint16)
+        raise DataError(*NAN)
+    dtype = label_type(pipeline)
     size = prepared.crop
     if size != prepared.content:
         scores = np.clip(scores, -HUGE, HUGE) if math.isinf(low) or math.isinf(high) else scores
         antialias = pipeline.spatial_dims == 2
         resampled = (resample(channel[None], size, antialias=antialias)[0] for channel in scores)
-        return restore(_best(resampled, threshold, dtype), prepared)
+        return restore(best_class(resampled, threshold, dtype), prepared)
     labels = np.empty(size, dtype)
     rows = max(1, SLAB // math.prod(size[1:]))
     for first in range(0, size[0], rows):
         slab = slice(first, first + rows)
-        labels[slab] = _best((channel[slab] for channel in scores), threshold, dtype)
+        labels[slab] = best_class((channel[slab] for channel in scores), threshold, dtype)
     return restore(labels, prepared)
 
 
-def _threshold(outputs: int, pipeline: Pipeline) -> float | None:
-    """The score above which a channel is foreground; None where the first channel is the background."""
+def label_type(pipeline: Pipeline) -> np.dtype:
+    """The type of a label map: uint8, or uint16 with more than 256 classes."""
+    return np.dtype(np.uint8 if len(pipeline.classes) <= 256 else np.uint16)
+
+
+def require_size(scores: Array, prepared: Prepared) -> None:
+    """Refuse scores (K, *S) of another spatial size than the network's input.
+
+    Raises:
+        GeometryError: the network does not keep the size.
+    """
+    if scores.shape[1:] != prepared.array.shape[1:]:
+        raise GeometryError(
+            f"The network turned an input of shape {prepared.array.shape} into an output of shape {scores.shape}.",
+            "Set 'divisible', 'size' or 'patch' so that the network keeps the spatial size.",
+        )
+
+
+def foreground_threshold(outputs: int, pipeline: Pipeline) -> float | None:
+    """The score above which a channel is foreground; None where the first channel is the background.
+
+    Args:
+        outputs: channels of the network's output.
+        pipeline: says how many classes there are, and the activation.
+
+    Raises:
+        DataError: a number of channels that does not fit the classes.
+    """
     classes = len(pipeline.classes)
     if pipeline.activation == "sigmoid" and outputs == classes - 1:
         return math.log(pipeline.threshold / (1 - pipeline.threshold))
@@ -162,7 +185,7 @@ def _threshold(outputs: int, pipeline: Pipeline) -> float | None:
     )
 
 
-def _best(channels: Iterable[Array], threshold: float | None, dtype: np.dtype) -> Array:
+def best_class(channels: Iterable[Array], threshold: float | None, dtype: np.dtype) -> Array:
     """Label of the highest channel, the first one of equals; label 0 is the first channel, or the threshold if given.
 
     Channels come one by one, so that only a running maximum is held, however many classes there are.

@@ -101,11 +101,11 @@ def resample(array: Array, size: Sequence[int], *, antialias: bool) -> Array:
     for axis in shrink_first:
         length = array.shape[1 + axis]
         if size[axis] != length:
-            array = _apply(_weights(length, size[axis], antialias), np.asarray(array, np.float32), 1 + axis)
+            array = _apply(interpolation(length, size[axis], antialias), np.asarray(array, np.float32), 1 + axis)
     return array
 
 
-def _weights(source: int, target: int, antialias: bool) -> Array:
+def interpolation(source: int, target: int, antialias: bool) -> Array:
     """Banded matrix (target, source) of linear interpolation with half-pixel centres; rows add up to one."""
     scale = source / target
     width = max(1.0, scale) if antialias else 1.0

@@ -37,25 +37,21 @@ def sliding_window(predict: Predict, array: Array, *, patch: Sequence[int], over
     Raises:
         GeometryError: the output of the network does not have the size of the patch.
     """
-    padded, inner = _pad(array, patch)
+    padded, inner = pad(array, patch)
     axes = [starts(size, p, overlap) for size, p in zip(padded.shape[1:], patch, strict=True)]
-    weights = [_blending(begins, p) for begins, p in zip(axes, patch, strict=True)]
+    weights = [blending(begins, p) for begins, p in zip(axes, patch, strict=True)]
     windows = list(itertools.product(*(range(len(begins)) for begins in axes)))
     blended: Array | None = None
     for first in range(0, len(windows), batch):
         group = windows[first : first + batch]
         corners = [tuple(begins[i] for begins, i in zip(axes, window, strict=True)) for window in group]
-        tiles = [_window(padded, corner, patch) for corner in corners]
+        tiles = [window_of(padded, corner, patch) for corner in corners]
         scores = np.asarray(predict(np.stack(tiles + tiles[-1:] * (batch - len(tiles)))))
-        if scores.shape[:1] + scores.shape[2:] != (batch, *patch):
-            raise GeometryError(
-                f"The network turned windows of {tuple(patch)} into an output of shape {scores.shape}.",
-                "Choose a patch size that the network keeps, such as multiples of 16.",
-            )
+        require_windows(scores, batch, patch)
         if blended is None:
             blended = np.zeros((scores.shape[1], *padded.shape[1:]), np.float32)
         for window, corner, tile in zip(group, corners, scores, strict=False):
-            target = _window(blended, corner, patch)
+            target = window_of(blended, corner, patch)
             target += tile * _outer([axis[i] for axis, i in zip(weights, window, strict=True)])
     assert blended is not None  # there is always one window
     return blended[inner]
@@ -63,10 +59,10 @@ def sliding_window(predict: Predict, array: Array, *, patch: Sequence[int], over
 
 def tiles(array: Array, *, patch: Sequence[int], overlap: float) -> Iterator[Array]:
     """The windows (C, *patch) that `sliding_window` would give the network, one by one; views where it can be."""
-    padded, _ = _pad(array, patch)
+    padded, _ = pad(array, patch)
     axes = [starts(size, p, overlap) for size, p in zip(padded.shape[1:], patch, strict=True)]
     for corner in itertools.product(*axes):
-        yield _window(padded, corner, patch)
+        yield window_of(padded, corner, patch)
 
 
 def starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
@@ -76,7 +72,20 @@ def starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
     return tuple(round(i * (size - patch) / max(1, count - 1)) for i in range(count))
 
 
-def _blending(begins: Sequence[int], patch: int) -> Array:
+def require_windows(scores: Array, batch: int, patch: Sequence[int]) -> None:
+    """Refuse scores that are not those of `batch` windows.
+
+    Raises:
+        GeometryError: the output of the network does not have the size of the patch.
+    """
+    if scores.shape[:1] + scores.shape[2:] != (batch, *patch):
+        raise GeometryError(
+            f"The network turned windows of {tuple(patch)} into an output of shape {scores.shape}.",
+            "Choose a patch size that the network keeps, such as multiples of 16.",
+        )
+
+
+def blending(begins: Sequence[int], patch: int) -> Array:
     """Weights (windows, patch) along one axis; in every voxel, those of all windows add up to one.
 
     The windows form a full grid, so that products of these weights over the axes add up to one as well. Nothing is left
@@ -96,11 +105,12 @@ def _outer(vectors: Sequence[Array]) -> Array:
     return product
 
 
-def _window(array: Array, corner: Sequence[int], patch: Sequence[int]) -> Array:
+def window_of(array: Array, corner: Sequence[int], patch: Sequence[int]) -> Array:
+    """The part (C, *patch) of an array (C, *S) that begins at a corner; a view."""
     return array[(slice(None), *(slice(c, c + p) for c, p in zip(corner, patch, strict=True)))]
 
 
-def _pad(array: Array, patch: Sequence[int]) -> tuple[Array, tuple[slice, ...]]:
+def pad(array: Array, patch: Sequence[int]) -> tuple[Array, tuple[slice, ...]]:
     """Zeros on both sides up to the patch size, and the slices that cut them off again."""
     sizes = array.shape[1:]
     before = [max(0, p - size) // 2 for p, size in zip(patch, sizes, strict=True)]

@@ -90,7 +90,8 @@ def measured_placement(
     if known is not None:
         progress.say(f"placement measured before on this machine: {known.milliseconds:.2f} ms")
         return known
-    found = _Search(network, runtime, x, threads, progress, skip).run(budget)
+    with TemporaryDirectory() as scratch_folder:
+        found = _Search(network, runtime, x, threads, progress, skip, Path(scratch_folder)).run(budget)
     folder.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps(asdict(found), default=sorted))
@@ -102,13 +103,22 @@ class _Search:
     """The state of one search."""
 
     def __init__(
-        self, network: Network, runtime: Runtime, x: Array, threads: int, progress: Progress, skip: frozenset[str]
+        self,
+        network: Network,
+        runtime: Runtime,
+        x: Array,
+        threads: int,
+        progress: Progress,
+        skip: frozenset[str],
+        folder: Path,
     ) -> None:
         self.network, self.runtime, self.x = FoldBatchNorm()(network, []), runtime, x
         self.threads, self.progress, self.always = threads, progress, skip
         self.capabilities: Capabilities = runtime.capabilities()
         self.tried: list[dict[str, Any]] = []
         self.sessions: dict[Placement, Session] = {}
+        self.folder = folder
+        self.files: dict[tuple[frozenset[str], frozenset[str]], Path] = {}
 
     def run(self, budget: float) -> Placement:
         """Start from the rules and the uniform precisions; then turn decisions over until the time is up."""
@@ -166,13 +176,22 @@ class _Search:
         if key not in self.sessions:
             while len(self.sessions) > 1:
                 del self.sessions[next(iter(self.sessions))]
-            with TemporaryDirectory() as folder:
-                path = self.runtime.export(self.quantized(placement), Path(folder))
-                session = self.runtime.open_session(path, threads=self.threads, precision=placement.precision)
-                session.run(self.x)
+            session = self.runtime.open_session(
+                self.file(placement), threads=self.threads, precision=placement.precision
+            )
+            session.run(self.x)
             self.sessions[key] = session
         self.sessions[key] = self.sessions.pop(key)
         return self.sessions[key]
+
+    def file(self, placement: Placement) -> Path:
+        """Return a placement's model file; one serves all float precisions."""
+        key = placement.readers, placement.skip
+        if key not in self.files:
+            place = self.folder / str(len(self.files))
+            place.mkdir()
+            self.files[key] = self.runtime.export(self.quantized(placement), place)
+        return self.files[key]
 
     def quantized(self, placement: Placement) -> Network:
         """Return the network with quantizers; their ranges matter little for speed, so that one image is enough."""

@@ -1,0 +1,265 @@
+"""Segment prepared images plane by plane: labels are made as soon as no window is left that would change them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from microtome.errors import DataError, OptionError
+from microtome.medical.infer import (
+    NAN,
+    best_class,
+    finish_segmentation,
+    foreground_threshold,
+    label_type,
+    require_size,
+)
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.planes import Blocks, resampled_planes
+from microtome.medical.prepare import Prepared, restore
+from microtome.medical.sliding import require_windows, window_of
+from microtome.medical.windows import Window, blend, plan_windows, streamable
+from microtome.types import Array
+
+Stream = Callable[[Iterable[Array]], Iterator[Array]]
+"""float32 (N, C, *S) inputs of one shape → their float32 (N, K, *S) outputs, in order; each valid until the next. The
+next inputs may be taken before a result is handed out."""
+
+BELOW = 1e-3  # how far below the threshold, relative to 1 + threshold, a skipped window counts
+
+
+class _Undecided(Exception):
+    """No error: the difference of two infinite scores says nothing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be asked of a segmentation, beside the pipeline.
+
+    Attributes:
+        overlap: of the windows, instead of the pipeline's; in [0, 1).
+        mirror: spatial axes of the network's grid; scores are averaged over all 2^n ways to mirror them.
+        skip_empty: do not run windows that hold one value only; they count as background, less than any other window.
+            The result may differ from that of running them.
+        batch: windows per call; the last call of an image is filled up with copies.
+    """
+
+    overlap: float | None = None
+    mirror: tuple[int, ...] = ()
+    skip_empty: bool = False
+    batch: int = 1
+
+    def require(self, pipeline: Pipeline) -> None:
+        """Refuse what makes no sense for a pipeline.
+
+        Raises:
+            OptionError: the overlap is not in [0, 1), an axis is unknown or named twice, or the batch is not positive.
+        """
+        dims = pipeline.spatial_dims
+        if self.overlap is not None and not 0 <= self.overlap < 1:
+            raise OptionError(f"The overlap must be at least 0 and below 1, not {self.overlap}.")
+        if len(set(self.mirror)) < len(self.mirror) or not set(self.mirror) <= set(range(dims)):
+            raise OptionError(f"The axes to mirror must be different ones of 0 to {dims - 1}, not {self.mirror}.")
+        if self.batch < 1:
+            raise OptionError(f"The batch must be at least 1, not {self.batch}.")
+
+
+def segment_streamed(
+    stream: Stream,
+    prepared: Prepared,
+    pipeline: Pipeline,
+    *,
+    overlap: float | None = None,
+    mirror: Sequence[int] = (),
+    skip_empty: bool = False,
+    batch: int = 1,
+) -> Array:
+    """The label map of a prepared image, on the image's own grid: that of `infer.segment`, in less memory and time.
+
+    Needs memory for the scores of one row of windows, (K, *rest) times the patch's first size, where `segment` needs
+    those of the whole image. Of two classes only the difference of their scores is blended. Both round differently from
+    `segment` in the last bit, so that a voxel may differ where two classes are equal but for rounding.
+
+    Args:
+        stream: the network, such as the `stream` of a runtime's session.
+        prepared: what `prepare` returned for the image.
+        pipeline: the one that prepared it.
+        overlap: as in `Settings`, like the following.
+        mirror: axes.
+        skip_empty: leave out windows of one value.
+        batch: windows per call.
+
+    Returns:
+        uint8 label map of the image's spatial shape (uint16 with more than 256 classes).
+
+    Raises:
+        OptionError: an overlap, axis or batch that does not exist.
+        DataError: NaN in the scores, or a number of channels that does not fit the classes.
+        GeometryError: the output does not have the spatial size of the input.
+    """
+    settings = Settings(overlap, tuple(mirror), skip_empty, batch)
+    with contextlib.closing(segment_each(stream, [prepared], pipeline, settings)) as each:
+        labels = next(each)
+    if isinstance(labels, DataError):
+        raise labels
+    return labels
+
+
+def segment_each(
+    stream: Stream, images: Iterable[Prepared], pipeline: Pipeline, settings: Settings | None = None
+) -> Generator[Array | DataError, None, None]:
+    """The label maps of many prepared images, in order, as `segment_streamed` makes them.
+
+    Where the pipeline gives all inputs of the network one shape, the windows of all images go through one stream: the
+    network does not wait at an image's end. The next images are then taken before the labels of one are handed out.
+
+    Yields:
+        An image's label map, or what was wrong with the network's output for it; the others go on.
+
+    Raises:
+        OptionError: settings that make no sense for the pipeline.
+    """
+    settings = settings or Settings()
+    settings.require(pipeline)
+    tasks = (_Task(prepared, pipeline, settings) for prepared in images)
+    if pipeline.input_shape is not None:
+        yield from _through(stream, tasks)
+        return
+    for task in tasks:
+        yield from _through(stream, [task])
+
+
+class _Task:
+    """One image on its way through the network.
+
+    Attributes:
+        plan: its windows.
+        left: results that have not come yet.
+    """
+
+    def __init__(self, prepared: Prepared, pipeline: Pipeline, settings: Settings) -> None:
+        overlap = pipeline.overlap if settings.overlap is None else settings.overlap
+        self.plan = plan_windows(prepared, pipeline, overlap, settings.mirror, settings.skip_empty)
+        self._prepared, self._pipeline, self._settings = prepared, pipeline, settings
+        batch, windows = settings.batch, self.plan.windows
+        self._groups = [windows[first : first + batch] for first in range(0, len(windows), batch)]
+        self.left = len(self._groups)
+
+    def inputs(self) -> Iterator[Array]:
+        """What the network is given: float32 (batch, C, *patch)."""
+        array, patch, batch = self.plan.array, self.plan.patch, self._settings.batch
+        for group in self._groups:
+            tiles = [window.flip(window_of(array, window.corner, patch)) for window in group]
+            yield tiles[0][None] if batch == 1 else np.stack(tiles + tiles[-1:] * (batch - len(tiles)))
+
+    def _outputs(self, results: Iterator[Array]) -> Iterator[tuple[Window, Array]]:
+        """Every window with the network's scores (K, *patch) for it, mirrored back."""
+        for group in self._groups:
+            scores = np.asarray(next(results))
+            self.left -= 1
+            if self._pipeline.patch is None:
+                require_size(scores[0], self._prepared)
+            else:
+                require_windows(scores, self._settings.batch, self.plan.patch)
+            yield from ((window, window.flip(tile)) for window, tile in zip(group, scores, strict=False))
+
+    def labels(self, results: Iterator[Array], *, difference: bool = True) -> Array:
+        """The label map, from the results for the inputs.
+
+        Raises:
+            DataError: they cannot be used.
+            _Undecided: they can, but not by the difference of two channels.
+        """
+        prepared, pipeline, dtype = self._prepared, self._pipeline, label_type(self._pipeline)
+        if not self._groups:  # every window is empty
+            return restore(np.zeros(prepared.crop, dtype), prepared)
+        outputs = self._outputs(results)
+        first = next(outputs)
+        channels = first[1].shape[0]
+        threshold = foreground_threshold(channels, pipeline)
+        base = threshold - BELOW * (1 + abs(threshold)) if threshold is not None and self._settings.skip_empty else 0.0
+        whole = not streamable(prepared, pipeline)
+        difference = difference and threshold is None and channels == 2 and not whole
+        blocks = blend(itertools.chain([first], outputs), self.plan, difference=difference, base=base)
+        if whole:
+            scores = np.empty((channels, *prepared.array.shape[1:]), np.float32)
+            for plane, block in blocks:
+                scores[:, plane : plane + block.shape[1]] = block
+            return finish_segmentation(scores, prepared, pipeline)
+        blocks = _checked(blocks, difference)
+        if prepared.crop != prepared.content:
+            blocks = resampled_planes(blocks, prepared.content, prepared.crop)
+        labels = np.empty(prepared.crop, dtype)
+        for plane, block in blocks:
+            labels[plane : plane + block.shape[1]] = _labels(block, threshold, dtype)
+        return restore(labels, prepared)
+
+
+def _through(stream: Stream, tasks: Iterable[_Task]) -> Generator[Array | DataError, None, None]:
+    """Send the inputs of all tasks through one stream."""
+    waiting: deque[_Task] = deque()
+
+    def inputs() -> Iterator[Array]:
+        for task in tasks:
+            waiting.append(task)
+            yield from task.inputs()
+
+    results = stream(inputs())
+    try:
+        while True:
+            first = next(results, None)  # before this, nobody knows which task is the next
+            while waiting and not waiting[0].left:
+                yield waiting.popleft().labels(iter(()))
+            if first is None:
+                return
+            task, again = waiting.popleft(), False
+            labels: Array | DataError
+            try:
+                labels = task.labels(itertools.chain([first], results))
+            except _Undecided:
+                again = True
+            except DataError as error:
+                labels = error
+            for _ in range(task.left):  # of an image that was given up; the next results are another's
+                next(results)
+            if again:
+                labels = _all_channels(stream, task)
+            yield labels
+    finally:
+        if isinstance(results, Generator):
+            results.close()  # now, and not when the last traceback is gone: the network may be running
+
+
+def _all_channels(stream: Stream, task: _Task) -> Array | DataError:
+    """Run an image once more, and blend both channels."""
+    try:
+        return task.labels(stream(task.inputs()), difference=False)
+    except DataError as error:
+        return error
+
+
+def _labels(block: Array, threshold: float | None, dtype: np.dtype) -> Array:
+    """Labels of blended scores (K, *S); of one channel, whether it is above the threshold, or above 0."""
+    if block.shape[0] > 1:
+        return best_class(block, threshold, dtype)
+    positive: Array = block[0] > np.float32(threshold or 0.0)
+    return positive.astype(dtype)
+
+
+def _checked(blocks: Blocks, difference: bool) -> Blocks:
+    """Refuse NaN.
+
+    Raises:
+        DataError: the network returned it.
+        _Undecided: it is the difference of two infinite scores, perhaps.
+    """
+    for first, block in blocks:
+        if math.isnan(block.min()):
+            raise _Undecided if difference else DataError(*NAN)
+        yield first, block

@@ -1,0 +1,152 @@
+"""Where windows stand on a prepared image, and how their scores are blended plane by plane."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.planes import Blocks, kept_planes, shift_planes
+from microtome.medical.prepare import Prepared
+from microtome.medical.sliding import blending, pad, starts, window_of
+from microtome.types import Array
+
+CHUNK = 1 << 16  # voxels per step of blending: weights, products and sums stay in the cache
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where one window stands, which window it is along each axis, and which of its axes are mirrored."""
+
+    corner: tuple[int, ...]
+    index: tuple[int, ...]
+    flipped: tuple[int, ...]
+
+    def flip(self, tile: Array) -> Array:
+        """Mirror (C, *patch), there and back; a view."""
+        return np.flip(tile, tuple(1 + axis for axis in self.flipped)) if self.flipped else tile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs, and what is kept of it.
+
+    Attributes:
+        array: float32 (C, *S), with zeros around it where it is smaller than the patch.
+        patch: size of a window.
+        windows: in the order of their first axis.
+        weights: per axis (windows, patch); the weights of all flips of all windows add up to one in every voxel.
+        kept: the part of S that scores are wanted for.
+    """
+
+    array: Array
+    patch: tuple[int, ...]
+    windows: tuple[Window, ...]
+    weights: tuple[Array, ...]
+    kept: tuple[slice, ...]
+
+
+def streamable(prepared: Prepared, pipeline: Pipeline) -> bool:
+    """Whether planes can be finished one by one.
+
+    They cannot where pictures come back from another size: antialiasing mixes many rows, and a picture's scores are
+    small. Then `finish_segmentation` gets the scores of the whole image.
+    """
+    return prepared.crop == prepared.content or pipeline.spatial_dims == 3
+
+
+def plan_windows(
+    prepared: Prepared, pipeline: Pipeline, overlap: float, mirror: Sequence[int], skip_empty: bool
+) -> Plan:
+    """Set windows on a prepared image, evenly spaced; without a patch, one window is the whole of it.
+
+    Args:
+        prepared: the image.
+        pipeline: says the patch.
+        overlap: share of the patch by which neighbours overlap at least.
+        mirror: axes; every window is there once for each of the 2^n ways to mirror them.
+        skip_empty: leave out windows that hold one value only.
+    """
+    patch = pipeline.patch or prepared.array.shape[1:]
+    array, inner = pad(prepared.array, patch)
+    begins = [starts(size, p, overlap) for size, p in zip(array.shape[1:], patch, strict=True)]
+    flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
+    windows = []
+    for index in itertools.product(*(range(len(axis)) for axis in begins)):
+        corner = tuple(axis[i] for axis, i in zip(begins, index, strict=True))
+        if not (skip_empty and _constant(window_of(array, corner, patch))):
+            windows += [Window(corner, index, axes) for axes in flips]
+    weights = [blending(axis, p) for axis, p in zip(begins, patch, strict=True)]
+    weights[0] /= np.float32(len(flips))  # a power of two: exact
+    wanted = prepared.content if streamable(prepared, pipeline) else prepared.array.shape[1:]
+    kept = tuple(slice(part.start, part.start + size) for part, size in zip(inner[1:], wanted, strict=True))
+    return Plan(array, tuple(patch), tuple(windows), tuple(weights), kept)
+
+
+def _constant(tile: Array) -> bool:
+    return all(channel.min() == channel.max() for channel in tile)
+
+
+def blend(
+    outputs: Iterator[tuple[Window, Array]], plan: Plan, *, difference: bool = False, base: float = 0.0
+) -> Blocks:
+    """Blend windows, and hand out what is kept of the planes that no later window touches.
+
+    Args:
+        outputs: every window of the plan, in its order, with its scores (K, *patch), which are not looked at again.
+        plan: where they stand.
+        difference: of two channels, blend the second minus the first.
+        base: what a window that is missing in the plan counts as.
+    """
+    if len(plan.windows) == 1 and plan.patch == plan.array.shape[1:]:
+        _, tile = next(outputs)
+        yield from kept_planes(tile, 0, plan.kept, difference)
+        return
+    slab: Array | None = None  # planes from `first` on, as many as a window is deep
+    first, depth = 0, plan.patch[0]
+    scratch = np.empty((2, max(1, CHUNK // math.prod(plan.patch[1:])), *plan.patch[1:]), np.float32)
+    for window, tile in outputs:
+        if slab is None:
+            channels = 1 if difference else tile.shape[0]
+            slab = np.full((channels, depth, *plan.array.shape[2:]), base, np.float32)
+        while first < window.corner[0]:
+            final = min(depth, window.corner[0] - first)
+            yield from kept_planes(slab[:, :final], first, plan.kept)
+            shift_planes(slab, final, base)
+            first += final
+        target = window_of(slab, (0, *window.corner[1:]), plan.patch)
+        weights = [axis[i] for axis, i in zip(plan.weights, window.index, strict=True)]
+        with np.errstate(invalid="ignore"):  # of infinite scores; NaN is looked for when all is blended
+            _add(target, tile, weights, scratch, difference, base)
+    assert slab is not None  # there is one window at least
+    yield from kept_planes(slab, first, plan.kept)
+    first += depth
+    slab[...] = base
+    while first < plan.array.shape[1]:  # the last windows were skipped
+        yield from kept_planes(slab[:, : plan.array.shape[1] - first], first, plan.kept)
+        first += depth
+
+
+def _add(target: Array, tile: Array, weights: Sequence[Array], scratch: Array, difference: bool, base: float) -> None:
+    """`target` += `tile` × weights, some planes at a time; rounds as `sliding_window` does."""
+    step = scratch.shape[1]
+    for first in range(0, tile.shape[1], step):
+        part = slice(first, first + step)
+        products = weights[0][part]
+        for vector in weights[1:-1]:
+            products = products[..., None] * vector
+        weight, product = scratch[:, : len(products)]
+        np.multiply(products[..., None], weights[-1], out=weight)
+        if difference:
+            np.subtract(tile[1, part], tile[0, part], out=product)
+            np.multiply(product, weight, out=product)
+            np.add(target[0, part], product, out=target[0, part])
+            continue
+        for sums, scores in zip(target, tile, strict=True):
+            values = np.subtract(scores[part], np.float32(base), out=product) if base else scores[part]
+            np.multiply(values, weight, out=product)
+            np.add(sums[part], product, out=sums[part])

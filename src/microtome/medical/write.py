@@ -1,0 +1,79 @@
+"""Label maps → files: NIfTI on the grid of the image, PNG for pictures."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import PIL.Image
+
+from microtome.errors import OutputError
+from microtome.medical.readers.kind import suffix_of
+from microtome.types import Array, Image
+
+SCANNER = 1  # NIfTI-1's code for coordinates of the scanner; 0 is for those that nobody knows
+LONGEST = 32767  # voxels along an axis of a NIfTI-1 file
+DATA = 352  # bytes before the voxels in a single NIfTI-1 file without extensions
+LEVEL = 1  # of gzip and PNG: label maps are flat, and more effort saves little
+TILE = 8  # voxels a side of what is turned at a time from C order to the order of NIfTI: stays in the first cache
+
+
+def write_labels(labels: Array, source: Image, path: Path) -> None:
+    """Write a label map, whole or not at all: it is written beside its place and moved there.
+
+    Args:
+        labels: uint8 or uint16, (H, W) or (I, J, K).
+        source: the image that was segmented; its affine becomes that of the file. The voxels are not looked at.
+        path: ends in `.nii.gz` or `.nii` for volumes (millimetres; sform and qform are the affine of `source`, with
+            code 0 if it has none) and in `.png` for pictures, whose gray values are the label numbers.
+
+    Raises:
+        OutputError: another suffix, or more voxels along an axis than NIfTI-1 can hold (32767).
+        OSError: the place cannot be written; `package.writing` makes a sentence of it.
+    """
+    suffix, wanted = suffix_of(path), (".png",) if labels.ndim == 2 else (".nii.gz", ".nii")
+    if suffix not in wanted:
+        raise OutputError(f"{path}: a label map of {labels.ndim} axes is no {suffix} file.", f"Use {wanted[0]}.")
+    part = path.with_name(f".{path.name}.partial")
+    try:
+        with part.open("wb") as file:
+            if labels.ndim == 2:
+                PIL.Image.fromarray(labels).save(file, format="png", compress_level=LEVEL)
+            elif suffix == ".nii":
+                file.write(_header(labels, source, path))
+                file.write(_turned(labels))
+            else:
+                with gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed:
+                    packed.write(_header(labels, source, path))
+                    packed.write(_turned(labels))
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _header(labels: Array, source: Image, path: Path) -> bytes:
+    header, known = nibabel.Nifti1Header(), source.affine is not None
+    affine, code = source.affine if known else np.eye(4), SCANNER * known
+    if max(labels.shape) > LONGEST:
+        raise OutputError(f"{path}: a label map of {labels.shape} voxels does not fit a NIfTI-1 file.")
+    header.set_data_shape(labels.shape)
+    header.set_data_dtype(labels.dtype)
+    header.set_sform(affine, code)
+    header.set_qform(affine, code)
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(1, 0)
+    header["magic"], header["vox_offset"] = b"n+1", DATA
+    content: bytes = header.binaryblock
+    return content.ljust(DATA, b"\0")
+
+
+def _turned(labels: Array) -> memoryview:
+    """The voxels with the first axis fastest, as NIfTI wants them; in tiles, which is faster than row by row."""
+    turned = np.empty(labels.shape[::-1], labels.dtype)
+    for i in range(0, labels.shape[0], TILE):
+        for k in range(0, labels.shape[2], TILE):
+            turned[k : k + TILE, :, i : i + TILE] = labels[i : i + TILE, :, k : k + TILE].T
+    return turned.reshape(-1).data

@@ -1,0 +1,135 @@
+"""What the command line names as inputs → one job per image."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from microtome.errors import ReadError
+from microtome.medical.readers import arrays
+from microtome.medical.readers.elements import split_series
+from microtome.medical.readers.kind import SUFFIXES, kind_of_head, read_head, stem_of, suffix_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to predict.
+
+    Attributes:
+        name: of its output, without a suffix. It comes from a file's or folder's name and may identify a patient.
+        files: what `read_image` gets.
+        index: as `read_image` wants it, for files that hold many images.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    index: int | None = None
+
+    @property
+    def source(self) -> str:
+        """Tells whether another job is of the same image: a hash of the files' names, sizes and times of change.
+
+        Folders are left out, so that data may be moved, and so is what the files hold, since reading takes time.
+        """
+        text = repr(self.index)
+        for file in self.files:
+            text += f"\n{file.name}"
+            with contextlib.suppress(OSError):  # what is gone is told when it is read
+                found = file.stat()
+                text += f"\t{found.st_size}\t{found.st_mtime_ns}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def jobs_of(inputs: Sequence[str | Path]) -> list[Job]:
+    """Find the images that inputs stand for.
+
+    A file is one image (an npz file holds many). The DICOM files of a folder are one image per series; its other image
+    files are one each, and what is no image is passed over. In the folders within a folder only DICOM series are looked
+    for. Whether an image can be read is found out when it is.
+
+    Args:
+        inputs: files and folders.
+
+    Returns:
+        In the order of the inputs, and by name within a folder. Names are those of the files without suffix, for series
+        those of their folders; the second of a name gets `-2`.
+
+    Raises:
+        ReadError: an input does not exist, or there is no image.
+    """
+    found: list[Job] = []
+    for path in map(Path, inputs):
+        if not path.exists():
+            raise ReadError(f"{path} does not exist.", "Check the path.")
+        found += _in_folder(path) if path.is_dir() else _in_file(path)
+    if not found:
+        places = ", ".join(map(str, inputs)) or "Nothing"
+        raise ReadError(f"{places}: no images found.", "Give image files, DICOM series, or folders that hold them.")
+    return list(_distinct(found))
+
+
+def _in_file(path: Path) -> list[Job]:
+    name = stem_of(path)
+    if suffix_of(path) != ".npz":
+        return [Job(name, (path,))]
+    try:
+        sizes = arrays.shapes(path)
+    except ReadError:
+        return [Job(name, (path,))]  # is told when it is read
+    count = sum(sizes.get(f"{split}_images", (0,))[0] for split in arrays.SPLITS)
+    return [Job(f"{name}-{index:05d}", (path,), index) for index in range(count)]
+
+
+def _in_folder(folder: Path) -> list[Job]:
+    jobs, dicom = [], []
+    for path in _visible(folder):
+        if path.is_dir():
+            jobs += _series(path, [file for file in _visible(path) if _kind(file) == "dicom"])
+        elif (kind := _kind(path)) == "dicom":
+            dicom.append(path)
+        elif kind is not None and not (suffix_of(path) == ".img" and path.with_suffix(".hdr").exists()):
+            jobs += _in_file(path)
+    return [*_series(folder, dicom), *jobs]
+
+
+def _series(folder: Path, files: Sequence[Path]) -> list[Job]:
+    """One job per DICOM series of a folder; a series of one file among others is named after its file."""
+    if not files:
+        return []
+    name = folder.resolve().name
+    try:
+        series, _ = split_series(files)
+    except ReadError:
+        return [Job(name, tuple(files))]  # is told when it is read
+    alone = len(series) == 1
+    return [Job(name if alone or len(one) > 1 else stem_of(one[0]), tuple(one)) for one in series]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _kind(path: Path) -> str | None:
+    """What a file is, or ought to be by its name: a broken image must not be passed over."""
+    if path.is_dir():
+        return None
+    named = SUFFIXES.get(suffix_of(path))
+    try:
+        return kind_of_head(read_head(path)) or named
+    except ReadError:
+        return named
+
+
+def _distinct(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Names that differ, also where upper and lower case are one, as on some file systems."""
+    taken: set[str] = set()
+    for job in jobs:
+        name, number = job.name, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{job.name}-{number}"
+        taken.add(name.casefold())
+        yield replace(job, name=name)

@@ -1,0 +1,197 @@
+"""The folder that `predict` fills: one file per image or one row, and what is finished of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from microtome import __version__
+from microtome.errors import MicrotomeError, OutputError
+from microtome.medical.write import write_labels
+from microtome.package import write_json, writing
+from microtome.types import Array, Image
+from microtome.verbs.inputs import Job
+
+SCHEMA = 1
+RECORD = "predict.json"
+TABLE = "predictions.csv"
+PAUSE = 20  # times as long as writing the record takes, before it is written again: it grows with the cases
+
+
+class Predictions:
+    """What is in OUT, and the record of it. After an interruption the same task goes on from there.
+
+    Attributes:
+        out: the folder.
+        failed: name, problem and hint of the images that could not be predicted in this run.
+    """
+
+    def __init__(self, out: Path, task: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Make the folder, or find what the same task left in it.
+
+        Args:
+            out: the folder.
+            task: package and settings; what they made is kept.
+            overwrite: forget what is there. Files are replaced one by one.
+
+        Raises:
+            OutputError: it holds something else, or cannot be written.
+        """
+        self.out, self.failed = out, list[dict[str, str]]()
+        self._task = json.loads(json.dumps(task))
+        self._cases: dict[str, dict[str, Any]] = {}
+        self._written, self._pause = 0.0, 0.0
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            if not overwrite and any(out.iterdir()):
+                self._cases = self._finished()
+            if (out / TABLE).exists():
+                self._keep_rows(set(self._cases))
+            self.save()
+
+    def __enter__(self) -> Self:
+        """Begin to fill the folder."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the record, also of a run that was interrupted.
+
+        Raises:
+            OutputError: the place cannot be written, and nothing else went wrong before.
+        """
+        try:
+            with writing(self.out):
+                self.save()
+        except OutputError:
+            if error is None:
+                raise
+
+    def _finished(self) -> dict[str, dict[str, Any]]:
+        try:
+            record = json.loads((self.out / RECORD).read_text())
+            found, cases = record["task"], {case["name"]: case for case in record["cases"]}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            raise OutputError(
+                f"{self.out} already exists and holds something else than predictions.",
+                "Choose another --out, or give --overwrite to write into it all the same.",
+            ) from None
+        if found != self._task:
+            raise OutputError(
+                f"{self.out} holds the predictions of another package or of other settings.",
+                "Choose another --out, or give --overwrite to predict everything anew.",
+            )
+        return cases
+
+    def _keep_rows(self, names: set[str]) -> None:
+        """Drop the rows of what is not finished, such as one that was cut off; forget what has no row."""
+        with (self.out / TABLE).open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        kept = {row[0]: row for row in rows if len(row) == len(header) and row[0] in names}
+        self._cases = {name: case for name, case in self._cases.items() if name in kept or case["file"] != TABLE}
+        if kept:
+            _replace(self.out / TABLE, _rows([header, *kept.values()]))
+        else:
+            (self.out / TABLE).unlink()
+
+    def has(self, job: Job, file: str) -> bool:
+        """Whether an image is finished.
+
+        Raises:
+            OutputError: the output is that of another image with the same name, or one of the inputs.
+        """
+        path = self.out / file
+        if path.exists() and any(path.samefile(source) for source in job.files if source.exists()):
+            raise OutputError(f"{path} is an input and would be replaced by its prediction.", "Choose another --out.")
+        case = self._cases.get(job.name)
+        if case is None:
+            return False
+        if case["source"] != job.source:
+            raise OutputError(
+                f"{self.out} holds the prediction of another image called {job.name}, or of this one as it was before.",
+                "Choose another --out, or give --overwrite to predict everything anew.",
+            )
+        return bool(path.exists())
+
+    def add_labels(self, job: Job, file: str, labels: Array, image: Image, seconds: dict[str, float]) -> None:
+        """Write a label map; a map that cannot be written for its own sake is a failed image.
+
+        Raises:
+            OutputError: the place cannot be written.
+        """
+        begin = time.perf_counter()
+        with writing(self.out):
+            try:
+                write_labels(labels, image, self.out / file)
+            except MicrotomeError as error:
+                self.fail(job, error)
+                return
+            self._add(job, file, {**seconds, "write": time.perf_counter() - begin})
+
+    def add_row(self, job: Job, row: Mapping[str, str], seconds: dict[str, float]) -> None:
+        """Append a row to the table.
+
+        Raises:
+            OutputError: the place cannot be written.
+        """
+        begin = time.perf_counter()
+        values = {"name": job.name, **row}
+        with writing(self.out):
+            fresh = not (self.out / TABLE).exists()
+            with (self.out / TABLE).open("a", newline="", encoding="utf-8") as file:
+                file.write(_rows([list(values), list(values.values())] if fresh else [list(values.values())]))
+            self._add(job, TABLE, {**seconds, "write": time.perf_counter() - begin})
+
+    def fail(self, job: Job, error: MicrotomeError) -> None:
+        """Note what was wrong with an image."""
+        self.failed.append({"name": job.name, "problem": error.problem, "hint": error.hint})
+
+    def _add(self, job: Job, file: str, seconds: Mapping[str, float]) -> None:
+        rounded = {name: round(value, 6) for name, value in seconds.items()}
+        self._cases[job.name] = {"name": job.name, "file": file, "source": job.source, "seconds": rounded}
+        if time.monotonic() - self._written >= self._pause:
+            self.save()
+
+    def seconds_of(self, names: Sequence[str]) -> list[dict[str, float]]:
+        """The seconds of each stage, for those that are finished."""
+        return [self._cases[name]["seconds"] for name in names if name in self._cases]
+
+    def save(self) -> None:
+        """Write the record.
+
+        Raises:
+            OSError: the place cannot be written.
+        """
+        begin = time.monotonic()
+        content = {
+            "schema": SCHEMA,
+            "microtome": __version__,
+            "task": self._task,
+            "cases": list(self._cases.values()),
+            "failed": self.failed,
+        }
+        part = self.out / f".{RECORD}.partial"
+        write_json(part, content)
+        part.replace(self.out / RECORD)
+        self._written = time.monotonic()
+        self._pause = PAUSE * (self._written - begin)
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.partial")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        file.write(text)
+    part.replace(path)

@@ -1,0 +1,386 @@
+"""`predict` from file to file, with real packages of tiny networks."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image as Picture
+from tiny import Brightness, Spots, class_cohort, segmentation_cohort, volume_cohort
+from typer.testing import CliRunner
+
+import microtome
+from microtome.cli import app
+from microtome.errors import OptionError, OutputError, ReadError
+from microtome.medical.infer import segment
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.read import read_image
+from microtome.verbs import predictions
+from microtome.verbs.inputs import jobs_of
+from microtome.verbs.options import CompressOptions
+
+sys.path.append(str(Path(__file__).parents[1] / "medical"))
+from dicom_files import write_series, write_slice
+
+PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit")
+CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit")
+VOLUMES = Pipeline("segmentation", ("background", "spot"), 1, 3, orientation="RAS", normalize="minmax", patch=(16,) * 3)
+STAGES = {"read", "prepare", "infer", "finish", "write"}
+SAME = 0.999  # of voxels: streams sum in another order, and a value on the edge between two integers may fall over it
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package, and a folder of pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    cohort = segmentation_cohort(folder / "cohort")
+    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=4)
+    microtome.compress(Spots(), cohort, folder / "package", options=options)
+    return folder / "package", cohort / "images"
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package, and a folder of volumes."""
+    folder = tmp_path_factory.mktemp("volumes")
+    cohort = volume_cohort(folder / "cohort")
+    options = CompressOptions(pipeline=VOLUMES, threads=1, calibration_cases=4)
+    microtome.compress(Spots(3), cohort, folder / "package", options=options)
+    return folder / "package", cohort / "imagesTr"
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A package that classifies, and a folder of pictures."""
+    folder = tmp_path_factory.mktemp("classes")
+    cohort = class_cohort(folder / "cohort")
+    options = CompressOptions(pipeline=CLASSES, threads=1, calibration_cases=4, tuning=0.3)
+    microtome.compress(Brightness(), cohort, folder / "package", options=options)
+    return folder / "package", cohort / "light"
+
+
+def some(folder: Path, target: Path, count: int = 3) -> Path:
+    """A folder with the first few files of another."""
+    target.mkdir()
+    for file in sorted(folder.iterdir())[:count]:
+        shutil.copy2(file, target)
+    return target
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def record(out: Path) -> dict:
+    return json.loads((out / "predict.json").read_text())
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_volumes_come_out_as_nifti_on_their_own_grid(volumes, tmp_path: Path):
+    package, folder = volumes
+    inputs = some(folder, tmp_path / "in")
+    result = microtome.predict(package, [inputs], tmp_path / "out", threads=2)
+    assert names(tmp_path / "out") == names(inputs) | {"predict.json"}
+    assert (result["cases"], result["skipped"], result["failed"]) == (3, 0, [])
+    assert set(result["stages"]) == STAGES
+    assert result["peak_memory_mib"] > 50
+    opened = microtome.open_package(package, threads=1)
+    for file in inputs.iterdir():
+        image, labels = nibabel.load(file), nibabel.load(tmp_path / "out" / file.name)
+        assert np.array_equal(labels.affine, image.affine)
+        expected = segment(opened.session.run, read_image([file]), opened.pipeline)
+        actual = np.asarray(labels.dataobj)
+        assert actual.dtype == np.uint8
+        assert expected.any()
+        assert np.mean(actual == expected) >= SAME
+        assert np.mean(opened.predict(read_image([file])) == expected) >= SAME
+
+
+def test_pictures_come_out_as_png(pictures, tmp_path: Path):
+    package, folder = pictures
+    inputs = some(folder, tmp_path / "in", 5)
+    microtome.predict(package, [inputs], tmp_path / "out", threads=1)
+    assert names(tmp_path / "out") == names(inputs) | {"predict.json"}
+    opened = microtome.open_package(package, threads=1)
+    for file in inputs.iterdir():
+        labels = np.asarray(Picture.open(tmp_path / "out" / file.name))
+        assert np.array_equal(labels, opened.predict(read_image([file])))
+
+
+def test_classes_come_out_as_a_table(classes, tmp_path: Path):
+    package, folder = classes
+    result = microtome.predict(package, [folder, folder.parent / "dark"], tmp_path / "out", threads=1)
+    assert result["cases"] == len(rows(tmp_path / "out")) == 60
+    assert names(tmp_path / "out") == {"predictions.csv", "predict.json"}
+    opened = microtome.open_package(package, threads=1)
+    threshold = opened.result["operating_point"]["threshold"]
+    files = {file.stem: file for file in folder.parent.glob("*/*.png")}
+    for row in rows(tmp_path / "out"):
+        expected = opened.predict(read_image([files[row["name"]]]))
+        assert list(row) == ["name", "decision", "probability dark", "probability light"]
+        np.testing.assert_allclose([float(row[f"probability {c}"]) for c in ("dark", "light")], expected, rtol=1e-8)
+        assert row["decision"] == ("light" if expected[1] >= threshold else "dark")
+    assert {row["decision"] for row in rows(tmp_path / "out")} == {"dark", "light"}
+
+
+def test_the_package_decides_at_its_operating_point(classes, tmp_path: Path):
+    package = shutil.copytree(classes[0], tmp_path / "package")
+    result = json.loads((package / "result.json").read_text())
+    for threshold, decision in ((0.0, "light"), (1.1, "dark")):
+        result["operating_point"]["threshold"] = threshold
+        (package / "result.json").write_text(json.dumps(result))
+        microtome.predict(package, [classes[1]], tmp_path / "out", overwrite=True)
+        assert {row["decision"] for row in rows(tmp_path / "out")} == {decision}
+
+
+def test_a_dicom_series_is_one_volume(volumes, tmp_path: Path):
+    package, _ = volumes
+    voxels = np.random.default_rng(0).integers(0, 200, (18, 20, 22)).astype(np.int16)
+    write_series(tmp_path / "study" / "first", voxels)
+    write_series(tmp_path / "study" / "second", voxels + 1)
+    microtome.predict(package, [tmp_path / "study"], tmp_path / "out", threads=1)
+    assert names(tmp_path / "out") == {"first.nii.gz", "second.nii.gz", "predict.json"}
+    labels = nibabel.load(tmp_path / "out" / "first.nii.gz")
+    image = read_image([tmp_path / "study" / "first"])
+    assert labels.shape == image.spatial == (22, 20, 18)
+    np.testing.assert_allclose(labels.affine, image.affine, rtol=0, atol=1e-5)
+
+
+def test_what_is_finished_is_kept(volumes, tmp_path: Path):
+    package, folder = volumes
+    inputs, out = some(folder, tmp_path / "in", 4), tmp_path / "out"
+    files = sorted(inputs.iterdir())
+    microtome.predict(package, files[:2], out, threads=1)
+    before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}
+    result = microtome.predict(package, files, out, threads=2)  # another number of threads is the same task
+    assert (result["cases"], result["skipped"]) == (2, 2)
+    assert all((out / name).stat().st_mtime_ns == changed for name, changed in before.items())
+    assert {case["name"] for case in record(out)["cases"]} == {file.name.split(".")[0] for file in files}
+    (out / files[0].name).unlink()
+    assert microtome.predict(package, files, out, threads=1)["cases"] == 1
+    again = microtome.predict(package, files, out, threads=1, overwrite=True)
+    assert (again["cases"], again["skipped"]) == (4, 0)
+
+
+def test_rows_that_are_finished_are_kept(classes, tmp_path: Path):
+    package, folder = classes
+    files, out = sorted(folder.iterdir())[:6], tmp_path / "out"
+    microtome.predict(package, files[:3], out, threads=1)
+    with (out / "predictions.csv").open("a") as file:
+        file.write("IM-1003-0001,li")  # the process was killed while it wrote
+    result = microtome.predict(package, files, out, threads=1)
+    assert (result["cases"], result["skipped"]) == (3, 3)
+    assert [row["name"] for row in rows(out)] == [file.stem for file in files]
+    (out / "predictions.csv").unlink()
+    assert microtome.predict(package, files, out, threads=1)["cases"] == 6
+
+
+def test_an_interruption_leaves_finished_files(volumes, tmp_path: Path):
+    package, folder = volumes
+    inputs, out = some(folder, tmp_path / "in", 6), tmp_path / "out"
+
+    class Interrupted:
+        def track(self, items: Iterable, title: str, total: int | None = None) -> Iterator:
+            for number, item in enumerate(items):
+                if number == 3:
+                    raise KeyboardInterrupt
+                yield item
+
+        def say(self, text: str) -> None: ...
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        microtome.predict(package, [inputs], out, threads=1, progress=Interrupted())
+    assert threading.active_count() == before
+    assert len(list(out.glob("*.nii.gz"))) == len(record(out)["cases"]) == 3
+    assert microtome.predict(package, [inputs], out, threads=1)["cases"] == 3
+
+
+def test_a_broken_image_does_not_stop_the_others(volumes, tmp_path: Path):
+    package, folder = volumes
+    inputs, out = some(folder, tmp_path / "in", 4), tmp_path / "out"
+    files = sorted(inputs.iterdir())
+    good = files[0].read_bytes()
+    files[0].write_bytes(good[: len(good) // 2])
+    nibabel.save(nibabel.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.eye(4)), files[2])
+    said: list[str] = []
+
+    class Heard:
+        def track(self, items: Iterable, title: str, total: int | None = None) -> Iterator:
+            return iter(items)
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    result = microtome.predict(package, [inputs], out, threads=1, progress=Heard())
+    assert result["cases"] == 2
+    assert [failure["name"] for failure in result["failed"]] == ["v_000", "v_002"]
+    assert "truncated" in result["failed"][0]["problem"]
+    assert "NaN" in result["failed"][1]["problem"]
+    assert record(out)["failed"] == result["failed"]
+    assert [text.split(":")[0] for text in said] == ["case 1", "case 3"]
+    files[0].write_bytes(good)
+    again = microtome.predict(package, [inputs], out, threads=1)
+    assert (again["cases"], again["skipped"], len(again["failed"])) == (1, 2, 1)
+
+
+def test_another_package_or_setting_is_refused(pictures, classes, volumes, tmp_path: Path):
+    package, folder = volumes
+    files, out = sorted(folder.iterdir())[:2], tmp_path / "out"
+    microtome.predict(package, files, out, threads=1)
+    for other, options in ((package, {"overlap": 0.25}), (package, {"mirror": (0,)}), (pictures[0], {})):
+        with pytest.raises(OutputError, match="another package or of other settings") as caught:
+            microtome.predict(other, files, out, **options)
+        assert "--overwrite" in caught.value.hint
+    assert microtome.predict(package, files, out, overlap=0.25, overwrite=True)["cases"] == 2
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.doc").write_text("important")
+    with pytest.raises(OutputError, match="something else than predictions"):
+        microtome.predict(package, files, strange)
+
+
+def test_another_image_of_the_same_name_is_refused(volumes, tmp_path: Path):
+    package, folder = volumes
+    files = sorted(folder.iterdir())[:2]
+    other = tmp_path / "other" / files[0].name
+    other.parent.mkdir()
+    shutil.copy(files[1], other)
+    microtome.predict(package, files[:1], tmp_path / "out")
+    with pytest.raises(OutputError, match="another image called v_000"):
+        microtome.predict(package, [other], tmp_path / "out")
+    both = microtome.predict(package, [files[0], other], tmp_path / "both")
+    assert both["cases"] == 2
+    assert names(tmp_path / "both") == {"v_000.nii.gz", "v_000-2.nii.gz", "predict.json"}
+
+
+def test_an_input_is_never_replaced(volumes, tmp_path: Path):
+    package, folder = volumes
+    inputs = some(folder, tmp_path / "in", 2)
+    before = {file.name: file.read_bytes() for file in inputs.iterdir()}
+    with pytest.raises(OutputError, match="is an input"):
+        microtome.predict(package, [inputs], inputs, overwrite=True)
+    assert {file.name: file.read_bytes() for file in inputs.glob("*.nii.gz")} == before
+
+
+def test_a_full_disk_ends_it_and_keeps_what_is_finished(volumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package, folder = volumes
+    out, write, written = tmp_path / "out", predictions.write_labels, []
+
+    def full(labels: np.ndarray, image: object, path: Path) -> None:
+        written.append(path)
+        if len(written) == 3:  # later ones would fit, but must not be written any more
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(labels, image, path)
+
+    monkeypatch.setattr(predictions, "write_labels", full)
+    with pytest.raises(OutputError, match="is full"):
+        microtome.predict(package, sorted(folder.iterdir())[:6], out, threads=1)
+    assert len(record(out)["cases"]) == len(list(out.glob("*.nii.gz"))) == 2
+    monkeypatch.undo()
+    assert microtome.predict(package, sorted(folder.iterdir())[:6], out, threads=1)["cases"] == 4
+
+
+def test_mirroring_and_overlap_reach_the_network(volumes, tmp_path: Path):
+    package, folder = volumes
+    file = sorted(folder.iterdir())[0]
+    for name, options in (("plain", {}), ("mirrored", {"mirror": (0, 2)}), ("dense", {"overlap": 0.75})):
+        result = microtome.predict(package, [file], tmp_path / name, extension="nii", **options)
+        assert (tmp_path / name / "v_000.nii").exists()
+        assert record(tmp_path / name)["task"]["mirror"] == list(options.get("mirror", ()))
+        assert result["cases"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "reason"),
+    [
+        ("volumes", {"mirror": (3,)}, "axes to mirror"),
+        ("volumes", {"overlap": 1.0}, "overlap must be"),
+        ("volumes", {"extension": "mha"}, "extension must be"),
+        ("pictures", {"overlap": 0.5}, "no windows"),
+        ("classes", {"mirror": (0,)}, "for segmentation"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(kind: str, options: dict, reason: str, request, tmp_path: Path):
+    package, folder = request.getfixturevalue(kind)
+    with pytest.raises(OptionError, match=reason):
+        microtome.predict(package, [folder], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_become_jobs(tmp_path: Path):
+    scans = tmp_path / "scans"
+    (scans / "deep" / "deeper").mkdir(parents=True)
+    voxels = np.zeros((3, 4, 4), np.int16)
+    write_series(scans / "series", voxels)
+    write_series(scans / "two", voxels, SeriesInstanceUID="1.1")
+    for number, path in enumerate(write_series(tmp_path / "more", voxels, SeriesInstanceUID="1.2")):
+        shutil.copy(path, scans / "two" / f"B{number}")
+    write_series(scans / "deep" / "deeper", voxels)
+    write_slice(scans / "xray.dcm", voxels[0], SeriesInstanceUID="1.9")
+    for name in ("a.nii.gz", "b.nii", "notes.txt", ".hidden.nii", "c.png"):
+        (scans / name).write_bytes(b"x")
+    np.savez(scans / "many.npz", test_images=np.zeros((2, 4, 4), np.uint8))
+    jobs = jobs_of([scans, scans / "a.nii.gz", scans / "series"])
+    found = [job.name for job in jobs]
+    assert found == [
+        "scans", "a", "b", "c", "many-00000", "many-00001", "series", "two", "two-2", "a-2", "series-2",
+    ]  # fmt: skip
+    assert [len(job.files) for job in jobs if job.name in ("series", "two", "two-2")] == [3, 3, 3]
+    assert jobs_of([scans / "xray.dcm"])[0].name == "xray"
+    assert len({job.source for job in jobs}) == len(jobs) - 2
+
+
+def test_missing_inputs_are_refused(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReadError, match="does not exist"):
+        jobs_of([tmp_path / "nothing"])
+    with pytest.raises(ReadError, match="no images found"):
+        jobs_of([tmp_path / "empty"])
+
+
+def test_on_the_command_line(volumes, tmp_path: Path):
+    package, folder = volumes
+    inputs = some(folder, tmp_path / "in", 2)
+    call = ["predict", str(package), str(inputs), "-o", str(tmp_path / "out"), "--threads", "1"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    assert "2 images in" in result.output
+    (inputs / "v_009.nii.gz").write_bytes(b"broken")
+    result = CliRunner().invoke(app, [*call, "--json"])
+    assert result.exit_code == 2
+    said = json.loads(result.output)
+    assert (said["cases"], said["skipped"], len(said["failed"])) == (0, 2, 1)
+    result = CliRunner().invoke(app, [*call, "--mirror", "0", "--mirror", "1"])
+    assert result.exit_code == 2
+    assert "another package or of other settings" in " ".join(result.output.split())
+    help_ = " ".join(CliRunner().invoke(app, ["predict", "--help"]).output.split())
+    assert "Example: microtome predict" in help_
+
+
+def test_predict_loads_no_torch(volumes, tmp_path: Path):
+    import subprocess
+
+    package, folder = volumes
+    code = (
+        "import sys, microtome\n"
+        "microtome.predict(sys.argv[1], [sys.argv[2]], sys.argv[3], threads=1)\n"
+        "print('torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    call = [sys.executable, "-c", code, str(package), str(sorted(folder.iterdir())[0]), str(tmp_path / "out")]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["False", "False"], result.stderr
