@@ -1,7 +1,7 @@
 """How fast each network of the suite runs: ours beside every peer, interleaved, with the error of each output.
 
     python benchmarks/versus.py [NAME …] [--threads 2] [--runs 3] [--budget 30] [--only eager nncf ours …]
-                                [--json FILE] [--plot FILE]
+                                [--throughput] [--json FILE] [--plot FILE]
 
 Contenders: eager PyTorch in float32 and bfloat16, torch.compile, OpenVINO in float32 and bfloat16, NNCF's int8 on
 OpenVINO (with either float precision beside its integers), ONNX Runtime and its own static int8, torchao's PT2E for
@@ -16,6 +16,7 @@ images. A contender that fails is shown with its message. Measure on a quiet mac
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
 import logging
@@ -45,6 +46,7 @@ from suite import SUITE, Prepared, prepare
 
 Run = Callable[[Array], Array]
 CALIBRATION, HELD_OUT = 8, 8
+BATCHES, LEAST_CALLS, THROUGHPUT_SECONDS = (1, 2, 4), 4, 3.0
 CONTENDERS = (
     *("eager", "eager_bf16", "compiled", "ov_f32", "ov_bf16", "nncf", "nncf_bf16"),
     *("ort_f32", "ort_int8", "torchao", "ours"),
@@ -245,6 +247,7 @@ def contest(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             slow = interleaved(everybody, x, budget=SHORT_BUDGET)
             fast = interleaved(quick, x, budget=options.budget) if quick else []
             timed.append([{row["name"]: row["latency_ms"] for row in rows} for rows in (slow, fast)])
+        rates = {c.name: throughput(c.run, x) for c in quick} if options.throughput else {}
         flop, peak = operations(this.subject), ceiling(len(this.subject.subject.shape) - 1, threads)
     about = {
         "network": name,
@@ -256,9 +259,26 @@ def contest(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         "preparation_s": this.seconds,
         "precision": getattr(this, "precision", None),
         "ceiling_gops": round(peak, 1),
+        "throughput": rates,
         "environment": describe(threads),
     }
     return [{**about, "ms": slow | fast, "beside_eager_ms": slow} for slow, fast in timed]
+
+
+def throughput(run: Run, x: Array) -> dict[str, float]:
+    """Images per second at the best batch, one stream per thread."""
+    session: Any = run.__self__  # type: ignore[attr-defined]
+    rates = {}
+    for batch in BATCHES:
+        images = np.repeat(x, batch, axis=0)
+        begin = time.perf_counter()
+        collections.deque(session.stream([images] * LEAST_CALLS), maxlen=0)  # compiles, and says how long one takes
+        calls = max(LEAST_CALLS, int(THROUGHPUT_SECONDS * LEAST_CALLS / (time.perf_counter() - begin)))
+        begin = time.perf_counter()
+        collections.deque(session.stream([images] * calls), maxlen=0)
+        rates[batch] = calls * batch / (time.perf_counter() - begin)
+    best = max(rates, key=lambda batch: rates[batch])
+    return {"batch": best, "per_second": round(rates[best], 2)}
 
 
 def operations(subject: Prepared) -> float:
@@ -370,6 +390,7 @@ def main() -> None:
     parser.add_argument(
         "--placement-minutes", type=float, default=0.0, help="measure where integers pay; 0 is by rules"
     )
+    parser.add_argument("--throughput", action="store_true", help="images per second at the best batch, too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -383,6 +404,7 @@ def main() -> None:
             call = [sys.executable, __file__, name, "--one", "--threads", str(threads), "--only", *options.only]
             for option in ("runs", "budget", "placement_minutes"):
                 call += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+            call += ["--throughput"] if options.throughput else []
             said = subprocess.run(call, check=False, stdout=subprocess.PIPE, text=True, env=os.environ | PASSIVE)
             if said.returncode:
                 print(f"{name}: failed with exit status {said.returncode}", flush=True)
@@ -390,7 +412,10 @@ def main() -> None:
             runs = json.loads(said.stdout.strip().splitlines()[-1])
             if runs:
                 rows.append(merged(runs))
-                print(f"{name}, {threads} threads: {rows[-1]['ms']} {rows[-1]['ratios']}", flush=True)
+                print(
+                    f"{name}, {threads} threads: {rows[-1]['ms']} {rows[-1]['ratios']} {rows[-1]['throughput']}",
+                    flush=True,
+                )
                 if options.json is not None:
                     options.json.write_text(json.dumps({"networks": rows}, indent=1))
     print("\n".join(table(rows)))
