@@ -32,7 +32,7 @@ class Subject:
 
     name: str
     shape: tuple[int, ...]
-    build: Callable[[], nn.Module]
+    build: Callable[[], nn.Module] | None  # None: a reference network of references.py
     note: str
 
 
@@ -94,10 +94,6 @@ def swin_unetr() -> nn.Module:
     return SwinUNETR(1, CLASSES_3D, feature_size=24)
 
 
-def wnet() -> nn.Module:
-    raise NotImplementedError  # `prepare` loads the reference network instead
-
-
 SUITE = {
     s.name: s
     for s in (
@@ -109,7 +105,7 @@ SUITE = {
         Subject("unet_3d", (4, 96, 96, 96), unet_3d, "U-Net 3-D, residual, instance norm, PReLU"),
         Subject("dynunet", (1, 96, 96, 96), dynunet, "DynUNet (nnU-Net), instance norm"),
         Subject("segresnet", (4, 96, 96, 96), segresnet, "SegResNet, group norm"),
-        Subject("wnet", (3, 512, 512), wnet, "little W-Net, published weights, real images"),
+        Subject("wnet", (3, 512, 512), None, "little W-Net, published weights, real images"),
         Subject("swin_unetr", (1, 96, 96, 96), swin_unetr, "SwinUNETR (feature size 24)"),
     )
 }
@@ -136,7 +132,7 @@ class Prepared:
 def prepare(name: str, *, calibration: int = 8, held_out: int = 2, data: Path | None = None) -> Prepared:
     """Make a network of the suite, and images for it."""
     subject = SUITE[name]
-    if name == "wnet":
+    if subject.build is None:
         return _retina(subject, calibration, held_out)
     torch.manual_seed(0)
     module = subject.build()
