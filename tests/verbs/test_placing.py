@@ -77,6 +77,30 @@ def test_readers_get_quantizers(network):
     assert count(quantized) == count(without) + 2
 
 
+@pytest.mark.parametrize(("options", "count"), [({}, 1), ({"activation_bits": None}, 0), ({"activation_bits": 4}, 0)])
+def test_sums_never_widen_a_grid_nor_round_what_is_float(network, options: dict, count: int):
+    folded = FoldBatchNorm()(network, [])
+    capabilities = openvino.capabilities()
+    named = frozenset(r.node.name for r in readers(folded, capabilities))
+    images = [torch.randn(1, *SHAPE)]
+    quantized = Quantize(capabilities, readers=named, **options)(folded, images)
+    plain = Quantize(capabilities, readers=frozenset(), **options)(folded, images)
+    assert (quantized.fingerprint() != plain.fingerprint()) == bool(count)
+
+
+def test_a_layer_left_in_float_is_not_rounded_for_a_sum(network):
+    folded = FoldBatchNorm()(network, [])
+    capabilities = openvino.capabilities()
+    named = frozenset(r.node.name for r in readers(folded, capabilities) if r.layer == "first.0")
+    assert named
+    options = {"skip": frozenset({"first.0"})}
+    images = [torch.randn(1, *SHAPE)]
+    quantized = Quantize(capabilities, readers=named, **options)(folded, images)
+    assert (
+        quantized.fingerprint() == Quantize(capabilities, readers=frozenset(), **options)(folded, images).fingerprint()
+    )
+
+
 def test_decides_from_what_it_measured(network, tmp_path: Path):
     found = place(network, tmp_path, budget=60.0)
     assert np.isfinite(found.milliseconds)

@@ -225,8 +225,15 @@ def _wanted(
             names.setdefault(result, layer.name)
             for user in result.users:
                 wanted.setdefault(result, {}).setdefault(user, support.activation)
+    rounded = {
+        layer.name: support.activation.bits
+        for layer, support in supported_layers(network, capabilities, widths)
+        if layer.name not in skip and support.activation is not None
+    }
     for reader in readers(network, capabilities) if named else ():
-        if reader.node.name in named:
+        # Never where activations are float, nor where a narrower grid would have to become as wide as this one.
+        others = [qtype.bits for value in reader.values for qtype in wanted.get(value, {}).values()]
+        if reader.node.name in named and min([rounded.get(reader.layer, 0), *others]) >= reader.qtype.bits:
             for value in reader.values:
                 wanted.setdefault(value, {}).setdefault(reader.node, reader.qtype)
                 names.setdefault(value, reader.layer)

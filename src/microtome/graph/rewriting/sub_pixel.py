@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from microtome.graph import edit
 from microtome.graph.network import Network
@@ -37,7 +37,7 @@ def sub_pixel(network: Network) -> Network:
     for node in [n for n in module.graph.nodes if n.name in names]:
         plan = _plan(node)
         assert plan is not None
-        _rewrite(module, node, plan)
+        _rewrite(network, node, plan)
     edit.finish(module)
     return network
 
@@ -107,22 +107,23 @@ def _same(node: Node, position: int, name: str, default: int, dims: int) -> int 
     return values.pop() if len(values) == 1 else None
 
 
-def _rewrite(module: GraphModule, node: Node, plan: _Plan) -> None:
-    graph, phases = module.graph, plan.stride**plan.dims
+def _rewrite(network: Network, node: Node, plan: _Plan) -> None:
+    module, phases = network.graph_module, plan.stride**plan.dims
+    graph = module.graph
     source = constant_source(node.args[1])
     assert source is not None
-    weight = _phases(_tensor(module, source), plan)
+    weight = _phases(network.tensor(str(source.target)), plan)
     reader, position = (node, 1)
     while kind(node.args[1]) == "quantizer" and reader is node:  # type: ignore[arg-type]
         reader, position = node.args[1], 0  # type: ignore[assignment]
     edit.own_constant(module, reader, position, weight)
     if reader is not node:
-        _repeat_grid(module, reader, phases)
+        _repeat_grid(network, reader, phases)
     bias = node.args[2] if len(node.args) > 2 else None
     if bias is not None:
         known = constant_source(bias)
         assert known is not None
-        edit.own_constant(module, node, 2, _tensor(module, known).repeat_interleave(phases))
+        edit.own_constant(module, node, 2, network.tensor(str(known.target)).repeat_interleave(phases))
     before, after = max(0, -plan.first), max(0, plan.last)
     convolution = {2: aten.conv2d.default, 3: aten.conv3d.default}[plan.dims]
     with graph.inserting_before(node):
@@ -172,15 +173,15 @@ def _phases(weight: Tensor, plan: _Plan) -> Tensor:
     return result.reshape(outputs * stride**dims, inputs, *[plan.taps] * dims)
 
 
-def _repeat_grid(module: GraphModule, quantizer: Node, phases: int) -> None:
+def _repeat_grid(network: Network, quantizer: Node, phases: int) -> None:
     """Give a weight's quantizer one scale per new output channel; per tensor it stays as it is."""
     if quantizer.target is not aten.fake_quantize_per_channel_affine.default:
         return
     for position in (1, 2):
         known = constant_source(quantizer.args[position])
         assert known is not None
-        values = _tensor(module, known).repeat_interleave(phases)
-        edit.own_constant(module, quantizer, position, values, weight=False)
+        values = network.tensor(str(known.target)).repeat_interleave(phases)
+        edit.own_constant(network.graph_module, quantizer, position, values, weight=False)
     args = list(quantizer.args)
     args[3] = 0
     quantizer.args = tuple(args)
@@ -199,11 +200,3 @@ def _spread(graph: Graph, wide: Node, node: Node, plan: _Plan) -> Node:
     order = [0, 1, *itertools.chain.from_iterable((2 + dims + axis, 2 + axis) for axis in range(dims))]
     turned = graph.call_function(aten.permute.default, (split, order))
     return graph.call_function(aten.reshape.default, (turned, [batch, plan.channels, *large]))
-
-
-def _tensor(module: GraphModule, source: Node) -> Tensor:
-    value: Any = module
-    for part in str(source.target).split("."):
-        value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value.detach()
