@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from microtome import recipes
-from microtome.graph.capture import capture
+from microtome.graph.capture import capture, export_graph, network_from_export
 from microtome.runtimes import openvino
 from networks import images, randomize, sqnr_db
 
@@ -58,3 +58,24 @@ def test_statistics_of_norms_stay_precise_in_bfloat16(tmp_path: Path, offset: fl
         assert sqnr_db(expected, torch.from_numpy(output)) > least
     runs = openvino.open_session(path, threads=1).layer_runs(x.numpy())
     assert "MVN" not in {run.op for run in runs}
+
+
+def test_attention_in_shifted_windows_is_one_kernel(tmp_path: Path):
+    module = pytest.importorskip("monai.networks.nets.swin_unetr")
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 2, 1)
+            settings = {"dim": 16, "depth": 2, "num_heads": 2, "window_size": (4, 4), "drop_path": [0.0, 0.0]}
+            self.blocks = module.BasicLayer(**settings, downsample=None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.blocks(self.stem(x)))
+
+    network = network_from_export(export_graph(Net().eval(), (1, 16, 16), (True, False, False, False)))
+    session = openvino.open_session(openvino.export(network, tmp_path), threads=1, precision="bf16")
+    x = images((1, 16, 16))[0]
+    assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > 27
+    assert "Softmax" not in {run.op for run in session.layer_runs(x.numpy())}

@@ -60,13 +60,14 @@ def export(network: Network, folder: Path) -> Path:
     """
     from microtome.graph.rewriting.norms import norms_by_channel
     from microtome.graph.rewriting.sub_pixel import sub_pixel
+    from microtome.graph.rewriting.window_masks import window_masks
     from microtome.runtimes.onnx_file import export_onnx
     from microtome.runtimes.openvino_precise import keep_statistics_precise
 
     core = _core()
     import openvino
 
-    network = sub_pixel(norms_by_channel(network))
+    network = window_masks(sub_pixel(norms_by_channel(network)))
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"
