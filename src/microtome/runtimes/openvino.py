@@ -66,7 +66,8 @@ def export(network: Network, folder: Path) -> Path:
     core = _core()
     import openvino
 
-    network = sub_pixel(norms_by_channel(network))
+    by_channel = norms_by_channel(network)
+    network, rewritten = sub_pixel(by_channel), by_channel is not network
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"
@@ -79,7 +80,8 @@ def export(network: Network, folder: Path) -> Path:
             ) from error
         path = folder / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
-    keep_statistics_precise(path)
+    if rewritten:
+        keep_statistics_precise(path)
     return path
 
 
