@@ -3,6 +3,7 @@ import torch
 
 from microtome.core.affine import fake_quantize, qparams_from_range
 from microtome.graph import edit
+from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.types import QType
@@ -114,6 +115,16 @@ def test_a_quantizer_stands_only_before_the_users_given():
     quantizer = edit.insert_quantizer(network.graph_module, entry, [conv], grid, "here")
     assert set(quantizer.users) == {conv}
     assert set(entry.users) == {quantizer, add}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_bias_is_shifted_or_made(bias: bool):
+    network = capture(torch.nn.Conv2d(2, 3, 1, bias=bias), (2, 5, 5))
+    x, shift = torch.rand(1, 2, 5, 5), torch.tensor([1.0, -2.0, 0.5])
+    expected = network(x) + shift[:, None, None]
+    edit.shift_bias(network, network.layers[0], shift)
+    edit.finish(network.graph_module)
+    torch.testing.assert_close(network(x), expected)
 
 
 def test_finish_drops_what_nobody_reads():

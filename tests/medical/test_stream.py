@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microtome.errors import DataError, GeometryError, OptionError
+from microtome.medical import windows
 from microtome.medical.infer import segment
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
@@ -204,6 +205,45 @@ def test_windows_without_content_are_skipped_when_asked(activation: str, where: 
     assert not actual[x.array[0] == 0].any() or activation == "sigmoid"
     assert actual.any() == bool(where.stop)
     assert segment_streamed(streamed(predict), prepare(x, p), p).any() == bool(where.stop)
+
+
+@pytest.mark.parametrize("outputs", [2, 3])
+@pytest.mark.parametrize("axes", [(), (0, 2)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_windows_in_a_row_that_hold_one_value_run_once(outputs: int, axes: tuple[int, ...], batch: int, monkeypatch):
+    p, _ = pipeline(outputs, 3, patch=(8, 8, 8), channels=2)
+    x = Image(np.zeros((2, 70, 17, 11), np.float32))
+    x.array[0, 20:40] = -1.0
+    x.array[:, 52:55, 4:9] = np.random.default_rng(0).normal(size=(2, 3, 5, 11))
+    constant: list[bytes] = []
+
+    def predict(tiles: np.ndarray) -> np.ndarray:
+        constant.extend({tile.tobytes() for tile in tiles if all(np.ptp(channel) == 0 for channel in tile)})
+        return network(outputs)(tiles)
+
+    def run() -> np.ndarray:
+        constant.clear()
+        return segment_streamed(streamed(predict), prepare(x, p), p, mirror=axes, batch=batch)
+
+    once = run()
+    assert len(constant) == 3  # zero, another value, and zero again
+    monkeypatch.setattr(windows, "_constant", lambda _: None)
+    assert np.array_equal(run(), once)
+    assert len(constant) > 6
+    assert len(np.unique(once)) > 1
+
+
+def test_values_that_differ_in_any_bit_are_not_the_same():
+    p, _ = pipeline(2, 2, patch=(4, 4), overlap=0.0)
+    x = Image(np.zeros((1, 4, 16), np.float32))
+    x.array[..., 4:8] = -0.0
+    x.array[..., 9] = -0.0
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.full(batch.shape, 0.5, np.float32), np.signbit(batch).astype(np.float32)], axis=1)
+
+    labels = segment_streamed(streamed(predict), prepare(x, p), p)
+    assert np.array_equal(labels, np.signbit(x.array[0]))
 
 
 @pytest.mark.parametrize("patch", [(4, 4), None])

@@ -25,6 +25,7 @@ from microtome.errors import OptionError, OutputError, ReadError
 from microtome.medical.infer import segment
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image
+from microtome.runtimes.openvino import Session
 from microtome.verbs import predictions
 from microtome.verbs.inputs import jobs_of
 from microtome.verbs.options import CompressOptions
@@ -305,6 +306,30 @@ def test_mirroring_and_overlap_reach_the_network(volumes, tmp_path: Path):
         assert result["cases"] == 1
 
 
+def test_windows_without_content_are_left_out_when_asked(volumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package, _ = volumes
+    voxels = np.zeros((64, 20, 18), np.float32)
+    voxels[30:38, 5:12, 5:12] = 200 + np.random.default_rng(0).normal(0, 8, (8, 7, 7))
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "v.nii")
+    given: list[int] = []
+    stream = Session.stream
+
+    def counted(self: Session, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        given.append(0)
+        for batch in batches:
+            given[-1] += 1
+            yield from stream(self, [batch])
+
+    monkeypatch.setattr(Session, "stream", counted)
+    for name, options in (("all", {}), ("some", {"skip_empty": True})):
+        microtome.predict(package, [tmp_path / "v.nii"], tmp_path / name, extension="nii", **options)
+        assert record(tmp_path / name)["task"]["skip_empty"] == bool(options)
+    everything, content = (np.asarray(nibabel.load(tmp_path / name / "v.nii").dataobj) for name in ("all", "some"))
+    assert 0 < given[1] < given[0]
+    assert everything.any()
+    assert np.array_equal(content, everything)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "reason"),
     [
@@ -313,6 +338,7 @@ def test_mirroring_and_overlap_reach_the_network(volumes, tmp_path: Path):
         ("volumes", {"extension": "mha"}, "extension must be"),
         ("pictures", {"overlap": 0.5}, "no windows"),
         ("classes", {"mirror": (0,)}, "for segmentation"),
+        ("classes", {"skip_empty": True}, "for segmentation"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(kind: str, options: dict, reason: str, request, tmp_path: Path):
@@ -365,9 +391,10 @@ def test_on_the_command_line(volumes, tmp_path: Path):
     assert result.exit_code == 2
     said = json.loads(result.output)
     assert (said["cases"], said["skipped"], len(said["failed"])) == (0, 2, 1)
-    result = CliRunner().invoke(app, [*call, "--mirror", "0", "--mirror", "1"])
-    assert result.exit_code == 2
-    assert "another package or of other settings" in " ".join(result.output.split())
+    for option in (["--mirror", "0", "--mirror", "1"], ["--skip-empty"]):
+        result = CliRunner().invoke(app, [*call, *option])
+        assert result.exit_code == 2
+        assert "another package or of other settings" in " ".join(result.output.split())
     help_ = " ".join(CliRunner().invoke(app, ["predict", "--help"]).output.split())
     assert "Example: microtome predict" in help_
 

@@ -33,6 +33,13 @@ def predict(
             "doubles the time.",
         ),
     ] = None,
+    skip_empty: Annotated[
+        bool,
+        typer.Option(
+            help="Do not run windows that hold one value only, such as air: they count as background. The result may "
+            "differ."
+        ),
+    ] = False,
     extension: Annotated[
         str, typer.Option(help="Of label maps of volumes: nii.gz, or nii, which is faster.")
     ] = "nii.gz",
@@ -53,6 +60,7 @@ def predict(
             threads=threads,
             overlap=overlap,
             mirror=tuple(mirror or ()),
+            skip_empty=skip_empty,
             overwrite=overwrite,
             extension=extension,
             progress=progress,

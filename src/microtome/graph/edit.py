@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from microtome.graph.network import Layer
+from microtome.graph.network import Layer, Network
 from microtome.graph.operators import aten, constant_source
 from microtome.types import QParams
 
@@ -105,6 +105,13 @@ def set_bias(graph_module: GraphModule, layer: Node, bias: Tensor, name: str) ->
     node = add_constant(graph_module, f"{name}.bias", bias)
     args = list(layer.args)
     layer.args = (*args[:2], node, *args[3:])
+
+
+def shift_bias(network: Network, layer: Layer, shift: Tensor) -> None:
+    """Add a shift of shape (output channels,) to a layer's bias; a layer without one gets it as its bias."""
+    source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
+    bias = shift if source is None else network.tensor(str(source.target)) + shift
+    set_bias(network.graph_module, layer.node, bias, layer.name)
 
 
 def insert_quantizer(graph_module: GraphModule, value: Node, users: list[Node], qparams: QParams, name: str) -> Node:

@@ -84,7 +84,8 @@ def segment_streamed(
 
     Needs memory for the scores of one row of windows, (K, *rest) times the patch's first size, where `segment` needs
     those of the whole image. Of two classes only the difference of their scores is blended. Both round differently from
-    `segment` in the last bit, so that a voxel may differ where two classes are equal but for rounding.
+    `segment` in the last bit, so that a voxel may differ where two classes are equal but for rounding. Of windows in a
+    row that hold one value only, the same one, the first is run.
 
     Args:
         stream: the network, such as the `stream` of a runtime's session.
@@ -147,8 +148,8 @@ class _Task:
         overlap = pipeline.overlap if settings.overlap is None else settings.overlap
         self.plan = plan_windows(prepared, pipeline, overlap, settings.mirror, settings.skip_empty)
         self._prepared, self._pipeline, self._settings = prepared, pipeline, settings
-        batch, windows = settings.batch, self.plan.windows
-        self._groups = [windows[first : first + batch] for first in range(0, len(windows), batch)]
+        batch, runs = settings.batch, [window for window in self.plan.windows if not window.again]
+        self._groups = [runs[first : first + batch] for first in range(0, len(runs), batch)]
         self.left = len(self._groups)
 
     def inputs(self) -> Iterator[Array]:
@@ -159,7 +160,20 @@ class _Task:
             yield tiles[0][None] if batch == 1 else np.stack(tiles + tiles[-1:] * (batch - len(tiles)))
 
     def _outputs(self, results: Iterator[Array]) -> Iterator[tuple[Window, Array]]:
-        """Every window with the network's scores (K, *patch) for it, mirrored back."""
+        """Every window with the network's scores (K, *patch) for it, mirrored back.
+
+        The scores of the last constant window are kept: they are those of the next ones, if these hold the same value.
+        """
+        runs = self._runs(results)
+        for window in self.plan.windows:
+            if not window.again:
+                scores = next(runs)
+                if window.constant:
+                    kept = scores.copy()
+            yield window, window.flip(kept if window.again else scores)
+
+    def _runs(self, results: Iterator[Array]) -> Iterator[Array]:
+        """The network's scores (K, *patch) for every window that it is given."""
         for group in self._groups:
             scores = np.asarray(next(results))
             self.left -= 1
@@ -167,7 +181,7 @@ class _Task:
                 require_size(scores[0], self._prepared)
             else:
                 require_windows(scores, self._settings.batch, self.plan.patch)
-            yield from ((window, window.flip(tile)) for window, tile in zip(group, scores, strict=False))
+            yield from scores[: len(group)]
 
     def labels(self, results: Iterator[Array], *, difference: bool = True) -> Array:
         """The label map, from the results for the inputs.

@@ -20,11 +20,18 @@ CHUNK = 1 << 16  # voxels per step of blending: weights, products and sums stay 
 
 @dataclass(frozen=True)
 class Window:
-    """Where one window stands, which window it is along each axis, and which of its axes are mirrored."""
+    """Where one window stands, which window it is along each axis, and which of its axes are mirrored.
+
+    Attributes:
+        constant: whether each channel holds one value only.
+        again: whether it is the same input as the last constant window before it, so that it has the same scores.
+    """
 
     corner: tuple[int, ...]
     index: tuple[int, ...]
     flipped: tuple[int, ...]
+    constant: bool
+    again: bool
 
     def flip(self, tile: Array) -> Array:
         """Mirror (C, *patch), there and back; a view."""
@@ -75,11 +82,17 @@ def plan_windows(
     array, inner = pad(prepared.array, patch)
     begins = [starts(size, p, overlap) for size, p in zip(array.shape[1:], patch, strict=True)]
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
-    windows = []
+    windows: list[Window] = []
+    last: bytes | None = None
     for index in itertools.product(*(range(len(axis)) for axis in begins)):
         corner = tuple(axis[i] for axis, i in zip(begins, index, strict=True))
-        if not (skip_empty and _constant(window_of(array, corner, patch))):
-            windows += [Window(corner, index, axes) for axes in flips]
+        value = _constant(window_of(array, corner, patch))
+        if value is None:
+            windows += [Window(corner, index, axes, constant=False, again=False) for axes in flips]
+        elif not skip_empty:
+            for axes in flips:
+                windows.append(Window(corner, index, axes, constant=True, again=value == last))
+                last = value
     weights = [blending(axis, p) for axis, p in zip(begins, patch, strict=True)]
     weights[0] /= np.float32(len(flips))  # a power of two: exact
     wanted = prepared.content if streamable(prepared, pipeline) else prepared.array.shape[1:]
@@ -87,8 +100,13 @@ def plan_windows(
     return Plan(array, tuple(patch), tuple(windows), tuple(weights), kept)
 
 
-def _constant(tile: Array) -> bool:
-    return all(channel.min() == channel.max() for channel in tile)
+def _constant(tile: Array) -> bytes | None:
+    """The one value of each channel of float32 (C, *patch), bit by bit; None where one has several."""
+    bits: Array = tile.view(np.int32)
+    corner = window_of(bits, [0] * (bits.ndim - 1), [1] * (bits.ndim - 1))
+    # Plane by plane: most windows with content are known by their first.
+    same = all((plane == value).all() for channel, value in zip(bits, corner, strict=True) for plane in channel)
+    return corner.tobytes() if same else None
 
 
 def blend(

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from microtome.core.affine import fake_quantize
 from microtome.graph import edit
 from microtome.graph.network import Network
-from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import weight_quantizer
 from microtome.graph.watching.distribution import distributions, mean_is_removed, mean_response
 from microtome.methods.base import Batches
@@ -47,9 +44,7 @@ class CorrectBiasAnalytically:
                 continue
             weight = network.tensor(str(layer.weight.target))
             shift = mean_response(node, weight - fake_quantize(weight, grid), before.mean)
-            source = constant_source(node.args[2]) if len(node.args) > 2 else None
-            bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
-            edit.set_bias(network.graph_module, node, bias + shift, layer.name)
+            edit.shift_bias(network, layer, shift)
             corrected += 1
         edit.finish(network.graph_module)
         notes = network.notes if corrected else (*network.notes, NOTHING_KNOWN)

@@ -15,7 +15,7 @@ from microtome.core.affine import fake_quantize
 from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.network import Layer, Network
-from microtome.graph.operators import constant_source, kind
+from microtome.graph.operators import kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.graph.watching.distribution import mean_is_removed
 from microtome.graph.watching.observe import Observed, Unquantized
@@ -111,7 +111,7 @@ def _correct_each(network: Network, layers: dict[Node, Layer], batches: Batches)
     for batch in batches:
         run(batch.to(network.device))
     for node, layer in layers.items():
-        _shift_bias(network, layer, shifts.of(node).float())
+        edit.shift_bias(network, layer, shifts.of(node).float())
 
 
 def _correct_in_sequence(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:
@@ -125,13 +125,7 @@ def _correct_in_sequence(network: Network, layers: dict[Node, Layer], batches: B
         watched = Observed(network, [node], actual.add)
         for batch in batches:
             watched(batch.to(network.device))
-        _shift_bias(network, layer, (expected.of(node) - actual.of(node)).float())
-
-
-def _shift_bias(network: Network, layer: Layer, shift: Tensor) -> None:
-    source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
-    bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
-    edit.set_bias(network.graph_module, layer.node, bias + shift, layer.name)
+        edit.shift_bias(network, layer, (expected.of(node) - actual.of(node)).float())
 
 
 def _on_grid(x: Tensor, grid: QParams) -> Tensor:

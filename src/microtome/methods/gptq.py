@@ -16,7 +16,6 @@ from microtome.core.second_order import round_columns
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
 from microtome.graph.network import Layer, Network
-from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import weight_quantizer
 from microtome.graph.watching.moments import Moments, collect
 from microtome.methods.base import Batches
@@ -127,7 +126,7 @@ class Gptq:
             change = given - rows(rounded, first.geometry)
             for layer in layers:
                 shift = torch.einsum("grc,gc->gr", change, moments[layer.node].mean()).flatten()
-                _add_to_bias(network, layer, shift)
+                edit.shift_bias(network, layer, shift)
         edit.set_weight(network.graph_module, layers, rounded)
 
 
@@ -149,9 +148,3 @@ def _of_rows(values: Tensor, matrices: Tensor) -> Tensor:
     """Return a grid's scales (or zero points) as (groups, rows): groups of a transposed convolution share theirs."""
     groups, count, _ = matrices.shape
     return values.reshape(groups, count) if values.numel() == groups * count else values.expand(groups, count)
-
-
-def _add_to_bias(network: Network, layer: Layer, shift: Tensor) -> None:
-    source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
-    bias = network.tensor(str(source.target)) if source is not None else torch.zeros_like(shift)
-    edit.set_bias(network.graph_module, layer.node, bias + shift, layer.name)

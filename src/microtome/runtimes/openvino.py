@@ -67,7 +67,9 @@ def export(network: Network, folder: Path) -> Path:
     core = _core()
     import openvino
 
-    network = window_masks(sub_pixel(norms_by_channel(network)))
+    by_channel = norms_by_channel(network)
+    has_moments = by_channel is not network
+    network = window_masks(sub_pixel(by_channel))
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"
@@ -80,7 +82,8 @@ def export(network: Network, folder: Path) -> Path:
             ) from error
         path = folder / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
-    keep_statistics_precise(path)
+    if has_moments:
+        keep_statistics_precise(path)
     return path
 
 

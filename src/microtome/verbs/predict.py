@@ -37,6 +37,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     threads: int = 0,
     overlap: float | None = None,
     mirror: Sequence[int] = (),
+    skip_empty: bool = False,
     overwrite: bool = False,
     extension: str = "nii.gz",
     progress: Progress | None = None,
@@ -58,6 +59,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
         threads: of the runtime; 0 lets it choose.
         overlap: of neighbouring windows, instead of the pipeline's, in [0, 1).
         mirror: spatial axes of the network's grid along which scores are averaged over both directions.
+        skip_empty: do not run windows that hold one value only; they count as background. The result may differ.
         overwrite: do everything anew, into a folder that may hold something else.
         extension: of label maps of volumes: `nii.gz` or `nii`.
         progress: told of each image.
@@ -75,10 +77,16 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     """
     progress, out = progress or Silent(), Path(out)
     opened = open_package(package, threads=threads)
-    settings = Settings(overlap=overlap, mirror=tuple(mirror))
+    settings = Settings(overlap=overlap, mirror=tuple(mirror), skip_empty=skip_empty)
     _check(opened.pipeline, settings, extension)
     jobs = jobs_of(inputs)
-    task = {"package": _identity(opened), "overlap": overlap, "mirror": list(mirror), "extension": extension}
+    task = {
+        "package": _identity(opened),
+        "overlap": overlap,
+        "mirror": list(mirror),
+        "skip_empty": skip_empty,
+        "extension": extension,
+    }
     place = Predictions(out, task, overwrite=overwrite)
     suffix = "png" if opened.pipeline.spatial_dims == 2 else extension
     labels = opened.pipeline.task == "segmentation"
@@ -108,7 +116,9 @@ def _check(pipeline: Pipeline, settings: Settings, extension: str) -> None:
     if extension not in EXTENSIONS:
         raise OptionError(f"The extension must be {' or '.join(EXTENSIONS)}, not {extension!r}.")
     if pipeline.task == "classification" and settings != Settings():
-        raise OptionError("Overlap and mirroring are for segmentation; this package classifies.", "Leave them out.")
+        raise OptionError(
+            "Overlap, mirroring and skipping are for segmentation; this package classifies.", "Leave them out."
+        )
     if settings.overlap is not None and pipeline.patch is None:
         raise OptionError("This package takes whole images: there are no windows to overlap.", "Leave the overlap out.")
     settings.require(pipeline)

@@ -165,15 +165,15 @@ def place(
     wanted, names, fixed = _wanted(network, capabilities, skip, widths, named)
     groups = _Groups()
     for node in reversed(network.graph_module.graph.nodes):
-        readers = wanted.get(node)
-        if readers is None or kind(node) not in capabilities.transparent or set(node.users) != set(readers):
+        users = wanted.get(node)
+        if users is None or kind(node) not in capabilities.transparent or set(node.users) != set(users):
             continue
         inputs = _tensor_inputs(node)
-        if fixed & set(readers) or any(n.op == "get_attr" for n in inputs):
+        if fixed & set(users) or any(n.op == "get_attr" for n in inputs):
             continue
         if any(wanted.get(value) and spans[node] > WIDER * spans[value] for value in inputs):
             continue
-        qtype = _common(readers.values())
+        qtype = _common(users.values())
         for value in inputs:
             wanted.setdefault(value, {})[node] = qtype
             names.setdefault(value, names[node])

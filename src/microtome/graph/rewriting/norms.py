@@ -18,7 +18,7 @@ from microtome.graph.rewriting.fence import clipped
 
 
 def norms_by_channel(network: Network, kinds: frozenset[str] = frozenset({"group_norm"})) -> Network:
-    """Return the network with norms over space computed channel by channel.
+    """Return the network with norms over space computed channel by channel; the same one where there are none.
 
     Group norm (Wu and He, ECCV 2018, equation 1): a runtime that keeps channels innermost has to turn the whole image
     for the usual form, which reshapes channels into groups; twice per norm. Here the mean and the second moment of each
