@@ -79,3 +79,34 @@ def test_attention_in_shifted_windows_is_one_kernel(tmp_path: Path):
     x = images((1, 16, 16))[0]
     assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > 27
     assert "Softmax" not in {run.op for run in session.layer_runs(x.numpy())}
+
+
+class NarrowUNet(nn.Module):
+    """Eight channels at full size, a pooling, a transposed convolution, a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.deep, self.up = nn.Conv2d(8, 16, 3, padding=1), nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.last, self.leave = nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.second(self.first(x).relu()).relu()
+        b = self.deep(nn.functional.max_pool2d(a, 2)).relu()
+        return self.leave(self.last(torch.cat([self.up(b), a], 1)).relu())
+
+
+def test_columns_side_by_side_cost_no_reorder(tmp_path: Path):
+    shape = (3, 32, 32)
+    batches = images(shape)
+    simulated = recipes.run(
+        recipes.recipe("ranges", openvino.capabilities()), capture(randomize(NarrowUNet()), shape), batches
+    )
+    session = openvino.open_session(openvino.export(simulated, tmp_path), threads=1)
+    for x in (batches[0], torch.randn(1, 3, 32, 48)):
+        assert sqnr_db(simulated(x), torch.from_numpy(session.run(x.numpy()))) > 40
+    runs = session.layer_runs(batches[0].numpy())
+    layers = [run for run in runs if run.op in ("Convolution", "ConvolutionBackpropData", "Deconvolution")]
+    assert len(layers) == 7  # the one that read the concatenation is two
+    assert {run.executed for run in layers} == {"int8"}
+    assert not {"Transpose", "Concatenation"} & {run.op for run in runs if run.latency_ms}

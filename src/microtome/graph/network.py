@@ -23,7 +23,15 @@ from microtome.errors import ModelError, ReadError
 from microtome.graph.operators import constant_source, is_weighted, kind
 
 METADATA = "microtome.json"
-LOGGERS = ("torch.export", "torch.onnx", "torch._export", "torch.fx.experimental", "onnxscript", "onnx_ir")
+LOGGERS = (
+    "torch._subclasses",
+    "torch.export",
+    "torch.onnx",
+    "torch._export",
+    "torch.fx.experimental",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
 @dataclass(frozen=True)

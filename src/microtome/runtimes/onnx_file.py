@@ -118,6 +118,8 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     import torch
     from onnxscript import opset21 as op
 
+    from microtome.graph.rewriting.side_by_side import TO_CHANNELS, TO_COLUMNS
+
     def pair(x: Any, scale: Any, zero_point: Any, axis: int | None, limits: tuple[int, int]) -> Any:
         settings = {} if axis is None else {"axis": axis}
         full = limits in ((0, 255), (-128, 127), (-127, 127), (0, 65535), (-32768, 32767))
@@ -142,8 +144,23 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def per_channel(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
         return pair(x, scale, zero_point, axis, (quant_min, quant_max))
 
+    def to_columns(x: Any, columns: int, width: Any) -> Any:
+        return reshaped(x, x.shape[1] // columns)
+
+    def to_channels(x: Any, columns: int, width: Any) -> Any:
+        return reshaped(x, x.shape[1] * columns)
+
+    def reshaped(x: Any, channels: int) -> Any:
+        rank = len(x.shape)
+        last = op.Transpose(x, perm=[0, *range(2, rank), 1])
+        sizes = np.array([*[0] * (rank - 2), -1, channels], np.int64)  # 0: as it is
+        split = op.Reshape(last, op.Constant(value=ir.tensor(sizes)))
+        return op.Transpose(split, perm=[0, rank - 1, *range(1, rank - 1)])
+
     aten = torch.ops.aten
     return {
+        TO_CHANNELS: to_channels,
+        TO_COLUMNS: to_columns,
         aten.fake_quantize_per_tensor_affine.default: per_tensor,
         aten.fake_quantize_per_channel_affine.default: per_channel,
     }

@@ -58,6 +58,7 @@ def export(network: Network, folder: Path) -> Path:
     Raises:
         TargetError: an operator has no form in ONNX or OpenVINO; the error names it.
     """
+    from microtome.graph.rewriting.columns import columns_as_channels
     from microtome.graph.rewriting.norms import norms_by_channel
     from microtome.graph.rewriting.sub_pixel import sub_pixel
     from microtome.graph.rewriting.window_masks import window_masks
@@ -69,7 +70,7 @@ def export(network: Network, folder: Path) -> Path:
 
     by_channel = norms_by_channel(network)
     has_moments = by_channel is not network
-    network = window_masks(sub_pixel(by_channel))
+    network = columns_as_channels(window_masks(sub_pixel(by_channel)))
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"

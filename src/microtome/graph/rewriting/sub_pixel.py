@@ -8,12 +8,14 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, groups, kind
+from microtome.graph.rewriting.weights import give_weight
 
 LANES = 16  # output channels that a vector register of 512 bits holds: fewer cost as much
 
@@ -113,17 +115,7 @@ def _rewrite(network: Network, node: Node, plan: _Plan) -> None:
     source = constant_source(node.args[1])
     assert source is not None
     weight = _phases(network.tensor(str(source.target)), plan)
-    reader, position = (node, 1)
-    while kind(node.args[1]) == "quantizer" and reader is node:  # type: ignore[arg-type]
-        reader, position = node.args[1], 0  # type: ignore[assignment]
-    edit.own_constant(module, reader, position, weight)
-    if reader is not node:
-        _repeat_grid(network, reader, phases)
-    bias = node.args[2] if len(node.args) > 2 else None
-    if bias is not None:
-        known = constant_source(bias)
-        assert known is not None
-        edit.own_constant(module, node, 2, network.tensor(str(known.target)).repeat_interleave(phases))
+    give_weight(network, node, weight, torch.arange(plan.channels).repeat_interleave(phases))
     before, after = max(0, -plan.first), max(0, plan.last)
     convolution = {2: aten.conv2d.default, 3: aten.conv3d.default}[plan.dims]
     with graph.inserting_before(node):
@@ -171,20 +163,6 @@ def _phases(weight: Tensor, plan: _Plan) -> Tensor:
                 source: Any = (slice(None), slice(None), *tap)
                 result[place] = weight[source].T
     return result.reshape(outputs * stride**dims, inputs, *[plan.taps] * dims)
-
-
-def _repeat_grid(network: Network, quantizer: Node, phases: int) -> None:
-    """Give a weight's quantizer one scale per new output channel; per tensor it stays as it is."""
-    if quantizer.target is not aten.fake_quantize_per_channel_affine.default:
-        return
-    for position in (1, 2):
-        known = constant_source(quantizer.args[position])
-        assert known is not None
-        values = network.tensor(str(known.target)).repeat_interleave(phases)
-        edit.own_constant(network.graph_module, quantizer, position, values, weight=False)
-    args = list(quantizer.args)
-    args[3] = 0
-    quantizer.args = tuple(args)
 
 
 def _spread(graph: Graph, wide: Node, node: Node, plan: _Plan) -> Node:
