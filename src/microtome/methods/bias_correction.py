@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.affine import fake_quantize
+from microtome.core.columns import column_sum, rows
 from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import constant_source, kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.graph.watching.distribution import mean_is_removed
+from microtome.graph.watching.moments import geometry
 from microtome.graph.watching.observe import Observed, Unquantized
 from microtome.methods.base import Batches
 from microtome.types import QParams
@@ -83,9 +85,12 @@ class _Means:
         self._counts: dict[Node, int] = {}
 
     def add(self, node: Node, value: Tensor) -> None:
-        rows = value.movedim(1 if kind(node) != "linear" else value.ndim - 1, 0).flatten(1)
-        self._sums[node] = self._sums.get(node, torch.zeros(())) + rows.sum(1, dtype=torch.float64)
-        self._counts[node] = self._counts.get(node, 0) + rows.shape[1]
+        flat = value.movedim(1 if kind(node) != "linear" else value.ndim - 1, 0).flatten(1)
+        self.add_sums(node, flat.sum(1, dtype=torch.float64), flat.shape[1])
+
+    def add_sums(self, node: Node, sums: Tensor, count: int) -> None:
+        self._sums[node] = self._sums[node] + sums if node in self._sums else sums
+        self._counts[node] = self._counts.get(node, 0) + count
 
     def of(self, node: Node) -> Tensor:
         if node not in self._counts:
@@ -94,24 +99,41 @@ class _Means:
 
 
 def _correct_each(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:
-    """Correct layers for what quantization of their own weight and input does."""
+    """Correct layers for what quantization of their own weight and input does.
+
+    A layer is linear, so its mean output follows from the sum of its columns: no second convolution is run.
+    """
     shifts = _Means()
-    weights = {
-        node: fake_quantize(network.tensor(str(layer.weight.target)), weight_quantizer(network, layer))  # type: ignore[arg-type]
-        for node, layer in layers.items()
-    }
-    inputs = {node: input_quantizer(network, layer) for node, layer in layers.items()}
+    own = {node: _Own(network, layer) for node, layer in layers.items()}
 
     def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
-        grid = inputs[node]
-        x = arguments[0] if grid is None else _on_grid(arguments[0], grid)
-        shifts.add(node, value - node.target(x, weights[node], *arguments[2:]))  # type: ignore[operator]
+        sums = own[node].shift(arguments[0], tuple(value.shape[2:]))
+        shifts.add_sums(node, sums, value.numel() // len(sums))
 
     run = Unquantized(network, layers, look)
     for batch in batches:
         run(batch.to(network.device))
     for node, layer in layers.items():
         _shift_bias(network, layer, shifts.of(node).float())
+
+
+class _Own:
+    """A layer's weight and grids, and what they do to the sum of its outputs."""
+
+    def __init__(self, network: Network, layer: Layer) -> None:
+        self._geometry = geometry(layer.node)
+        weight, grid = network.tensor(str(layer.weight.target)), weight_quantizer(network, layer)
+        assert grid is not None
+        self._weight = rows(weight.double(), self._geometry)
+        self._rounded = rows(fake_quantize(weight, grid).double(), self._geometry)
+        self._grid = input_quantizer(network, layer)
+
+    def shift(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return by how much quantization lowers the sum over all outputs, per channel; `size` is theirs in space."""
+        before = column_sum(x, self._geometry, size)
+        after = before if self._grid is None else column_sum(_on_grid(x, self._grid), self._geometry, size)
+        lost = self._weight @ before[..., None] - self._rounded @ after[..., None]
+        return lost.flatten()
 
 
 def _correct_in_sequence(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:
