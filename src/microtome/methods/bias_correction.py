@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.affine import fake_quantize
-from microtome.core.columns import column_sum, rows
+from microtome.core.columns import Geometry, column_sum, rows
 from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.network import Layer, Network
@@ -85,16 +85,13 @@ class _Means:
         self._counts: dict[Node, int] = {}
 
     def add(self, node: Node, value: Tensor) -> None:
-        flat = value.movedim(1 if kind(node) != "linear" else value.ndim - 1, 0).flatten(1)
-        self.add_sums(node, flat.sum(1, dtype=torch.float64), flat.shape[1])
-
-    def add_sums(self, node: Node, sums: Tensor, count: int) -> None:
-        self._sums[node] = self._sums[node] + sums if node in self._sums else sums
-        self._counts[node] = self._counts.get(node, 0) + count
+        rows = value.movedim(1 if kind(node) != "linear" else value.ndim - 1, 0).flatten(1)
+        self._sums[node] = self._sums.get(node, torch.zeros(())) + rows.sum(1, dtype=torch.float64)
+        self._counts[node] = self._counts.get(node, 0) + rows.shape[1]
 
     def of(self, node: Node) -> Tensor:
         if node not in self._counts:
-            raise DataError("there are no calibration images.", "Give at least one training case.")
+            raise _no_images()
         return self._sums[node] / self._counts[node]
 
 
@@ -103,37 +100,50 @@ def _correct_each(network: Network, layers: dict[Node, Layer], batches: Batches)
 
     A layer is linear, so its mean output follows from the sum of its columns: no second convolution is run.
     """
-    shifts = _Means()
-    own = {node: _Own(network, layer) for node, layer in layers.items()}
+    inputs = {node: _Inputs(geometry(node), input_quantizer(network, layer)) for node, layer in layers.items()}
 
     def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
-        sums = own[node].shift(arguments[0], tuple(value.shape[2:]))
-        shifts.add_sums(node, sums, value.numel() // len(sums))
+        inputs[node].add(arguments[0], value)
 
     run = Unquantized(network, layers, look)
     for batch in batches:
         run(batch.to(network.device))
     for node, layer in layers.items():
-        _shift_bias(network, layer, shifts.of(node).float())
-
-
-class _Own:
-    """A layer's weight and grids, and what they do to the sum of its outputs."""
-
-    def __init__(self, network: Network, layer: Layer) -> None:
-        self._geometry = geometry(layer.node)
         weight, grid = network.tensor(str(layer.weight.target)), weight_quantizer(network, layer)
         assert grid is not None
-        self._weight = rows(weight.double(), self._geometry)
-        self._rounded = rows(fake_quantize(weight, grid).double(), self._geometry)
-        self._grid = input_quantizer(network, layer)
+        _shift_bias(network, layer, inputs[node].shift(weight, fake_quantize(weight, grid)))
 
-    def shift(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Return by how much quantization lowers the sum over all outputs, per channel; `size` is theirs in space."""
-        before = column_sum(x, self._geometry, size)
-        after = before if self._grid is None else column_sum(_on_grid(x, self._grid), self._geometry, size)
-        lost = self._weight @ before[..., None] - self._rounded @ after[..., None]
-        return lost.flatten()
+
+class _Inputs:
+    """The mean column that a layer sees, before and after its input's quantizer."""
+
+    def __init__(self, walk: Geometry, grid: QParams | None) -> None:
+        self._walk, self._grid = walk, grid
+        self._sums: Tensor = torch.zeros(())
+        self._lost: Tensor = torch.zeros(())
+        self._count = 0
+
+    def add(self, x: Tensor, output: Tensor) -> None:
+        size = tuple(output.shape[2:])
+        sums = column_sum(x, self._walk, size)
+        self._sums = self._sums.to(sums) + sums
+        if self._grid is not None:
+            self._lost = self._lost.to(sums) + (sums - column_sum(_on_grid(x, self._grid), self._walk, size))
+        self._count += output.numel() // output.shape[1 if self._walk.kernel else -1]
+
+    def shift(self, weight: Tensor, rounded: Tensor) -> Tensor:
+        """Return by how much the rounded weight and input lower the mean output, per channel."""
+        if not self._count:
+            raise _no_images()
+        before, after = rows(weight, self._walk), rows(rounded, self._walk)
+        mean, lost = (
+            (v / self._count).to(weight).expand(len(before), before.shape[-1]) for v in (self._sums, self._lost)
+        )
+        return ((before - after) @ mean[..., None] + after @ lost[..., None]).flatten()
+
+
+def _no_images() -> DataError:
+    return DataError("there are no calibration images.", "Give at least one training case.")
 
 
 def _correct_in_sequence(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:
