@@ -20,7 +20,6 @@ import collections
 import contextlib
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -43,8 +42,6 @@ from versus_contenders import CONTENDERS, Contest, Run
 from versus_table import merged, plot, table
 
 BATCHES, LEAST_CALLS, THROUGHPUT_SECONDS = (1, 2, 4), 4, 3.0
-# By OpenMP's default torch's threads spin after each task, and take the processors from the contender after them.
-PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 SHORT_BUDGET = 15.0  # seconds for one interleaved run of all: slow ones take most of it
 
 
@@ -153,7 +150,7 @@ def main() -> None:
             for option in ("runs", "budget", "placement_minutes"):
                 call += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
             call += ["--throughput"] if options.throughput else []
-            said = subprocess.run(call, check=False, stdout=subprocess.PIPE, text=True, env=os.environ | PASSIVE)
+            said = subprocess.run(call, check=False, stdout=subprocess.PIPE, text=True)
             if said.returncode:
                 print(f"{name}: failed with exit status {said.returncode}", flush=True)
                 continue

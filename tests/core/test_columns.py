@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from microtome.core.columns import columns, from_rows, rows
+from microtome.core.columns import column_sum, columns, from_rows, rows
 from microtome.graph.capture import capture
 from microtome.graph.watching.moments import geometry
 
@@ -47,6 +47,22 @@ def test_columns_times_rows_are_the_layers_output(name: str):
     assert torch.allclose(product.movedim(1, 0).reshape(len(flat), -1), flat, atol=SUMS)
     some = torch.tensor([3, 0, len(flat) - 1])
     assert torch.equal(columns(x, where, some, tuple(expected.shape[2:])), seen[:, some])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("layout", ["plain", "channels last"])
+def test_the_sum_of_columns_is_that_of_all_gathered_ones(name: str, layout: str):
+    layer, shape = LAYERS[name]
+    where = geometry(capture_once(name).layers[0].node)
+    x = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    if layout == "channels last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    with torch.no_grad():
+        output = layer(x)
+    size = tuple(output.shape[2:])
+    positions = torch.arange(output.numel() // output.shape[-1 if name == "linear" else 1])
+    expected = columns(x, where, positions, size).double().sum(1)
+    assert torch.allclose(column_sum(x, where, size), expected, atol=SUMS, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)

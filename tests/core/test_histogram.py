@@ -95,3 +95,11 @@ def test_zeros_alone_and_the_smallest_values():
 
 def test_half_precision_is_counted_too():
     assert float(fill(torch.tensor([1.0, 2.0], dtype=torch.bfloat16)).counts.sum()) == 2
+
+
+def test_the_layout_in_memory_does_not_matter():
+    x = torch.randn((2, 3, 4, 5), generator=torch.Generator().manual_seed(0))
+    for other in (x.contiguous(memory_format=torch.channels_last), x.movedim(0, 2).contiguous().movedim(2, 0)):
+        assert torch.equal(fill(x).counts, fill(other).counts)
+    assert torch.equal(fill(x[:, ::2]).counts, fill(x[:, ::2].clone()).counts)
+    assert float(fill(torch.ones(1).expand(7)).counts.sum()) == 7

@@ -1,11 +1,18 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
+from microtome.core.affine import fake_quantize
 from microtome.errors import DataError
 from microtome.graph.capture import capture
-from microtome.graph.network import Network
-from microtome.graph.watching.observe import Observed
+from microtome.graph.network import Layer, Network
+from microtome.graph.operators import constant_source
+from microtome.graph.quantizers import input_quantizer, weight_quantizer
+from microtome.graph.watching.distribution import mean_is_removed
+from microtome.graph.watching.observe import Observed, Unquantized
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
@@ -51,6 +58,36 @@ def test_one_layer_loses_its_mean_shift_on_the_calibration_images(layer: nn.Modu
 
     assert float(means(coarse).max()) > 100 * ROUNDING
     assert float(means(corrected).max()) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["unet2d", "concat_up2d", "dense2d", "transformer", "residual3d"])
+def test_each_layer_is_given_the_mean_of_its_own_error(name: str):
+    network = captured(name)
+    batches = images(network.shape)
+    coarse = quantized(network, batches)
+    corrected = CorrectBias()(coarse, batches)
+    x, expected = torch.cat(batches), {}
+
+    def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
+        layer = next(layer for layer in coarse.layers if layer.node is node)
+        grid, weight = input_quantizer(coarse, layer), coarse.tensor(str(layer.weight.target))
+        inputs = arguments[0] if grid is None else fake_quantize(arguments[0], grid)
+        rounded = fake_quantize(weight, weight_quantizer(coarse, layer))
+        lost = value - node.target(inputs, rounded, *arguments[2:])
+        axis = -1 if layer.op == "linear" else 1
+        expected[layer.name] = lost.movedim(axis, 0).flatten(1).mean(1)
+
+    kept = [layer.node for layer in coarse.layers if not mean_is_removed(layer.node)]
+    Unquantized(coarse, kept, look)(x)
+    for before, after in zip(coarse.layers, corrected.layers, strict=True):
+        if before.name in expected:
+            moved = bias_of(corrected, after) - bias_of(coarse, before)
+            torch.testing.assert_close(moved, expected[before.name], rtol=0, atol=ROUNDING)
+
+
+def bias_of(network: Network, layer: Layer) -> Tensor | float:
+    source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
+    return network.tensor(str(source.target)) if source is not None else 0.0
 
 
 @pytest.mark.parametrize("name", ["unet2d", "concat_up2d", "dense2d", "transformer"])

@@ -76,6 +76,41 @@ def columns(x: Tensor, geometry: Geometry, positions: Tensor, size: tuple[int, .
     return gathered.reshape(len(positions), geometry.groups, -1).movedim(1, 0)
 
 
+def column_sum(x: Tensor, geometry: Geometry, size: tuple[int, ...]) -> Tensor:
+    """Return the sum of a layer's columns over all output positions, without gathering them.
+
+    What a tap sees of the input is a grid of points, the same along each axis whatever the others do: so the image is
+    summed along one axis after another, once for each tap there.
+
+    Args:
+        x: input (N, C, *S); (…, C) for linear layers.
+        geometry: of the layer.
+        size: the output's spatial size; not used for linear layers.
+
+    Returns:
+        (groups, C / groups * taps) in float64, in the order of `columns`.
+    """
+    if not geometry.kernel:
+        return x.reshape(-1, x.shape[-1]).sum(0, dtype=torch.float64)[None]
+    sums = x.flatten(0, 1)
+    for axis in reversed(range(len(size))):  # each goes, and one of taps comes at the end
+        seen = _seen(geometry, axis, x.shape[2 + axis], size[axis]).to(sums)
+        sums = torch.tensordot(sums, seen, dims=([1 + axis], [1])).double()
+    in_order = sums.permute(0, *reversed(range(1, sums.ndim)))
+    return in_order.reshape(x.shape[0], geometry.groups, -1).sum(0)
+
+
+def _seen(geometry: Geometry, axis: int, length: int, size: int) -> Tensor:
+    """Return how often each tap sees each place of the input along an axis; (taps, length)."""
+    reach = torch.arange(geometry.kernel[axis])[:, None] * geometry.dilation[axis] - geometry.padding[axis]
+    if geometry.transposed:
+        place = torch.arange(length) * geometry.stride[axis] + reach
+        return ((place >= 0) & (place < size)).float()
+    place = torch.arange(size) * geometry.stride[axis] + reach
+    inside = ((place >= 0) & (place < length)).float()
+    return torch.zeros(len(reach), length).scatter_add_(1, place.clamp(0, length - 1), inside)
+
+
 def rows(weight: Tensor, geometry: Geometry) -> Tensor:
     """Return a weight as matrices (groups, output channels per group, input channels per group * taps)."""
     groups = geometry.groups

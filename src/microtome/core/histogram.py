@@ -36,7 +36,8 @@ class Histogram:
         Raises:
             ValueError: a value is NaN or infinite.
         """
-        low, high = (float(v) for v in torch.aminmax(values.detach()))
+        flat = _in_memory_order(values.detach())
+        low, high = (float(v) for v in torch.aminmax(flat))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("the tensor holds NaN or infinity")
         self.low, self.high = min(self.low, low), max(self.high, high)
@@ -45,10 +46,10 @@ class Histogram:
             self._reach = needed
         while self._reach < needed:
             self._double()
-        flat = values.detach().float().reshape(-1).cpu()
-        for part in torch.split(flat, CHUNK):
+        for part in torch.split(flat.float().cpu(), CHUNK):
             # Division by a power of two is exact, so that a value's bin does not depend on rounding.
-            self.counts += torch.bincount((part / self.width).floor_().int() + BINS // 2, minlength=BINS)
+            bins = (part / self.width).floor_().add_(BINS // 2).int()
+            self.counts += torch.bincount(bins, minlength=BINS)
 
     def merge(self, other: Histogram) -> None:
         """Add another histogram's counts, as if its values had been seen here; `other` is not changed."""
@@ -88,6 +89,12 @@ class Histogram:
         inside = (target - before) / max(float(self.counts[position]), 1.0)
         value = (position + min(max(inside, 0.0), 1.0)) * self.width - self._reach
         return min(max(value, self.low), self.high)
+
+
+def _in_memory_order(values: Tensor) -> Tensor:
+    """Return all values in a row, without a copy where they lie together, such as channels last."""
+    axes = sorted(range(values.ndim), key=values.stride, reverse=True)
+    return values.permute(axes).reshape(-1)
 
 
 def _halved(counts: Tensor) -> Tensor:

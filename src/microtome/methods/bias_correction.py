@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.affine import fake_quantize
+from microtome.core.columns import Geometry, column_sum, rows
 from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.graph.watching.distribution import mean_is_removed
+from microtome.graph.watching.moments import geometry
 from microtome.graph.watching.observe import Observed, Unquantized
 from microtome.methods.base import Batches
 from microtome.types import QParams
@@ -89,29 +91,59 @@ class _Means:
 
     def of(self, node: Node) -> Tensor:
         if node not in self._counts:
-            raise DataError("there are no calibration images.", "Give at least one training case.")
+            raise _no_images()
         return self._sums[node] / self._counts[node]
 
 
 def _correct_each(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:
-    """Correct layers for what quantization of their own weight and input does."""
-    shifts = _Means()
-    weights = {
-        node: fake_quantize(network.tensor(str(layer.weight.target)), weight_quantizer(network, layer))  # type: ignore[arg-type]
-        for node, layer in layers.items()
-    }
-    inputs = {node: input_quantizer(network, layer) for node, layer in layers.items()}
+    """Correct layers for what quantization of their own weight and input does.
+
+    A layer is linear, so its mean output follows from the sum of its columns: no second convolution is run.
+    """
+    inputs = {node: _Inputs(geometry(node), input_quantizer(network, layer)) for node, layer in layers.items()}
 
     def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
-        grid = inputs[node]
-        x = arguments[0] if grid is None else _on_grid(arguments[0], grid)
-        shifts.add(node, value - node.target(x, weights[node], *arguments[2:]))  # type: ignore[operator]
+        inputs[node].add(arguments[0], value)
 
     run = Unquantized(network, layers, look)
     for batch in batches:
         run(batch.to(network.device))
     for node, layer in layers.items():
-        edit.shift_bias(network, layer, shifts.of(node).float())
+        weight, grid = network.tensor(str(layer.weight.target)), weight_quantizer(network, layer)
+        assert grid is not None
+        edit.shift_bias(network, layer, inputs[node].shift(weight, fake_quantize(weight, grid)))
+
+
+class _Inputs:
+    """The mean column that a layer sees, before and after its input's quantizer."""
+
+    def __init__(self, walk: Geometry, grid: QParams | None) -> None:
+        self._walk, self._grid = walk, grid
+        self._sums: Tensor = torch.zeros(())
+        self._lost: Tensor = torch.zeros(())
+        self._count = 0
+
+    def add(self, x: Tensor, output: Tensor) -> None:
+        size = tuple(output.shape[2:])
+        sums = column_sum(x, self._walk, size)
+        self._sums = self._sums.to(sums) + sums
+        if self._grid is not None:
+            self._lost = self._lost.to(sums) + (sums - column_sum(_on_grid(x, self._grid), self._walk, size))
+        self._count += output.numel() // output.shape[1 if self._walk.kernel else -1]
+
+    def shift(self, weight: Tensor, rounded: Tensor) -> Tensor:
+        """Return by how much the rounded weight and input lower the mean output, per channel."""
+        if not self._count:
+            raise _no_images()
+        before, after = rows(weight, self._walk), rows(rounded, self._walk)
+        mean, lost = (
+            (v / self._count).to(weight).expand(len(before), before.shape[-1]) for v in (self._sums, self._lost)
+        )
+        return ((before - after) @ mean[..., None] + after @ lost[..., None]).flatten()
+
+
+def _no_images() -> DataError:
+    return DataError("there are no calibration images.", "Give at least one training case.")
 
 
 def _correct_in_sequence(network: Network, layers: dict[Node, Layer], batches: Batches) -> None:

@@ -1,17 +1,21 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from microtome.core.affine import fake_quantize
 from microtome.errors import DataError
+from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import input_quantizer
+from microtome.graph.watching.eager import depends_on_layout
 from microtome.graph.watching.observe import Unquantized, watch
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from networks import EVERYTHING, captured, images
+
+SUMS = 1e-5  # the same products in another order, of size 1
 
 
 class Seen:
@@ -78,3 +82,50 @@ def test_quantizers_are_left_out_all_or_those_of_weights(weights_only: bool):
     assert torch.equal(seen[0][0], expected)
     assert torch.equal(seen[0][1], weight)
     assert torch.equal(seen[0][2], torch.conv2d(expected, weight, network.tensor(str(layer.node.args[2].target))))
+
+
+class Shaped(nn.Module):
+    """Operators that run in other forms while they are watched: layouts, norms, and reshapes between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Sequential(nn.Conv2d(3, 8, 3, padding="same"), nn.InstanceNorm2d(8, affine=True), nn.ReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, stride=2), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1))
+        self.solid = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.Conv3d(4, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(self.flat(x))
+        return self.solid(y.view(y.shape[0], 2, 2, *y.shape[2:]))
+
+
+def test_watched_values_are_those_of_the_network():
+    network = capture(Shaped(), (3, 8, 8))
+    assert not depends_on_layout(network.graph_module.graph)
+    output, seen = network.graph_module.graph.output_node().args[0], Seen()
+    x = images(network.shape)[0]
+    watch(network, {output: seen}, [x])
+    with torch.no_grad():
+        assert torch.allclose(seen.values[0], network(x), rtol=0, atol=SUMS)
+
+
+class WritesThroughView(nn.Module):
+    """A value that is changed through a view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.view(y.shape[0], -1).add_(1.0)
+        return torch.neg(y)
+
+
+def test_what_is_written_through_a_view_arrives():
+    network = capture(WritesThroughView(), (3, 8, 8))
+    assert depends_on_layout(network.graph_module.graph)
+    output, seen = network.graph_module.graph.output_node().args[0], Seen()
+    x = images(network.shape)[0]
+    watch(network, {output: seen}, [x])
+    with torch.no_grad():
+        assert torch.equal(seen.values[0], network(x))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from microtome.errors import DataError
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source, kind
+from microtome.graph.watching.eager import Eager
 
 
 class Watcher(Protocol):
@@ -22,13 +22,12 @@ class Watcher(Protocol):
         """Look at some values; raises ValueError where one is NaN or infinite."""
 
 
-class Observed(Interpreter):
+class Observed(Eager):
     """Runs the network and calls `look(node, value)` for the nodes asked for; values are freed after their last use."""
 
     def __init__(self, network: Network, nodes: Collection[Node], look: Callable[[Node, Tensor], None]) -> None:
         """Prepare to watch `nodes`; `look` must not keep the values."""
-        super().__init__(network.graph_module)
-        self.extra_traceback = False  # or torch writes source lines of the model into our one-sentence errors
+        super().__init__(network)
         self._nodes = set(nodes)
         self._look = look
 
@@ -39,13 +38,8 @@ class Observed(Interpreter):
             self._look(n, value)
         return value
 
-    def __call__(self, x: Tensor) -> None:
-        """Run one batch (N, C, *S)."""
-        with torch.no_grad():
-            self.run(x)
 
-
-class Unquantized(Interpreter):
+class Unquantized(Eager):
     """Runs the network with its quantizers as identities and calls `look(node, inputs, value)` at the nodes asked for.
 
     `inputs` are the node's real arguments, constants included.
@@ -60,8 +54,7 @@ class Unquantized(Interpreter):
         weights_only: bool = False,
     ) -> None:
         """Prepare to watch `nodes`; `look` must not keep the values. With `weights_only`, activations are quantized."""
-        super().__init__(network.graph_module)
-        self.extra_traceback = False  # or torch writes source lines of the model into our one-sentence errors
+        super().__init__(network)
         self._nodes = set(nodes)
         self._look = look
         self._weights_only = weights_only
@@ -75,11 +68,6 @@ class Unquantized(Interpreter):
         if n in self._nodes:
             self._look(n, arguments, value)
         return value
-
-    def __call__(self, x: Tensor) -> None:
-        """Run one batch (N, C, *S)."""
-        with torch.no_grad():
-            self.run(x)
 
 
 def watch(network: Network, watchers: Mapping[Node, Watcher], batches: Iterable[Tensor]) -> None:
