@@ -71,7 +71,7 @@ def contest(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         quick = [c for c in everybody if c.name.startswith(("ov", "nncf", "ours"))]
         timed = []
         for _ in range(options.runs):
-            slow = interleaved(everybody, x, budget=SHORT_BUDGET)
+            slow = interleaved(everybody, x, budget=min(SHORT_BUDGET, options.budget))
             fast = interleaved(quick, x, budget=options.budget) if quick else []
             timed.append([{row["name"]: row["latency_ms"] for row in rows} for rows in (slow, fast)])
         rates = {c.name: throughput(c.run, x) for c in quick} if options.throughput else {}

@@ -139,7 +139,7 @@ class Contest:
 
     def _ours(self) -> Run:
         images = [torch.from_numpy(x) for x in self.subject.calibration]
-        settings = recipes.Settings()
+        settings, recipe = recipes.Settings(), "int8"
         if self.minutes:
             found = measured_placement(
                 self.subject.network,
@@ -150,7 +150,8 @@ class Contest:
                 progress=Silent(),
             )
             settings = recipes.Settings(readers=found.readers, skip=found.skip)
-        network = recipes.run(recipes.recipe("int8", target.capabilities(), settings), self.subject.network, images)
+            recipe = "f32" if found.in_float else recipe
+        network = recipes.run(recipes.recipe(recipe, target.capabilities(), settings), self.subject.network, images)
         path = target.export(network, self._place("ours"))
         sessions = {precision: self._session(path, precision) for precision in target.PRECISIONS}
         x = self.subject.calibration[0]

@@ -14,6 +14,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.package import sha256
 from microtome.types import Image
 from microtome.verbs.options import CompressOptions
+from microtome.verbs.placing import Placement
 
 PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
 CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
@@ -57,6 +58,17 @@ def test_package_is_whole_and_non_inferior(package: Path) -> None:
     assert set(result["subgroups"]["site"]) <= {"A", "B"}
     assert result["compressed"]["bytes"] == sum((package / f).stat().st_size for f in ("model.xml", "model.bin"))
     assert not package.with_name("package.partial").exists()
+
+
+def test_floats_where_no_layer_is_faster_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"change": "everything in bf16", "before_ms": 2.0, "after_ms": 1.0, "kept": True}
+    found = Placement(frozenset(), frozenset({"all"}), "bf16", 1.0, in_float=True, tried=(row,))
+    monkeypatch.setattr("microtome.verbs.compress.measured_placement", lambda *_, **__: found)  # this machine has none
+    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=8, placement="measured")
+    result = microtome.compress(Spots(), manifest_cohort(tmp_path / "cohort"), tmp_path / "package", options=options)
+    assert result["recipe"] == "f32"
+    assert result["integer"]["requested"] == 0
+    assert result["placement"] == [row]
 
 
 def test_roles_are_disjoint_by_patient_and_hashes_hold(package: Path) -> None:

@@ -129,3 +129,7 @@ def test_a_broken_entry_is_measured_again(network, tmp_path: Path):
 
 def test_layers_that_the_user_left_out_stay_out(network, tmp_path: Path):
     assert "head" in place(network, tmp_path, skip=frozenset({"head"})).skip
+
+
+def test_says_whether_anything_is_left_in_integers(network, tmp_path: Path):
+    assert place(network, tmp_path, skip=frozenset(layer.name for layer in network.layers)).in_float

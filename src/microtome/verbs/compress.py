@@ -24,7 +24,7 @@ from microtome.verbs.options import RULES, CompressOptions
 from microtome.verbs.placing import Placement, measured_placement
 from microtome.verbs.provenance import provenance
 from microtome.verbs.result import assemble
-from microtome.verbs.task import AUTO, Task, identity, read_task, settings
+from microtome.verbs.task import AUTO, FLOAT, Task, identity, read_task, settings
 from microtome.verbs.timing import Stopwatch, eager
 from microtome.verbs.training_data import TrainingBatches, TuningBatches
 
@@ -78,6 +78,9 @@ def compress(
     with writing(out):
         staging.require(ROOM * 4 * task.loaded.network.parameters)
         placement = _placement(task, progress)
+        if placement is not None and placement.in_float:
+            progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {options.recipe}")
+            task = replace(task, options=replace(options, recipe=FLOAT))
         seconds.lap("place")
         network, trials = _compressed(task, placement, staging, progress)
         seconds.lap("compress")

@@ -47,6 +47,7 @@ class Placement:
         skip: names of the layers that stay in float.
         precision: of what is float.
         milliseconds: median time of one inference with it.
+        in_float: whether no layer is left in integers: on this machine the network is faster without.
         tried: one row per comparison: what was changed, both times, whether it was kept.
     """
 
@@ -54,6 +55,7 @@ class Placement:
     skip: frozenset[str]
     precision: str
     milliseconds: float
+    in_float: bool = False
     tried: tuple[dict[str, Any], ...] = ()
 
 
@@ -151,7 +153,8 @@ class _Search:
             everything = frozenset(layer.name for layer, _ in supported_layers(self.network, self.capabilities))
             uniform = Placement(frozenset(), everything, precision, float("inf"))
             best = self.better(best, uniform, f"everything in {precision}")
-        return replace(best, tried=tuple(self.tried))
+        layers = {layer.name for layer, _ in supported_layers(self.network, self.capabilities)}
+        return replace(best, in_float=layers <= best.skip, tried=tuple(self.tried))
 
     def better(self, best: Placement, other: Placement, title: str) -> Placement:
         """Time two placements in turn and return the faster one; the other must be clearly faster."""
@@ -241,6 +244,6 @@ def _known(file: Path) -> Placement | None:
     try:
         entry = json.loads(file.read_text())
         chosen = frozenset(entry["readers"]), frozenset(entry["skip"])
-        return Placement(*chosen, entry["precision"], entry["milliseconds"], tuple(entry["tried"]))
+        return Placement(*chosen, entry["precision"], entry["milliseconds"], entry["in_float"], tuple(entry["tried"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

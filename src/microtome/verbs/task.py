@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from microtome.recipes import Settings
 
 
-AUTO = "auto"
+AUTO, FLOAT = "auto", "f32"  # recipes: the one that tries others, and the one that changes nothing
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,9 @@ def _spread(graph: Graph, wide: Node, node: Node, plan: _Plan) -> Node:
     sizes = [graph.call_function(aten.sym_size.int, (node.args[0], axis)) for axis in (0, *range(2, dims + 2))]
     batch, *space = sizes
     large = [graph.call_function(operator.mul, (size, stride)) for size in space]
-    split = graph.call_function(aten.reshape.default, (wide, [batch, plan.channels, *[stride] * dims, *space]))
-    order = [0, 1, *itertools.chain.from_iterable((2 + dims + axis, 2 + axis) for axis in range(dims))]
+    # Channels last first: where they lie so already that is free, and all is moved once.
+    last = graph.call_function(aten.permute.default, (wide, [0, *range(2, dims + 2), 1]))
+    split = graph.call_function(aten.reshape.default, (last, [batch, *space, plan.channels, *[stride] * dims]))
+    order = [0, dims + 1, *itertools.chain.from_iterable((1 + axis, 2 + dims + axis) for axis in range(dims))]
     turned = graph.call_function(aten.permute.default, (split, order))
     return graph.call_function(aten.reshape.default, (turned, [batch, plan.channels, *large]))
