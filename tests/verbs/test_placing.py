@@ -107,7 +107,8 @@ def test_decides_from_what_it_measured(network, tmp_path: Path):
     assert found.precision in openvino.PRECISIONS
     assert {"everything in f32", "everything in bf16"} <= {row["change"] for row in found.tried}
     for row in found.tried:
-        assert row["kept"] == (row["after_ms"] < 0.98 * row["before_ms"])
+        least = 1 / 0.98 if row["change"].startswith("everything") else 0.98  # integers must be faster than none
+        assert row["kept"] == (row["after_ms"] < least * row["before_ms"])
 
 
 def test_is_kept_for_the_next_time(network, tmp_path: Path):

@@ -152,12 +152,13 @@ class _Search:
         for precision in self.runtime.PRECISIONS:
             everything = frozenset(layer.name for layer, _ in supported_layers(self.network, self.capabilities))
             uniform = Placement(frozenset(), everything, precision, float("inf"))
-            best = self.better(best, uniform, f"everything in {precision}")
+            # Integers round more: they stay only where they are clearly faster than none.
+            best = self.better(best, uniform, f"everything in {precision}", at_most=1 / FASTER)
         layers = {layer.name for layer, _ in supported_layers(self.network, self.capabilities)}
         return replace(best, in_float=layers <= best.skip, tried=tuple(self.tried))
 
-    def better(self, best: Placement, other: Placement, title: str) -> Placement:
-        """Time two placements in turn and return the faster one; the other must be clearly faster."""
+    def better(self, best: Placement, other: Placement, title: str, at_most: float = FASTER) -> Placement:
+        """Time two placements in turn; return the other if it takes at most so much of the first one's time."""
         try:
             runs = [self.session(best), self.session(other)]
         except MicrotomeError as error:
@@ -167,7 +168,7 @@ class _Search:
             [Candidate(str(k), "", "", session.run) for k, session in enumerate(runs)], self.x, budget=TIMING_SECONDS
         )
         before, after = (row["latency_ms"] for row in rows)
-        kept = after < FASTER * before
+        kept = after < at_most * before
         self.tried.append({"change": title, "before_ms": before, "after_ms": after, "kept": kept})
         if kept:
             self.progress.say(f"{title}: {before:.2f} → {after:.2f} ms")
