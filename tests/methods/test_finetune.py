@@ -85,7 +85,7 @@ def test_the_best_network_by_the_tuning_loss_is_returned():
     network = quantized()
     tuning = images(network.shape, seed=3)
     # a rate at which training goes astray after its first looks
-    after = Finetune(steps=40, rate=3.0, grid_rate=0.3, tuning=tuning, check_every=1)(network, images(network.shape))
+    after = Finetune(steps=40, rate=5.0, grid_rate=0.5, tuning=tuning, check_every=1)(network, images(network.shape))
     monitor = after.history[-1]["training"]["monitor"]
     assert min(monitor) < monitor[-1]
     losses = [float(distillation_loss(after(x), captured("unet2d")(x)).detach()) for x in tuning]
