@@ -174,7 +174,7 @@ def test_openvino_in_bf16_stays_near_f32():
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_the_file_shrinks(target: str):
-    # transformer: 12,000 weights; the graph itself weighs tens of kilobytes, so only the saving is compared
+    # 12,000 weights; the graph itself weighs tens of kilobytes, so only the saving is compared
     float_bytes, integer_bytes = (exported(target, "unet2d", name).bytes for name in ("f32", "int8"))
     weights = sum(t.numel() for n, t in exported(target, "unet2d").network.constants().items() if "weight" in n)
     assert weights > 10_000

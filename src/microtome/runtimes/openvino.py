@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -85,7 +86,14 @@ def export(network: Network, folder: Path) -> Path:
         openvino.save_model(model, path, compress_to_fp16=False)
     if has_moments:
         keep_statistics_precise(path)
+    _without_indentation(path)
     return path
+
+
+def _without_indentation(path: Path) -> None:
+    """Take out the white space between an .xml file's tags: a sixth of it."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r">\s+<", "><", text), encoding="utf-8")
 
 
 def files(path: Path) -> tuple[Path, ...]:
