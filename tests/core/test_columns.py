@@ -51,10 +51,11 @@ def test_columns_times_rows_are_the_layers_output(name: str):
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("layout", ["plain", "channels last"])
-def test_the_sum_of_columns_is_that_of_all_gathered_ones(name: str, layout: str):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_sum_of_columns_is_that_of_all_gathered_ones(name: str, layout: str, batch: int):
     layer, shape = LAYERS[name]
     where = geometry(capture_once(name).layers[0].node)
-    x = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    x = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0))
     if layout == "channels last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     with torch.no_grad():

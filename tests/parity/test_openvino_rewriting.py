@@ -1,5 +1,6 @@
 """OpenVINO's output for the forms that we write for it, in float32 and in bfloat16."""
 
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,37 @@ def test_columns_side_by_side_cost_no_reorder(tmp_path: Path):
     assert len(layers) == 7  # the one that read the concatenation is two
     assert {run.executed for run in layers} == {"int8"}
     assert not {"Transpose", "Concatenation"} & {run.op for run in runs if run.latency_ms}
+
+
+class Cascade(nn.Module):
+    """A map of one value per pixel, and a second look at the image beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 1, 3, padding=1), nn.Conv2d(4, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.cat([x, self.first(x).sigmoid()], 1))
+
+
+def test_an_image_and_a_map_are_joined_by_rows(tmp_path: Path):
+    shape = (3, 32, 32)
+    batches = images(shape)
+    simulated = recipes.run(
+        recipes.recipe("ranges", openvino.capabilities()), capture(randomize(Cascade()), shape), batches
+    )
+    path = openvino.export(simulated, tmp_path)
+    session = openvino.open_session(path, threads=1)
+    for x in (batches[0], torch.randn(2, 3, 31, 45)):
+        assert sqnr_db(simulated(x), torch.from_numpy(session.run(x.numpy()))) > 40
+    (joined,) = [
+        layer
+        for layer in ET.parse(path).getroot().iter("layer")
+        if layer.get("type") == "Concat" and not _is_shape(layer)
+    ]
+    assert all(len(port.findall("dim")) == 3 for port in joined.iterfind("input/port"))
+
+
+def _is_shape(layer: ET.Element) -> bool:
+    """Whether a layer computes with sizes."""
+    return layer.find("output/port").get("precision") == "I64"

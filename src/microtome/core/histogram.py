@@ -9,7 +9,7 @@ from torch import Tensor
 
 BINS = 4096  # over [-reach, reach): a tensor of one sign still has 1024 to 2048 bins of its own
 SMALLEST = 2.0**-100  # no grid resolves smaller values (affine.SMALLEST_SCALE), and the bin width stays a normal float
-CHUNK = 1 << 16  # values binned at once: the scratch tensors stay in the processor's cache
+CHUNK = 1 << 18  # values binned at once: the scratch tensors stay in the processor's cache
 
 
 class Histogram:

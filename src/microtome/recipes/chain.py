@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from microtome.core.memory import memory_at_hand
 from microtome.errors import OptionError
 from microtome.graph.network import Network
 from microtome.methods.base import Batches, Method
@@ -111,7 +112,8 @@ def run(
             half_done = None if checkpoint is None else checkpoint.with_suffix(".training")
             told = {"teacher": parent, "tuning": data.tuning, "checkpoint": half_done, "watch": watch}
             ready, batches = replace(method, **told), data.training  # type: ignore[type-var]
-        network = ready(network, batches)
+        with memory_at_hand():
+            network = ready(network, batches)
         record = {"method": name, **_settings(method), "seconds": round(time.perf_counter() - start, 3)}
         for found in network.history[len(before) :]:  # what the method itself found worth keeping
             record.update(found)

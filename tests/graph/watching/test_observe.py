@@ -10,7 +10,7 @@ from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import input_quantizer
 from microtome.graph.watching.eager import depends_on_layout
-from microtome.graph.watching.observe import Unquantized, watch
+from microtome.graph.watching.observe import Observed, Unquantized, watch
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from networks import EVERYTHING, captured, images
@@ -91,21 +91,39 @@ class Shaped(nn.Module):
         super().__init__()
         self.flat = nn.Sequential(nn.Conv2d(3, 8, 3, padding="same"), nn.InstanceNorm2d(8, affine=True), nn.ReLU())
         self.up = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, stride=2), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1))
-        self.solid = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.Conv3d(4, 2, 1))
+        self.solid = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.Conv3d(4, 16, 1))
+        self.wide = nn.Sequential(nn.GroupNorm(4, 16), nn.ConvTranspose3d(16, 32, 2, 2), nn.InstanceNorm3d(32))
+        self.leave = nn.Sequential(nn.Conv3d(32, 16, 1), nn.GroupNorm(1, 16, affine=False), nn.Conv3d(16, 3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(self.flat(x))
-        return self.solid(y.view(y.shape[0], 2, 2, *y.shape[2:]))
+        return self.leave(self.wide(self.solid(y.view(y.shape[0], 2, 2, *y.shape[2:]))))
 
 
-def test_watched_values_are_those_of_the_network():
+@pytest.mark.parametrize("batch", [1, 2])
+def test_watched_values_are_those_of_the_network(batch: int):
     network = capture(Shaped(), (3, 8, 8))
     assert not depends_on_layout(network.graph_module.graph)
     output, seen = network.graph_module.graph.output_node().args[0], Seen()
-    x = images(network.shape)[0]
+    x = torch.cat(images(network.shape))[:batch]
     watch(network, {output: seen}, [x])
     with torch.no_grad():
         assert torch.allclose(seen.values[0], network(x), rtol=0, atol=SUMS)
+
+
+def test_what_comes_after_the_last_watched_node_does_not_run():
+    network = captured("shared2d")
+    names = [node.name for node in network.graph_module.graph.nodes if node.op == "call_function"]
+    ran: list[str] = []
+
+    class Told(Observed):
+        def call_function(self, target: object, *rest: object) -> object:
+            ran.append(str(target))
+            return super().call_function(target, *rest)
+
+    middle = network.layers[1].node
+    Told(network, [network.layers[0].node, middle], lambda node, value: None)(images(network.shape)[0])
+    assert len(ran) == names.index(middle.name) + 1 < len(names)
 
 
 class WritesThroughView(nn.Module):

@@ -2,7 +2,9 @@
 
 A quantizer stands on every edge into a layer that the target runs in integers. Where the value comes out of an
 operator that works on integers as they are (a concatenation, a max-pool), the quantizer moves before it, so that memory
-traffic is in integers; values that meet in a concatenation share one grid, and so do all uses of one value.
+traffic is in integers; values that meet in a concatenation share one grid, and so do all uses of one value. Where
+another reader needs a much finer grid of a value than the concatenation it also goes to, there are two grids in a row:
+the concatenation rounds anew what that reader sees, and the value itself is in memory once, in integers.
 """
 
 from __future__ import annotations
@@ -172,6 +174,10 @@ def place(
         if fixed & set(users) or any(n.op == "get_attr" for n in inputs):
             continue
         if any(wanted.get(value) and spans[node] > WIDER * spans[value] for value in inputs):
+            # No grid for all; but what has a grid of its own comes in integers.
+            for value in inputs:
+                if wanted.get(value):
+                    wanted[value].setdefault(node, _common(wanted[value].values()))
             continue
         qtype = _common(users.values())
         for value in inputs:

@@ -27,7 +27,7 @@ class Observed(Eager):
 
     def __init__(self, network: Network, nodes: Collection[Node], look: Callable[[Node, Tensor], None]) -> None:
         """Prepare to watch `nodes`; `look` must not keep the values."""
-        super().__init__(network)
+        super().__init__(network, nodes)
         self._nodes = set(nodes)
         self._look = look
 
@@ -54,13 +54,15 @@ class Unquantized(Eager):
         weights_only: bool = False,
     ) -> None:
         """Prepare to watch `nodes`; `look` must not keep the values. With `weights_only`, activations are quantized."""
-        super().__init__(network)
+        super().__init__(network, nodes)
         self._nodes = set(nodes)
         self._look = look
         self._weights_only = weights_only
 
     def run_node(self, n: Node) -> Any:
         """Run one node."""
+        if n in self._needless:
+            return None
         arguments, _ = self.fetch_args_kwargs_from_env(n)
         if kind(n) == "quantizer" and (not self._weights_only or constant_source(n) is not None):
             return arguments[0]
