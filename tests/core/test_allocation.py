@@ -2,7 +2,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from microtome.core.allocation import allocate
@@ -40,6 +40,7 @@ def most_above_least(costs: list[list[float]], losses: list[list[float]], budget
 
 @settings(max_examples=60, deadline=None)
 @given(problems(st.integers(0, 10**7), st.floats(0, 10)))
+@example(([[0, 5], [1, 0]], [[0.0, 0.0], [0.0, 2.2e-309]], 0.5))  # a loss whose reciprocal overflows
 def test_it_is_the_best_of_all_choices(problem):
     costs, losses, budget = problem
     chosen = allocate(costs, losses, budget)

@@ -47,7 +47,7 @@ def allocate(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]
             break
         bound = total
         kept = [[o for o in row if extra[i][o] <= bound] for i, row in enumerate(kept)]
-        found = _solve(costs, extra, kept, limit, RANGE / bound)
+        found = _solve(costs, extra, kept, limit, bound)
         if _total(extra, found) <= total:
             best = found
     return best
@@ -58,7 +58,7 @@ def _solve(
     losses: Sequence[Sequence[float]],
     kept: list[list[int]],
     limit: float,
-    factor: float,
+    bound: float,
 ) -> tuple[int, ...]:
     """Solve the programme over the kept options, until its solution holds the budget in exact sums too."""
     options = [(i, o) for i, row in enumerate(kept) for o in row]
@@ -66,7 +66,7 @@ def _solve(
     of_layer[[i for i, _ in options], range(len(options))] = 1
     spent = np.array([costs[i][o] for i, o in options])
     unit = float(spent.max()) or 1.0
-    target = np.array([losses[i][o] * factor for i, o in options])
+    target = np.array([losses[i][o] / bound * RANGE for i, o in options])  # in this order none overflows
     rules = [LinearConstraint(of_layer, 1, 1)]
     allowed = limit
     while True:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from microtome.core.memory import memory_at_hand
 from microtome.errors import OptionError
 from microtome.graph.network import Network
+from microtome.memory import memory_at_hand
 from microtome.methods.base import Batches, Method
 from microtome.types import Capabilities
 
