@@ -140,7 +140,7 @@ class Contest:
 
     def _ours(self) -> Run:
         images = [torch.from_numpy(x) for x in self.subject.calibration]
-        settings, recipe = recipes.Settings(), "int8"
+        settings, recipe, precisions = recipes.Settings(), "int8", target.PRECISIONS
         if self.minutes:
             found = measured_placement(
                 self.subject.network,
@@ -152,9 +152,10 @@ class Contest:
             )
             settings = recipes.Settings(readers=found.readers, skip=found.skip)
             recipe = "f32" if found.in_float else recipe
+            precisions = (found.precision,)
         network = recipes.run(recipes.recipe(recipe, target.capabilities(), settings), self.subject.network, images)
         path = target.export(network, self._place("ours"))
-        sessions = {precision: self._session(path, precision) for precision in target.PRECISIONS}
+        sessions = {precision: self._session(path, precision) for precision in precisions}
         x = self.subject.calibration[0]
         for run in sessions.values():
             run(x)

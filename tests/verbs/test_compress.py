@@ -69,6 +69,7 @@ def test_floats_where_no_layer_is_faster_in_integers(tmp_path: Path, monkeypatch
     assert result["recipe"] == "f32"
     assert result["integer"]["requested"] == 0
     assert result["placement"] == [row]
+    assert result["session"]["precision"] == "bf16"
 
 
 def test_roles_are_disjoint_by_patient_and_hashes_hold(package: Path) -> None:

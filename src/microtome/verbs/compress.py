@@ -84,7 +84,7 @@ def compress(
         seconds.lap("place")
         network, trials = _compressed(task, placement, staging, progress)
         seconds.lap("compress")
-        deployed = deploy(task, network, staging, progress)
+        deployed = deploy(task, network, staging, progress, _precision(options, placement))
         seconds.lap("export and bench")
         pair = Pair(eager(task.loaded.network, options.threads), deployed.session.run)
         judgement = Judgement(options.metric, options.margin, options.seed)
@@ -126,6 +126,13 @@ def _placement(task: Task, progress: Progress) -> Placement | None:
         progress=progress,
         skip=frozenset(options.skip),
     )
+
+
+def _precision(options: CompressOptions, placement: Placement | None) -> str | None:
+    """Return the precision of what stays in float, if that is decided: by the user, or with the placement."""
+    if options.precision != "auto":
+        return options.precision
+    return None if placement is None else placement.precision
 
 
 def _compressed(

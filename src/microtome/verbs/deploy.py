@@ -37,8 +37,18 @@ class Deployed:
     quantization_db: float
 
 
-def deploy(task: Task, network: Network, staging: Staging, progress: Progress) -> Deployed:
+def deploy(
+    task: Task, network: Network, staging: Staging, progress: Progress, precision: str | None = None
+) -> Deployed:
     """Export parent and compressed network, open them, and look at how they run.
+
+    Args:
+        task: what was asked.
+        network: compressed.
+        staging: takes the files.
+        progress: told what is done.
+        precision: of what the compressed network leaves in float; None takes the first that the target offers, unless
+            another is clearly faster.
 
     Raises:
         TargetError: an operator cannot be exported, or the compressed network does not run.
@@ -56,7 +66,7 @@ def deploy(task: Task, network: Network, staging: Staging, progress: Progress) -
     run_parent = eager(parent, options.threads)
     real, simulated = run_parent(x), eager(network, options.threads)(x)
     floats = {} if options.target == "reference" else _open(task, parent_path, target.PRECISIONS, x)
-    ours = _open(task, path, target.PRECISIONS if options.precision == "auto" else (options.precision,), x)
+    ours = _open(task, path, target.PRECISIONS if precision is None else (precision,), x)
     sizes = file_bytes(target, parent_path), file_bytes(target, path)
     names = {p: f"{options.target} {options.recipe}" + (f", rest {p}" if len(ours) > 1 else "") for p in ours}
     runs = interleaved(
@@ -68,14 +78,14 @@ def deploy(task: Task, network: Network, staging: Staging, progress: Progress) -
         x,
     )
     latency = {run["name"]: run["latency_ms"] for run in runs}
-    precision = next(iter(ours))
+    best = next(iter(ours))
     for other in ours:
-        if latency[names[other]] < WORTHWHILE * latency[names[precision]]:
-            precision = other
-    runs = [run for run in runs if not run.get("compressed") or run["name"] == names[precision]]
-    chosen = ours[precision]
+        if latency[names[other]] < WORTHWHILE * latency[names[best]]:
+            best = other
+    runs = [run for run in runs if not run.get("compressed") or run["name"] == names[best]]
+    chosen = ours[best]
     layers = layer_table(network, chosen.layer_runs(x))
-    return Deployed(path, chosen, precision, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
+    return Deployed(path, chosen, best, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
 
 
 def _open(task: Task, path: Path, precisions: Sequence[str], x: Array) -> dict[str, Session]:

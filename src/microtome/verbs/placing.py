@@ -35,6 +35,7 @@ from microtome.verbs.timing import Candidate, interleaved
 
 # A change must be so much faster, interleaved with what it replaces, before it is kept: less is noise.
 FASTER = 0.98
+WORTH_ROUNDING = 0.95  # and what is in integers must be so much faster than the same network without
 TIMING_SECONDS = 2.0  # for one comparison
 
 
@@ -152,8 +153,7 @@ class _Search:
         for precision in self.runtime.PRECISIONS:
             everything = frozenset(layer.name for layer, _ in supported_layers(self.network, self.capabilities))
             uniform = Placement(frozenset(), everything, precision, float("inf"))
-            # Integers round more: they stay only where they are clearly faster than none.
-            best = self.better(best, uniform, f"everything in {precision}", at_most=1 / FASTER)
+            best = self.better(best, uniform, f"everything in {precision}", at_most=1 / WORTH_ROUNDING)
         layers = {layer.name for layer, _ in supported_layers(self.network, self.capabilities)}
         return replace(best, in_float=layers <= best.skip, tried=tuple(self.tried))
 
