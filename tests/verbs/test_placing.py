@@ -106,9 +106,12 @@ def test_decides_from_what_it_measured(network, tmp_path: Path):
     assert np.isfinite(found.milliseconds)
     assert found.precision in openvino.PRECISIONS
     assert {"everything in f32", "everything in bf16"} <= {row["change"] for row in found.tried}
+    in_integers = True
     for row in found.tried:
-        least = 1 / 0.98 if row["change"].startswith("everything") else 0.98  # integers must be faster than none
+        in_float = row["change"].startswith("everything")
+        least = 1 / 0.95 if in_float and in_integers else 0.98  # integers must be clearly faster than none
         assert row["kept"] == (row["after_ms"] < least * row["before_ms"])
+        in_integers &= not (in_float and row["kept"])
 
 
 def test_is_kept_for_the_next_time(network, tmp_path: Path):

@@ -92,14 +92,14 @@ def column_sum(x: Tensor, geometry: Geometry, size: tuple[int, ...]) -> Tensor:
     """
     if not geometry.kernel:
         return x.reshape(-1, x.shape[-1]).sum(0, dtype=torch.float64)[None]
-    seen = [_seen(geometry, axis, x.shape[2 + axis], size[axis]).to(x) for axis in range(len(size))]
+    seen = [_seen(geometry, axis, x.shape[2 + axis], size[axis]) for axis in range(len(size))]
     if x.is_contiguous():
         sums = x.flatten(0, 1)
         for axis in reversed(range(len(size))):  # each goes, and one of taps comes at the end
             sums = torch.tensordot(sums, seen[axis].to(sums), dims=([1 + axis], [1])).double()
         taps = sums.permute(0, *reversed(range(1, sums.ndim)))
     else:  # channels last: the outermost axis first, so that the image is read as it lies in memory
-        sums = x.flatten(0, 1).movedim(0, -1) if len(x) == 1 else x.movedim((0, 1), (-2, -1)).flatten(-2)
+        sums = x.movedim((0, 1), (-2, -1)).flatten(-2)
         for axis in range(len(size)):  # each goes, and one of taps comes at the front
             sums = torch.tensordot(seen[axis].to(sums), sums, dims=([1], [axis])).double()
         taps = sums.permute(*reversed(range(sums.ndim)))

@@ -118,6 +118,7 @@ class _Search:
         self.network, self.runtime, self.x = FoldBatchNorm()(network, []), runtime, x
         self.threads, self.progress, self.always = threads, progress, skip
         self.capabilities: Capabilities = runtime.capabilities()
+        self.layers = frozenset(layer.name for layer, _ in supported_layers(self.network, self.capabilities))
         self.tried: list[dict[str, Any]] = []
         self.sessions: dict[Placement, Session] = {}
         self.folder = folder
@@ -151,11 +152,10 @@ class _Search:
             )
             best = self.better(best, replace(best, readers=turned), title)
         for precision in self.runtime.PRECISIONS:
-            everything = frozenset(layer.name for layer, _ in supported_layers(self.network, self.capabilities))
-            uniform = Placement(frozenset(), everything, precision, float("inf"))
-            best = self.better(best, uniform, f"everything in {precision}", at_most=1 / WORTH_ROUNDING)
-        layers = {layer.name for layer, _ in supported_layers(self.network, self.capabilities)}
-        return replace(best, in_float=layers <= best.skip, tried=tuple(self.tried))
+            uniform = Placement(frozenset(), self.layers, precision, float("inf"))
+            at_most = FASTER if self.layers <= best.skip else 1 / WORTH_ROUNDING
+            best = self.better(best, uniform, f"everything in {precision}", at_most)
+        return replace(best, in_float=self.layers <= best.skip, tried=tuple(self.tried))
 
     def better(self, best: Placement, other: Placement, title: str, at_most: float = FASTER) -> Placement:
         """Time two placements in turn; return the other if it takes at most so much of the first one's time."""
@@ -199,8 +199,7 @@ class _Search:
 
     def quantized(self, placement: Placement) -> Network:
         """Return the network with quantizers; their ranges matter little for speed, so that one image is enough."""
-        layers = {layer.name for layer, _ in supported_layers(self.network, self.capabilities)}
-        if layers <= placement.skip:
+        if self.layers <= placement.skip:
             return self.network
         return Quantize(
             self.capabilities,
@@ -212,10 +211,9 @@ class _Search:
 
     def slow_in_integers(self, best: Placement) -> frozenset[str]:
         """Return the layers whose integer kernel takes longer than the float one."""
-        everything = frozenset(layer.name for layer, _ in supported_layers(self.network, self.capabilities))
-        uniform = Placement(frozenset(), everything, best.precision, float("inf"))
+        uniform = Placement(frozenset(), self.layers, best.precision, float("inf"))
         integers, floats = (self.times(self.session(p).layer_runs(self.x)) for p in (best, uniform))
-        return frozenset(name for name in everything if integers.get(name, 0.0) > floats.get(name, float("inf")))
+        return frozenset(name for name in self.layers if integers.get(name, 0.0) > floats.get(name, float("inf")))
 
     def times(self, runs: Iterable[LayerRun]) -> dict[str, float]:
         """Return the milliseconds of each layer."""

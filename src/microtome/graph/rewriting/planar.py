@@ -9,6 +9,7 @@ from torch.fx import Graph, Node
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
+from microtome.graph.rewriting.narrow import shape
 
 LANES = 16  # channels from which on runtimes copy whole vectors per pixel
 
@@ -34,10 +35,10 @@ def planar_concats(network: Network) -> Network:
 
 def _is_planar(node: Node) -> bool:
     """Whether a node joins few channels that all lie one after the other in memory."""
-    if kind(node) != "concat" or len(node.args) < 2 or node.args[1] != 1 or len(_shape(node)) < 4:
+    if kind(node) != "concat" or len(node.args) < 2 or node.args[1] != 1 or len(shape(node)) < 4:
         return False
     parts: Any = node.args[0]
-    channels = [_shape(part)[1] for part in parts]
+    channels = [shape(part)[1] for part in parts]
     if not all(isinstance(count, int) for count in channels) or sum(channels) >= LANES:
         return False
     inputs = [_origin(part).op == "placeholder" for part in parts]
@@ -47,7 +48,7 @@ def _is_planar(node: Node) -> bool:
 def _by_rows(graph: Graph, node: Node) -> None:
     """Join the parts as (N, C, pixels) and give the result its axes of space back."""
     parts: Any = node.args[0]
-    rank, channels = len(_shape(node)), int(_shape(node)[1])
+    rank, channels = len(shape(node)), int(shape(node)[1])
     with graph.inserting_before(node):
         rows = [graph.call_function(aten.flatten.using_ints, (part, 2)) for part in parts]
         joined = graph.call_function(aten.cat.default, (rows, 1))
@@ -63,8 +64,3 @@ def _origin(node: Node) -> Node:
     while kind(node) in ("quantizer", "identity"):
         node = node.all_input_nodes[0]
     return node
-
-
-def _shape(node: Node) -> tuple[Any, ...]:
-    value = node.meta.get("val")
-    return tuple(value.shape) if value is not None else ()
