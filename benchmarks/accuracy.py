@@ -26,6 +26,11 @@ from typing import Any
 
 import torch
 
+from microtome.batches.calibration import CalibrationBatches
+from microtome.deployment.deploy import sqnr
+from microtome.deployment.timing import eager
+from microtome.evidence.candidates import Judge
+from microtome.graph import pt2
 from microtome.graph.choosing.budget import budget_of_bits, choose
 from microtome.graph.choosing.sensitivity import Sensitivity, measure
 from microtome.graph.network import Network
@@ -37,10 +42,6 @@ from microtome.progress import Silent
 from microtome.recipes import MIXED_WIDTHS, RECIPES, Data, Settings, recipe, run
 from microtome.runtimes import openvino as target
 from microtome.types import Array, Bits
-from microtome.verbs.calibration import CalibrationBatches
-from microtome.verbs.deploy import sqnr
-from microtome.verbs.judge import Judge
-from microtome.verbs.timing import eager
 
 HERE = Path(__file__).parent
 NAMES = ("hippocampus", "skin", "retina", "chest")
@@ -128,7 +129,7 @@ class Subject:
             path.with_name("manifest.csv"), seed=0, **({"tuning": 0.0} if name == "retina" else {})
         )
         self.pipeline = Pipeline.from_json(path.with_name("pipeline.json").read_text())
-        self.network = Network.load(path)
+        self.network = pt2.load(path)
         cases = self.cohort.calibration(CALIBRATION_CASES)
         self.calibration = CalibrationBatches(self.cohort, cases, self.pipeline, Silent())
         self.example: Array = next(iter(self.calibration)).numpy()
@@ -143,7 +144,7 @@ class Subject:
 
     def data(self) -> Data:
         """What recipes read; tuning images come from patients that are neither trained on nor evaluated."""
-        from microtome.verbs.training_data import TrainingBatches
+        from microtome.batches.training import TrainingBatches
 
         options = TRAINING[self.name]
         cases = self.cohort.train

@@ -25,7 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from microtome.graph.network import Network
+from microtome.batches.calibration import CalibrationBatches, inputs
+from microtome.batches.selection import STRATEGIES, balanced, select
+from microtome.deployment.deploy import sqnr
+from microtome.deployment.timing import eager
+from microtome.evidence.candidates import Judge, Judged
+from microtome.graph import pt2
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.sliding import Predict
@@ -34,11 +39,6 @@ from microtome.methods.quantize import Quantize
 from microtome.progress import Silent
 from microtome.runtimes import openvino as target
 from microtome.types import Array, Bits, Case
-from microtome.verbs.calibration import CalibrationBatches, inputs
-from microtome.verbs.deploy import sqnr
-from microtome.verbs.judge import Judge, Judged
-from microtome.verbs.selection import STRATEGIES, balanced, select
-from microtome.verbs.timing import eager
 from references import REFERENCES, build
 
 NAMES = ("hippocampus", "skin", "chest", "retina")
@@ -81,7 +81,7 @@ class Subject:
         self.pipeline = Pipeline.from_json(path.with_name("pipeline.json").read_text())
         shares = {} if _has_tuning(path) else {"tuning": 0.0}
         self.cohort: Cohort = load_cohort(path.with_name("manifest.csv"), seed=0, **shares)
-        self.network = FoldBatchNorm()(Network.load(path), ())
+        self.network = FoldBatchNorm()(pt2.load(path), ())
         held_out = self.cohort.tuning or self.cohort.evaluation
         self.cases: tuple[Case, ...] = tuple(balanced(held_out, cases, np.random.default_rng(0)))
         parent = eager(self.network, threads)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from microtome import recipes
+from microtome.deployment.timing import Candidate, interleaved
 from microtome.graph.capture import capture
 from microtome.runtimes import openvino as target
-from microtome.verbs.timing import Candidate, interleaved
 
 LAYERS = 6
 CHANNELS, SIZE = {2: 256, 3: 128}, {2: 56, 3: 24}

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from microtome.graph import pt2
+
 # Nothing heavy is imported here: a process inherits the peak memory of the one that starts it.
 
 
@@ -154,9 +156,8 @@ def openvino_model(options: argparse.Namespace) -> Any:
 
 
 def eager_model(options: argparse.Namespace) -> Any:
-    from microtome.graph.network import Network
 
-    network = Network.load(options.reference / "network.pt2")
+    network = pt2.load(options.reference / "network.pt2")
     return lambda x: network(x.as_tensor() if hasattr(x, "as_tensor") else x)
 
 

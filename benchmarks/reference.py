@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from microtome.graph import pt2
 from microtome.graph.capture import capture
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
@@ -101,7 +102,7 @@ def store(folder: Path, reference: Reference) -> None:
         new = Path(name) / "new"
         new.mkdir()
         network = capture(reference.module, shape=reference.shape)
-        network.save(new / "network.pt2")
+        pt2.save(network, new / "network.pt2")
         (new / "pipeline.json").write_text(reference.pipeline.to_json())
         parameters = sum(p.numel() for p in reference.module.parameters())
         scores = {"parameters": parameters, **reference.scores, "torch": torch.__version__}

@@ -16,6 +16,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
+from microtome.graph import pt2
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.medical.cohort import load_cohort
@@ -184,4 +185,4 @@ def _retina(subject: Subject, calibration: int, held_out: int) -> Prepared:
         return tuple(prepare_image(cohort.image(case), pipeline).array[None] for case in cases[:count])
 
     found = images(cohort.train, calibration), images(cohort.evaluation, held_out)
-    return Prepared(subject, Network.load(path), None, *found)
+    return Prepared(subject, pt2.load(path), None, *found)

@@ -33,10 +33,10 @@ import numpy as np
 import torch
 
 from ceiling import ceiling
+from microtome.deployment.deploy import sqnr
+from microtome.deployment.timing import Candidate, interleaved
 from microtome.environment import describe
 from microtome.types import Array
-from microtome.verbs.deploy import sqnr
-from microtome.verbs.timing import Candidate, interleaved
 from suite import SUITE, Prepared
 from versus_contenders import CONTENDERS, Contest, Run
 from versus_table import merged, plot, table

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from microtome import recipes
+from microtome.deployment.placement import measured_placement
+from microtome.deployment.timing import Candidate, interleaved
 from microtome.progress import Silent
 from microtome.runtimes import openvino as target
 from microtome.types import Array
-from microtome.verbs.placing import measured_placement
-from microtome.verbs.timing import Candidate, interleaved
 from suite import SUITE, Prepared, prepare
 
 Run = Callable[[Array], Array]

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from microtome.graph.network import Network
+from microtome.batches.calibration import CalibrationBatches
+from microtome.batches.training import TrainingBatches, TuningBatches
+from microtome.graph import pt2
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.progress import Silent
 from microtome.recipes import Data, Settings, recipe, run
 from microtome.runtimes import runtime
-from microtome.verbs.calibration import CalibrationBatches
-from microtome.verbs.training_data import TrainingBatches, TuningBatches
 
 
 def main(model: Path, cases: Path, declared: Path, out: Path, steps: int = 1000) -> None:
@@ -33,9 +33,9 @@ def main(model: Path, cases: Path, declared: Path, out: Path, steps: int = 1000)
     )
     settings = Settings(weight_bits=4, activation_bits=4, steps=steps, sigmoid=pipeline.activation == "sigmoid")
     chosen = recipe("qat", runtime("openvino").capabilities(), settings)
-    network = run(chosen, Network.load(model), data)
+    network = run(chosen, pt2.load(model), data)
     if rank == 0:
-        network.save(out)
+        pt2.save(network, out)
     dist.destroy_process_group()
 
 

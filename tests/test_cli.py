@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from microtome import __version__
 from microtome.cli import app
+from microtome.version import __version__
 
 COMMANDS = ("compress", "evaluate", "bench", "inspect", "report", "demo")
 DEMO = "microtome.demo.network:demo_network"

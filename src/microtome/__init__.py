@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from microtome.version import __version__
 
 if TYPE_CHECKING:
     from microtome.package import Package, open_package
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from microtome.verbs.options import CompressOptions
     from microtome.verbs.predict import predict
 
-__all__ = ["CompressOptions", "Package", "bench", "compress", "evaluate", "inspect", "open_package", "predict"]
+__all__ = [
+    "CompressOptions",
+    "Package",
+    "__version__",
+    "bench",
+    "compress",
+    "evaluate",
+    "inspect",
+    "open_package",
+    "predict",
+]
 
 _HOMES = {
     "bench": "microtome.verbs.bench",
@@ -43,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names."""
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)

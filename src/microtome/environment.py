@@ -29,7 +29,7 @@ def processor() -> tuple[str, tuple[str, ...]]:
 
 def describe(threads: int) -> dict[str, Any]:
     """Return the `environment` of `result.json`; `threads` 0 means all cores."""
-    from microtome import __version__
+    from microtome.version import __version__
 
     versions = {"microtome": __version__}
     for package in PACKAGES:

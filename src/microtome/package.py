@@ -1,20 +1,15 @@
-"""The package folder: written beside its place and moved there when it is whole; opened without torch."""
+"""The package folder, opened without torch."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from microtome.errors import OutputError, ReadError
+from microtome.errors import ReadError
+from microtome.files import sha256
 from microtome.medical.infer import classify
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
@@ -24,7 +19,6 @@ from microtome.runtimes.base import Session
 from microtome.types import Array, Image
 
 SCHEMA = 1
-STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -99,101 +93,3 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         raise ReadError(f"{path} is not of schema {SCHEMA}.", "Use the version of microtome that wrote it.")
     return result
-
-
-def sha256(path: Path) -> str:
-    """Hash a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class Staging:
-    """`OUT.partial`: what is finished of a package, kept when the work is interrupted.
-
-    Attributes:
-        out: where the package will lie.
-        work: checkpoints and finished cases, which do not become part of the package.
-        package: the package as far as it is.
-        resumed: whether an earlier run of the same task left something here.
-    """
-
-    def __init__(self, out: Path, task: Mapping[str, Any]) -> None:
-        """Make the folders, or find those of the same task again; another task's are emptied.
-
-        Raises:
-            OutputError: the place is taken, read-only or full.
-        """
-        self.out = out
-        folder = out.with_name(out.name + ".partial")
-        self.work, self.package = folder / "work", folder / "package"
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise OutputError(f"{out} already exists.", "Choose another --out, or move it away.")
-        key = hashlib.sha256(json.dumps(task, sort_keys=True, default=str).encode()).hexdigest()
-        with writing(folder):
-            state = folder / STATE
-            self.resumed = state.exists() and state.read_text() == key
-            if not self.resumed:
-                shutil.rmtree(folder, ignore_errors=True)
-            for part in (self.work, self.package):
-                part.mkdir(parents=True, exist_ok=True)
-            state.write_text(key)
-
-    def require(self, size: int) -> None:
-        """Check that so many bytes are free: runtimes write truncated files on a full disk without a word.
-
-        Raises:
-            OSError: they are not (ENOSPC).
-        """
-        if shutil.disk_usage(self.package).free < size:
-            raise OSError(errno.ENOSPC, "no space left on device", str(self.package))
-
-    def finish(self) -> None:
-        """Move the package to its place and drop the rest.
-
-        Raises:
-            OutputError: it cannot be moved.
-        """
-        with writing(self.out):
-            if self.out.exists():
-                self.out.rmdir()
-            self.package.rename(self.out)
-            shutil.rmtree(self.package.parent)
-
-
-@contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turn the operating system's errors about a place into one sentence.
-
-    Raises:
-        OutputError: read-only, full, or not writable for another reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(
-                f"the disk of {place} is full.",
-                "Free some space and run the same command again: it goes on from there.",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise OutputError(f"{place} cannot be written ({error.strerror}).", "Choose another --out.") from error
-        raise OutputError(
-            f"{error.filename or place}: {error.strerror or error}.", "Check the place, and run the same command again."
-        ) from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON; NaN becomes null."""
-    path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

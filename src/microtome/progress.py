@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
@@ -47,3 +48,18 @@ class TrainingBar:
             self._shown += 1
         if step == steps:
             next(self._steps, None)
+
+
+class Stopwatch:
+    """Seconds of each stage, in `laps`."""
+
+    def __init__(self) -> None:
+        """Start the first stage."""
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a stage under its name; the next one begins."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 6)
+        self._last = now

@@ -10,6 +10,7 @@ from torch import Tensor
 from microtome.core.affine import fake_quantize
 from microtome.core.formats import PowerOfTwo
 from microtome.errors import OptionError
+from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.methods.adaround import AdaRound
@@ -130,8 +131,8 @@ def test_the_same_input_gives_the_same_network(method: str, network: str):
 @every_network
 def test_the_result_survives_the_file(method: str, network: str, tmp_path):
     result = after(method, network)[0]
-    result.save(tmp_path / "network.pt2")
-    loaded = Network.load(tmp_path / "network.pt2")
+    pt2.save(result, tmp_path / "network.pt2")
+    loaded = pt2.load(tmp_path / "network.pt2")
     x = images(result.shape, seed=9)[0]
     assert torch.equal(loaded(x), result(x))
     assert (loaded.state, loaded.dynamic, loaded.shape) == (result.state, result.dynamic, result.shape)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from microtome.core.affine import fake_quantize, qparams_from_range
-from microtome.graph import edit
+from microtome.graph import edit, pt2
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
@@ -149,8 +149,8 @@ def test_edits_survive_the_file(tmp_path):
     edit.insert_quantizer(network.graph_module, one.args[1], [one], grid, "conv#2")
     edit.own_constant(network.graph_module, one, 2, torch.ones(4))
     edit.finish(network.graph_module)
-    network.save(tmp_path / "network.pt2")
-    loaded = Network.load(tmp_path / "network.pt2")
+    pt2.save(network, tmp_path / "network.pt2")
+    loaded = pt2.load(tmp_path / "network.pt2")
     x = images(network.shape)[0]
     assert torch.equal(loaded(x), network(x))
     assert sum(kind(node) == "quantizer" for node in loaded.graph_module.graph.nodes) == 1

@@ -4,10 +4,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microtome.core.attention_formats import LogGrid, fake_quantize_log, fake_quantize_twin, twin_grid
-from microtome.graph import edit
-from microtome.graph.capture import capture, export_graph, network_from_export
+from microtome.graph import edit, pt2
+from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
+from microtome.graph.program import export_graph, network_from_export
 from microtome.graph.quantizers import quantizers
 from microtome.graph.structure.attention import expand_attention, products
 from microtome.graph.uneven import insert_uneven
@@ -74,8 +75,8 @@ def test_in_double_precision_the_same_to_fourteen_digits(spelling: str):
 
 def test_attention_written_out_survives_the_file(tmp_path):
     expanded = expand_attention(captured("transformer"))
-    expanded.save(tmp_path / "network.pt2")
-    loaded = Network.load(tmp_path / "network.pt2")
+    pt2.save(expanded, tmp_path / "network.pt2")
+    loaded = pt2.load(tmp_path / "network.pt2")
     x = images((3, 16, 16))[0]
     assert torch.equal(loaded(x), expanded(x))
     assert [p.of_softmax for p in products(loaded)] == [p.of_softmax for p in products(expanded)]
@@ -113,8 +114,8 @@ def uneven(grid) -> tuple[Network, Tensor, Tensor]:
 def test_logarithmic_nodes_compute_what_the_function_does(grid: LogGrid, tmp_path):
     network, x, before = uneven(grid)
     assert torch.equal(network(x), fake_quantize_log(before, grid))
-    network.save(tmp_path / "network.pt2")
-    assert torch.equal(Network.load(tmp_path / "network.pt2")(x), network(x))
+    pt2.save(network, tmp_path / "network.pt2")
+    assert torch.equal(pt2.load(tmp_path / "network.pt2")(x), network(x))
 
 
 @pytest.mark.parametrize(("kind", "doublings"), [("softmax", 3), ("gelu", 4)])
@@ -123,5 +124,5 @@ def test_twin_nodes_compute_what_the_function_does(kind: str, doublings: int, tm
     network, x, before = uneven(grid)
     assert torch.allclose(network(x), fake_quantize_twin(before, grid), rtol=1e-6, atol=1e-7)
     assert [q.qparams.qtype.bits for q in quantizers(network)] == [5, 5]
-    network.save(tmp_path / "network.pt2")
-    assert torch.equal(Network.load(tmp_path / "network.pt2")(x), network(x))
+    pt2.save(network, tmp_path / "network.pt2")
+    assert torch.equal(pt2.load(tmp_path / "network.pt2")(x), network(x))

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from microtome.core.formats import AdditivePowerOfTwo, Affine, Binary, Codebook, Format, Minifloat, PowerOfTwo, Ternary
 from microtome.errors import OutputError, ReadError
-from microtome.graph import edit
+from microtome.graph import edit, pt2
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.packed import load_packed, pack_weights, packed_bytes, save_packed, theoretical_bytes
@@ -180,8 +180,8 @@ def test_the_network_file_keeps_the_encodings(tmp_path):
     network = EncodeWeights(EVERYTHING, PowerOfTwo(4), layer_formats={"up": Minifloat("e5m2", scaled=True)})(
         quantized("unet2d"), []
     )
-    network.save(tmp_path / "network.pt2")
-    loaded = Network.load(tmp_path / "network.pt2")
+    pt2.save(network, tmp_path / "network.pt2")
+    loaded = pt2.load(tmp_path / "network.pt2")
     assert pack_weights(loaded).content() == pack_weights(network).content()
     assert loaded.fingerprint() == network.fingerprint()
 

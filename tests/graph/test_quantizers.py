@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from microtome.core.affine import qparams_from_range
-from microtome.graph import edit
+from microtome.graph import edit, pt2
 from microtome.graph.network import Network
 from microtome.graph.quantizers import input_quantizer, quantizers, weight_quantizer
 from microtome.methods.fold import FoldBatchNorm
@@ -76,8 +76,8 @@ def test_quantizers_are_named_after_the_layer_that_reads_them(quantized: Network
 
 
 def test_grids_survive_the_file(quantized: Network, tmp_path):
-    quantized.save(tmp_path / "network.pt2")
-    loaded = Network.load(tmp_path / "network.pt2")
+    pt2.save(quantized, tmp_path / "network.pt2")
+    loaded = pt2.load(tmp_path / "network.pt2")
     before, after = (
         sorted((q.kind, q.name, q.qparams.qtype.name, q.qparams.scale.tolist()) for q in quantizers(network))
         for network in (quantized, loaded)

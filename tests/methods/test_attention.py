@@ -8,9 +8,10 @@ from torch import nn
 from microtome.core.attention_formats import LogGrid, fake_quantize_log
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
-from microtome.graph.capture import capture, export_graph, network_from_export
+from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
+from microtome.graph.program import export_graph, network_from_export
 from microtome.graph.quantizers import quantizers
 from microtome.graph.structure.attention import products, source
 from microtome.graph.watching.observe import Observed

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from microtome.graph import pt2
 from microtome.graph.capture import capture
-from microtome.graph.network import Network
 from microtome.graph.watching.distribution import distributions, mean_response
 from microtome.graph.watching.observe import Observed
 from microtome.methods.bias_analytic import NOTHING_KNOWN, CorrectBiasAnalytically
@@ -126,6 +126,6 @@ def test_it_says_that_nothing_is_known(tmp_path):
     quantized = COARSE(FoldBatchNorm()(network, []), images(network.shape))
     assert CorrectBiasAnalytically()(quantized, []).notes[-1] == NOTHING_KNOWN
     unet = COARSE(FoldBatchNorm()(captured("unet2d"), []), images((3, 16, 16)))
-    unet.save(tmp_path / "quantized.pt2")
-    loaded = Network.load(tmp_path / "quantized.pt2")
+    pt2.save(unet, tmp_path / "quantized.pt2")
+    loaded = pt2.load(tmp_path / "quantized.pt2")
     assert CorrectBiasAnalytically()(loaded, []).notes[-1] == NOTHING_KNOWN

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from microtome.core.affine import fake_quantize, qparams_from_range
 from microtome.errors import OptionError, TargetError
-from microtome.graph import edit
+from microtome.graph import edit, pt2
 from microtome.graph.capture import capture
 from microtome.graph.dynamic import dynamic_bits, insert_dynamic_quantizer
 from microtome.graph.network import Network
@@ -79,8 +79,8 @@ def test_nothing_is_clipped_however_large_the_image(name: str):
 @pytest.mark.parametrize("bits", [8, 5, None])
 def test_the_network_survives_the_file(name: str, bits: int | None, tmp_path):
     result, x = quantized(name, bits), images(network(name).shape)[0]
-    result.save(tmp_path / "network.pt2")
-    loaded = Network.load(tmp_path / "network.pt2")
+    pt2.save(result, tmp_path / "network.pt2")
+    loaded = pt2.load(tmp_path / "network.pt2")
     assert torch.equal(loaded(x), result(x))
     assert dynamic_nodes(loaded) == dynamic_nodes(result)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from microtome.core.affine import fake_quantize
 from microtome.core.distillation import distillation_loss
 from microtome.errors import DataError, OptionError
+from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import quantizers
@@ -159,18 +160,18 @@ def test_settings_without_sense_are_refused(settings: dict):
 def _train_on_one_process(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    network = Network.load(Path(folder) / "network.pt2")
+    network = pt2.load(Path(folder) / "network.pt2")
     mine = [batch[rank : rank + 1] for batch in torch.load(f"{folder}/batches.pt")]
-    Finetune(steps=5)(network, mine).save(Path(folder) / f"trained-{rank}.pt2")
+    pt2.save(Finetune(steps=5)(network, mine), Path(folder) / f"trained-{rank}.pt2")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_one_network(tmp_path):
     network, batches = quantized("concat_up2d"), images((3, 16, 16), count=5)
-    network.save(tmp_path / "network.pt2")
+    pt2.save(network, tmp_path / "network.pt2")
     torch.save(batches, tmp_path / "batches.pt")
     torch.multiprocessing.spawn(_train_on_one_process, args=(2, str(tmp_path)), nprocs=2)
-    first, second = (Network.load(Path(tmp_path) / f"trained-{rank}.pt2") for rank in (0, 1))
+    first, second = (pt2.load(Path(tmp_path) / f"trained-{rank}.pt2") for rank in (0, 1))
     x = images((3, 16, 16), seed=8)[0]
     assert torch.equal(first(x), second(x))
     alone = Finetune(steps=5)(network, batches)

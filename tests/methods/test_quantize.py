@@ -122,7 +122,7 @@ def test_an_image_that_makes_nan_is_refused_in_one_sentence(observer: str):
 
 def _log_network(module: nn.Module) -> Network:
     # captured on positive images: the check of the capture compares with the module, and NaN equals nothing
-    from microtome.graph.capture import export_graph, network_from_export
+    from microtome.graph.program import export_graph, network_from_export
 
     return network_from_export(export_graph(module, (1, 8, 8), (True, False, False, False)))
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from microtome.errors import CaptureError, ModelError, OptionError, ReadError, WeightsError
+from microtome.graph import pt2
 from microtome.graph.capture import capture
 from microtome.medical.pipeline import Pipeline
 from microtome.models import load_model
@@ -212,7 +213,7 @@ def test_an_unknown_device_is_refused():
 
 def test_a_pt2_with_the_pipeline_beside_it(tmp_path):
     path = tmp_path / "unet.pt2"
-    capture(nn.Conv2d(1, 2, 3, padding=1), SHAPE).save(path)
+    pt2.save(capture(nn.Conv2d(1, 2, 3, padding=1), SHAPE), path)
     assert load_model(path).pipeline is None
     assert load_model(path).files == (path,)
     (tmp_path / "pipeline.json").write_text(PIPELINE.to_json())
@@ -227,7 +228,7 @@ def test_a_pt2_with_the_pipeline_beside_it(tmp_path):
 
 def test_a_pt2_of_a_fixed_size_refuses_another(tmp_path):
     path = tmp_path / "fixed.pt2"
-    capture(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), SHAPE).save(path)
+    pt2.save(capture(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), SHAPE), path)
     with pytest.raises(OptionError, match="takes inputs of shape 1×8×8, not 1×16×16"):
         load_model(path, input_shape=(1, 16, 16))
 
@@ -235,7 +236,7 @@ def test_a_pt2_of_a_fixed_size_refuses_another(tmp_path):
 def test_our_own_package_can_be_loaded_again(tmp_path):
     folder = tmp_path / "package"
     folder.mkdir()
-    capture(nn.Conv2d(1, 2, 3, padding=1), SHAPE).save(folder / "network.pt2")
+    pt2.save(capture(nn.Conv2d(1, 2, 3, padding=1), SHAPE), folder / "network.pt2")
     (folder / "pipeline.json").write_text(PIPELINE.to_json())
     (folder / "result.json").write_text(json.dumps({"schema": 1}))
     loaded = load_model(str(folder))

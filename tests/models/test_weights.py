@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from microtome.errors import ReadError, WeightsError
-from microtome.graph.network import quiet
+from microtome.graph.quiet import quiet
 from microtome.models.weights import apply_state, load_state
 
 

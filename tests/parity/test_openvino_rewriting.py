@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from microtome import recipes
-from microtome.graph.capture import capture, export_graph, network_from_export
+from microtome.graph.capture import capture
+from microtome.graph.program import export_graph, network_from_export
 from microtome.runtimes import openvino
 from networks import images, randomize, sqnr_db
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image as Picture
 from safetensors.torch import save_file
 from test_compress import PICTURES, VOLUMES
-from tiny import Spots, class_cohort, segmentation_cohort, volume_cohort
 from typer.testing import CliRunner
 
 from microtome.cli import app
+from tiny import Spots, class_cohort, segmentation_cohort, volume_cohort
 
-MODEL = f"{Path(__file__).with_name('tiny.py')}:spots"
+MODEL = f"{Path(__file__).parents[1] / 'tiny.py'}:spots"
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import Brightness, Spots, class_cohort, manifest_cohort, segmentation_cohort, volume_cohort
 
 import microtome
+from microtome.deployment.placement import Placement
+from microtome.files import sha256
 from microtome.medical.pipeline import Pipeline
-from microtome.package import sha256
 from microtome.types import Image
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.placing import Placement
+from tiny import Brightness, Spots, class_cohort, manifest_cohort, segmentation_cohort, volume_cohort
 
 PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
 CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")

@@ -16,19 +16,19 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from tiny import Brightness, Spots, class_cohort, segmentation_cohort, volume_cohort
 from typer.testing import CliRunner
 
 import microtome
 from microtome.cli import app
 from microtome.errors import OptionError, OutputError, ReadError
+from microtome.inference import output as predictions
+from microtome.inference.jobs import jobs_of
 from microtome.medical.infer import segment
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image
 from microtome.runtimes.openvino import Session
-from microtome.verbs import predictions
-from microtome.verbs.inputs import jobs_of
 from microtome.verbs.options import CompressOptions
+from tiny import Brightness, Spots, class_cohort, segmentation_cohort, volume_cohort
 
 sys.path.append(str(Path(__file__).parents[1] / "medical"))
 from dicom_files import write_series, write_slice

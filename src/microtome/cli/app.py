@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from microtome import __version__
+from microtome.version import __version__
 
 app = typer.Typer(
     name="microtome",

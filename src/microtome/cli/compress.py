@@ -94,7 +94,7 @@ def compress(
 
     def verb(progress: Any) -> dict[str, Any]:
         from microtome.verbs.compress import compress as run
-        from microtome.verbs.task import write_key
+        from microtome.verbs.request import write_key
 
         options = options_of(given)
         if key is not None:

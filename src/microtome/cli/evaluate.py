@@ -52,7 +52,7 @@ def evaluate(
 
     def verb(progress: Any) -> dict[str, Any]:
         from microtome.verbs.evaluate import evaluate as run
-        from microtome.verbs.task import write_key
+        from microtome.verbs.request import write_key
 
         options = options_of(given)
         if key is not None:

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
-import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from microtome.core.formats import Encoding, encoding_from_record, encoding_record
-from microtome.errors import ModelError, ReadError
+from microtome.core.formats import Encoding
 from microtome.graph.operators import constant_source, is_weighted, kind
-
-METADATA = "microtome.json"
-LOGGERS = (
-    "torch._subclasses",
-    "torch.export",
-    "torch.onnx",
-    "torch._export",
-    "torch.fx.experimental",
-    "onnxscript",
-    "onnx_ir",
-)
+from microtome.graph.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -147,84 +130,3 @@ class Network:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-    def save(self, path: Path) -> None:
-        """Write the graph, its weights and its history as a `.pt2` file that `torch.export.load` reads too."""
-        metadata = {
-            "shape": list(self.shape),
-            "dynamic": list(self.dynamic),
-            "state": sorted(self.state),
-            "history": list(self.history),
-            "notes": list(self.notes),
-            "formats": {name: encoding_record(encoding) for name, encoding in self.formats.items()},
-        }
-        program = self.exported()
-        program._example_inputs = None  # megabytes of zeros
-        content = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
-        with quiet():
-            torch.export.save(program, content, extra_files={METADATA: json.dumps(metadata)})
-        path.write_bytes(content.getbuffer())
-
-    def exported(self) -> torch.export.ExportedProgram:
-        """Return the graph as an ExportedProgram, with the same dynamic axes."""
-        from microtome.graph.capture import export_graph
-
-        return export_graph(self.graph_module, self.shape, self.dynamic)
-
-    @classmethod
-    def load(cls, path: Path) -> Network:
-        """Read a `.pt2` file, ours or anybody's.
-
-        Raises:
-            ReadError: missing, not a `.pt2` file, or truncated.
-            ModelError: it has several inputs.
-        """
-        from microtome.graph.capture import network_from_export
-
-        if not path.is_file():
-            raise ReadError(f"{path} does not exist.", "Give the path of a .pt2 file.")
-        extra = {METADATA: ""}
-        try:
-            with quiet():
-                program = torch.export.load(path, extra_files=extra)
-        except Exception as error:
-            raise ReadError(
-                f"{path} is not a .pt2 file that torch {torch.__version__} can read ({first_line(error)}).",
-                "Save it with torch.export.save, or pass the model as file.py:factory with --weights.",
-            ) from error
-        network = network_from_export(program)
-        if not extra[METADATA]:
-            return network
-        try:
-            metadata = json.loads(extra[METADATA])
-            return replace(
-                network,
-                state=frozenset(metadata["state"]),
-                history=tuple(metadata["history"]),
-                notes=tuple(metadata["notes"]),
-                formats={n: encoding_from_record(record) for n, record in metadata.get("formats", {}).items()},
-            )
-        except (ValueError, KeyError) as error:
-            raise ModelError(f"{path} holds broken microtome metadata ({first_line(error)}).") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, for one-sentence errors."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:300].rstrip(".")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings and log lines of torch's own export code from the user; errors pass."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)  # errors come as exceptions
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

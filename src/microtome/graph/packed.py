@@ -22,9 +22,10 @@ from torch.fx import Node
 from microtome.core.formats import Encoded, affine_encoding, format_from_record, format_record
 from microtome.core.packing import pack, unpack
 from microtome.errors import MissingExtraError, OutputError, ReadError
-from microtome.graph.network import Network, first_line
+from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import qparams_of
+from microtome.graph.quiet import first_line
 
 HEADER = "microtome"
 VERSION = 1

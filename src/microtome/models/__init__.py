@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from microtome.errors import OptionError, ReadError
+from microtome.graph import pt2
 from microtome.graph.capture import capture
-from microtome.graph.network import Network, first_line, quiet
+from microtome.graph.network import Network
+from microtome.graph.quiet import first_line, quiet
 from microtome.medical.pipeline import Pipeline
 from microtome.models.bundle import is_bundle, read_bundle
 from microtome.models.factory import build, split_spec
@@ -125,7 +127,7 @@ def _from_pt2(
         raise OptionError(f"{path} has its own weights.", "Leave --weights out.")
     if not path.is_file():
         raise ReadError(f"{path} does not exist.", FORMS)
-    network = Network.load(path)
+    network = pt2.load(path)
     beside = path.with_name("pipeline.json")
     files = [path]
     if pipeline is None and beside.is_file():

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from microtome.errors import MissingExtraError, ModelError, ReadError
-from microtome.graph.network import first_line, quiet
+from microtome.graph.quiet import first_line, quiet
 from microtome.medical.pipeline import Pipeline
 from microtome.models.declared import Declared, multiple_of
 from microtome.models.translate import translate

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from microtome.errors import MicrotomeError, ModelError, ReadError
-from microtome.graph.network import first_line
+from microtome.graph.quiet import first_line
 
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 INSTALLED = tuple(Path(folder).resolve() for name, folder in sysconfig.get_paths().items() if name.endswith("lib"))

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from microtome.errors import MissingExtraError, ReadError, WeightsError
 from microtome.graph.capture import check_finite
-from microtome.graph.network import first_line, quiet
+from microtome.graph.quiet import first_line, quiet
 
 # Where training frameworks keep the state dict (Lightning, MONAI, nnU-Net and many scripts).
 CONTAINERS = ("state_dict", "model_state_dict", "network_weights", "model", "net", "network")

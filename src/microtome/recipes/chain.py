@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from microtome.errors import OptionError
+from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.memory import memory_at_hand
 from microtome.methods.base import Batches, Method
@@ -100,7 +101,7 @@ def run(
             continue
         checkpoint = checkpoints / f"{position}-{name}.pt2" if checkpoints is not None else None
         if checkpoint is not None and checkpoint.exists():
-            network = Network.load(checkpoint)
+            network = pt2.load(checkpoint)
             continue
         announce(name)
         start = time.perf_counter()
@@ -120,7 +121,7 @@ def run(
         network = replace(network, history=(*before, record))
         if checkpoint is not None:
             scratch = checkpoint.with_suffix(".tmp")
-            network.save(scratch)
+            pt2.save(network, scratch)
             scratch.rename(checkpoint)
     return network
 

@@ -55,6 +55,7 @@ class Runtime(Protocol):
     NAME: str
     EXTRA: str
     PRECISIONS: tuple[str, ...]
+    RUNS_INTEGERS: bool  # False: they are simulated, and nothing is faster
 
     def capabilities(self) -> Capabilities:
         """Return what this machine's runtime runs in integers."""

@@ -13,9 +13,11 @@ import numpy as np
 from microtome.core.affine import fake_quantize
 from microtome.errors import MissingExtraError, TargetError
 from microtome.graph import edit
-from microtome.graph.network import Network, first_line, quiet
+from microtome.graph.network import Network
 from microtome.graph.operators import WEIGHTED, constant_source, kind
+from microtome.graph.program import exported
 from microtome.graph.quantizers import quantizers
+from microtome.graph.quiet import first_line, quiet
 from microtome.runtimes.onnx_dynamic import fold_dynamic_ranges
 from microtome.runtimes.onnx_int4 import store_in_4_bits
 
@@ -46,10 +48,10 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
     except ImportError as error:
         raise MissingExtraError("ONNX export", "onnxruntime") from error
     network = in_containers(network)
-    program = network.exported()
+    program = exported(network)
     try:
         with quiet():
-            exported = torch.onnx.export(
+            written = torch.onnx.export(
                 program,
                 input_names=["input"],
                 output_names=["output"],
@@ -64,8 +66,8 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
             f"the network cannot be written as ONNX{_where(network, error)}: {_cause(error)}.",
             "Replace that operator in the model, or choose the target `reference`.",
         ) from error
-    assert exported is not None
-    model = exported.model_proto
+    assert written is not None
+    model = written.model_proto
     _name_layers(model, network, program)
     fold_dynamic_ranges(model)
     _fold_weights(model)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NAME = "onnxruntime"
 EXTRA = "onnxruntime"
 PRECISIONS = ("f32",)
+RUNS_INTEGERS = True
 
 UNSIGNED = QType(8, signed=False, symmetric=False)
 WEIGHT = QType(8, narrow=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NAME = "openvino"
 EXTRA = "openvino"
 PRECISIONS = ("f32", "bf16")
+RUNS_INTEGERS = True
 
 # Unsigned with a zero point: the integer units multiply u8 by s8, and signed inputs cost a correction.
 UNSIGNED = QType(8, signed=False, symmetric=False)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAME = "reference"
 EXTRA = "torch"
 PRECISIONS = ("f32",)
+RUNS_INTEGERS = False
 
 
 def capabilities() -> Capabilities:
@@ -41,8 +42,10 @@ def capabilities() -> Capabilities:
 
 def export(network: Network, folder: Path) -> Path:
     """Write `model.pt2`."""
+    from microtome.graph import pt2
+
     path = folder / "model.pt2"
-    network.save(path)
+    pt2.save(network, path)
     return path
 
 
@@ -66,9 +69,10 @@ class Session:
         Raises:
             ReadError: the file is missing or broken.
         """
-        from microtome.graph.network import Network
 
-        self._network = Network.load(path)
+        from microtome.graph import pt2
+
+        self._network: Network = pt2.load(path)
         self._threads = threads
 
     @property

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 
 from microtome import recipes
+from microtome.batches.calibration import inputs
+from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
 from microtome.errors import MicrotomeError
+from microtome.evidence.candidates import Judge
+from microtome.files import write_json
+from microtome.graph import pt2
 from microtome.graph.network import Network
-from microtome.package import Staging, write_json
 from microtome.progress import Progress, TrainingBar
 from microtome.recipes import Data, Settings
 from microtome.runtimes.base import Session
+from microtome.staging import Staging
 from microtome.types import Array
-from microtome.verbs.calibration import inputs
-from microtome.verbs.judge import Judge
-from microtome.verbs.task import Task
-from microtome.verbs.timing import Candidate, eager, file_bytes, interleaved
+from microtome.verbs.request import Task
 
 # From the cheapest to the most expensive. Each line changes one thing.
 LADDER = ("minmax", "ranges", "int8", "equalized", "mixed", "reconstruct", "qat")
@@ -99,7 +101,7 @@ class _Climb:
         stored = folder / "trial.json"
         if stored.exists():
             record = json.loads(stored.read_text())
-            network = Network.load(folder / "network.pt2")
+            network = pt2.load(folder / "network.pt2")
             self.fastest_ms = min(self.fastest_ms, record["latency_ms"])
             trial = Trial(name, network, record)
         else:
@@ -115,7 +117,7 @@ class _Climb:
             record = self._judged(name, session) | {"latency_ms": latency, "bytes": size}
             record["seconds"] = round(time.perf_counter() - start, 1)
             record |= self._decided(record)
-            network.save(folder / "network.pt2")
+            pt2.save(network, folder / "network.pt2")
             write_json(stored, record)
             trial = Trial(name, network, record)
         self.trials.append(trial)

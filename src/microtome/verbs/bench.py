@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
 from microtome.environment import describe, peak_memory_mib
 from microtome.errors import MicrotomeError
 from microtome.medical.pipeline import Pipeline
@@ -17,7 +18,6 @@ from microtome.progress import Progress, Silent
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime, Session
 from microtome.types import Array
-from microtome.verbs.timing import Candidate, eager, file_bytes, interleaved
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network

@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microtome import recipes
+from microtome.batches.calibration import CalibrationBatches, inputs
+from microtome.batches.training import TrainingBatches, TuningBatches
+from microtome.deployment.deploy import Running, deploy
+from microtome.deployment.placement import Placement, measured_placement
+from microtome.deployment.timing import eager
+from microtome.evidence.comparison import Judgement, Pair, evaluate_pair
+from microtome.evidence.diagnosis import diagnose, from_history
+from microtome.evidence.examples import choose, pictures
+from microtome.evidence.provenance import provenance
+from microtome.files import write_json, writing
+from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
-from microtome.package import Staging, write_json, writing
-from microtome.progress import Progress, Silent, TrainingBar
+from microtome.progress import Progress, Silent, Stopwatch, TrainingBar
+from microtome.staging import Staging
 from microtome.types import Array
 from microtome.verbs.auto import choose as choose_recipe
-from microtome.verbs.calibration import CalibrationBatches, inputs
-from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
-from microtome.verbs.deploy import deploy
-from microtome.verbs.diagnosis import diagnose, from_history
-from microtome.verbs.examples import choose, pictures
 from microtome.verbs.options import RULES, CompressOptions
-from microtome.verbs.placing import Placement, measured_placement
-from microtome.verbs.provenance import provenance
+from microtome.verbs.request import AUTO, FLOAT, Task, identity, read_task, settings
 from microtome.verbs.result import assemble
-from microtome.verbs.task import AUTO, FLOAT, Task, identity, read_task, settings
-from microtome.verbs.timing import Stopwatch, eager
-from microtome.verbs.training_data import TrainingBatches, TuningBatches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +86,16 @@ def compress(
         seconds.lap("place")
         network, trials = _compressed(task, placement, staging, progress)
         seconds.lap("compress")
-        deployed = deploy(task, network, staging, progress, _precision(options, placement))
+        deployed = deploy(
+            task.loaded.network,
+            network,
+            task.runtime,
+            _example(task),
+            staging,
+            title=task.options.recipe,
+            running=Running(options.threads, _precision(options, placement)),
+            progress=progress,
+        )
         seconds.lap("export and bench")
         pair = Pair(eager(task.loaded.network, options.threads), deployed.session.run)
         judgement = Judgement(options.metric, options.margin, options.seed)
@@ -109,18 +120,22 @@ def compress(
     return result
 
 
+def _example(task: Task) -> Array:
+    """Return the first calibration input, float32 (1, C, *S)."""
+    cohort, cases = task.calibration
+    return inputs(cohort, cases[0], task.pipeline, np.random.default_rng(task.options.seed))[0][None]
+
+
 def _placement(task: Task, progress: Progress) -> Placement | None:
     """Measure where integers pay on this machine, if that is asked for."""
     options = task.options
     if options.placement == RULES:
         return None
-    cohort, cases = task.calibration
-    x = inputs(cohort, cases[0], task.pipeline, np.random.default_rng(options.seed))[0][None]
     progress.say("measure where integers pay on this machine")
     return measured_placement(
         task.loaded.network.to("cpu"),
         task.runtime,
-        x,
+        _example(task),
         threads=options.threads,
         budget=60 * options.placement_minutes,
         progress=progress,
@@ -199,7 +214,7 @@ def _write(
     write_json(folder / "result.json", result)
     np.savez_compressed(folder / "examples.npz", **arrays)  # type: ignore[arg-type]
     network = network.to("cpu")
-    network.save(folder / "network.pt2")
+    pt2.save(network, folder / "network.pt2")
     save_packed(network, folder / "weights.safetensors")
     (folder / "pipeline.json").write_text(task.pipeline.to_json())
     calibration_cohort, cases = task.calibration

@@ -11,20 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from microtome import __version__
+from microtome.deployment.timing import eager
 from microtome.environment import describe, peak_memory_mib
 from microtome.errors import SplitError
+from microtome.evidence.comparison import Judgement, Pair, evaluate_pair
+from microtome.evidence.examples import choose, pictures
+from microtome.evidence.provenance import hash_case
+from microtome.files import write_json, writing
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.sliding import Predict
-from microtome.package import SCHEMA, Staging, open_package, write_json, writing
+from microtome.package import SCHEMA, open_package
 from microtome.progress import Progress, Silent
-from microtome.verbs.comparison import Judgement, Pair, evaluate_pair
-from microtome.verbs.examples import choose, pictures
+from microtome.staging import Staging
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.provenance import hash_case
-from microtome.verbs.task import read_cohort, read_network
-from microtome.verbs.timing import eager
+from microtome.verbs.request import read_cohort, read_network
+from microtome.version import __version__
 
 
 def evaluate(

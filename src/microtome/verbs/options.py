@@ -24,7 +24,7 @@ class CompressOptions:
         patient_pattern: regular expression for the patient in a file name.
         calibration: another cohort to calibrate on, all of whose cases are taken for calibration.
         calibration_cases: at most so many.
-        calibration_choice: how they are chosen, see `verbs.selection`.
+        calibration_choice: how they are chosen, see `batches.selection`.
         tuning: share of patients kept for tuning.
         evaluation: share of patients kept for evaluation.
         metric: what the verdict rests on; None is Dice or AUROC.

@@ -14,16 +14,17 @@ import numpy as np
 from microtome.clinical.classification import decide
 from microtome.environment import peak_memory_mib
 from microtome.errors import DataError, MicrotomeError, OptionError
+from microtome.files import sha256
+from microtome.inference.jobs import Job, jobs_of
+from microtome.inference.output import TABLE, Predictions
+from microtome.inference.prefetch import Case, Reader, Writer
 from microtome.medical.infer import probabilities
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Settings, Stream, segment_each
-from microtome.package import Package, open_package, sha256
+from microtome.package import Package, open_package
 from microtome.progress import Progress, Silent
 from microtome.types import Array
-from microtome.verbs.ahead import Case, Reader, Writer
-from microtome.verbs.inputs import Job, jobs_of
-from microtome.verbs.predictions import TABLE, Predictions
 
 EXTENSIONS = ("nii.gz", "nii")
 STAGES = ("read", "prepare", "infer", "finish", "write")
@@ -54,7 +55,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
 
     Args:
         package: a folder that `compress` wrote.
-        inputs: image files, DICOM series, and folders that hold them, see `verbs.inputs.jobs_of`.
+        inputs: image files, DICOM series, and folders that hold them, see `inference.jobs.jobs_of`.
         out: folder to fill.
         threads: of the runtime; 0 lets it choose.
         overlap: of neighbouring windows, instead of the pipeline's, in [0, 1).

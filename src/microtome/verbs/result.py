@@ -5,17 +5,18 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from microtome import __version__
 from microtome.core.affine import real_range
+from microtome.deployment.deploy import Deployed
+from microtome.deployment.layers import integer_counts
 from microtome.environment import describe, peak_memory_mib
+from microtome.evidence.comparison import Evaluation
+from microtome.files import sha256
 from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
 from microtome.medical.pipeline import describe as describe_pipeline
-from microtome.package import SCHEMA, sha256
-from microtome.verbs.comparison import Evaluation
-from microtome.verbs.deploy import Deployed
-from microtome.verbs.layers import integer_counts
-from microtome.verbs.task import Task
+from microtome.package import SCHEMA
+from microtome.verbs.request import Task
+from microtome.version import __version__
 
 # The runtime may differ from the simulated graph by roundings, which is less than quantization itself costs. Where it
 # differs by much more than that, it computes something else.

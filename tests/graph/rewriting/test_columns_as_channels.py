@@ -3,9 +3,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from microtome.graph.capture import capture, export_graph, network_from_export
+from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
+from microtome.graph.program import export_graph, exported, network_from_export
 from microtome.graph.rewriting.columns import columns_as_channels
 from microtome.graph.rewriting.side_by_side import TO_CHANNELS, TO_COLUMNS
 from microtome.methods.fold import FoldBatchNorm
@@ -72,7 +73,7 @@ def test_computes_the_same(dims: int):
 
 def test_exports_with_free_sizes():
     network = quantized(Narrow(), (3, 8, 8))
-    program = columns_as_channels(network).exported()
+    program = exported(columns_as_channels(network))
     x = torch.randn(2, 3, 12, 16)
     torch.testing.assert_close(program.module()(x), network(x), atol=2e-5, rtol=2e-5)
 

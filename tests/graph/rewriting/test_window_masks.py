@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from microtome.graph.capture import export_graph, network_from_export
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
+from microtome.graph.program import export_graph, network_from_export
 from microtome.graph.rewriting.window_masks import window_masks
 from networks import randomize
 

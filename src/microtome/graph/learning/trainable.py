@@ -11,9 +11,10 @@ from torch.fx import GraphModule, Node
 
 from microtome.graph import edit
 from microtome.graph.learning.learned import Grid
-from microtome.graph.network import Network, quiet
+from microtome.graph.network import Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import Quantizer, quantizers
+from microtome.graph.quiet import quiet
 
 Factory = Callable[[Quantizer], Grid | None]
 PREFIX = "quantizer_modules"

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Interpreter, Node
 
-from microtome.graph.network import Network, quiet
+from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, groups, kind
+from microtome.graph.quiet import quiet
 
 LANES = 16  # 32-bit sums in a vector register of 512 bits: fewer output channels cost as much
 SIDE_BY_SIDE = (2, 4, 8)

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microtome import __version__
 from microtome.errors import LabelError, OptionError
+from microtome.evidence.comparison import check_metric
+from microtome.evidence.provenance import hash_case
+from microtome.files import writing
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline, default_pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
-from microtome.package import writing
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.types import Case
-from microtome.verbs.comparison import check_metric
 from microtome.verbs.options import MEASURED, RULES, CompressOptions
-from microtome.verbs.provenance import hash_case
+from microtome.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,7 +125,7 @@ def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -
     Raises:
         OptionError: an unknown way to choose.
     """
-    from microtome.verbs.selection import select
+    from microtome.batches.selection import select
 
     asked: dict[str, Any] = {"pipeline": pipeline, "seed": options.seed}
     asked |= {"count": options.calibration_cases, "strategy": options.calibration_choice}

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from microtome import __version__
+from microtome.deployment.timing import Candidate, interleaved
 from microtome.environment import describe
 from microtome.errors import MicrotomeError
 from microtome.graph.choosing.placement import readers, rule_of_thumb, supported_layers
@@ -31,7 +31,7 @@ from microtome.methods.quantize import Quantize
 from microtome.progress import Progress
 from microtome.runtimes.base import LayerRun, Runtime, Session
 from microtome.types import Array, Capabilities
-from microtome.verbs.timing import Candidate, interleaved
+from microtome.version import __version__
 
 # A change must be so much faster, interleaved with what it replaces, before it is kept: less is noise.
 FASTER = 0.98

@@ -10,15 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from microtome.errors import DataError, OptionError, SplitError
-from microtome.graph.network import Network
-from microtome.medical.cohort import Cohort
-from microtome.medical.pipeline import Pipeline
-from microtome.medical.prepare import prepare
-from microtome.medical.read import read_mask
-from microtome.types import Array, Case
-from microtome.verbs.calibration import windows
-from microtome.verbs.features import (
+from microtome.batches.calibration import windows
+from microtome.batches.features import (
     NetworkFeatures,
     contrast,
     farthest_first,
@@ -27,6 +20,13 @@ from microtome.verbs.features import (
     joined,
     tertiles,
 )
+from microtome.errors import DataError, OptionError, SplitError
+from microtome.graph.network import Network
+from microtome.medical.cohort import Cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import prepare
+from microtome.medical.read import read_mask
+from microtome.types import Array, Case
 
 POOL = 512  # cases that are looked at; of more, so many are drawn
 MOST_VALUES = 8  # of a subgroup: a column with more of them, such as an age, makes no groups

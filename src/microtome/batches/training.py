@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microtome.batches.calibration import inputs
+from microtome.batches.selection import balanced
 from microtome.errors import LabelError, OptionError, SplitError
 from microtome.medical.augment import Augmentation, augment
 from microtome.medical.cohort import Cohort
@@ -18,8 +20,6 @@ from microtome.medical.foreground import foreground_points, prepare_labels, wind
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.types import Array, Case
-from microtome.verbs.calibration import inputs
-from microtome.verbs.selection import balanced
 
 # Share of windows that are centred on a labelled structure; the others lie anywhere.
 ON_FOREGROUND = 0.5

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from microtome.core.attention_formats import LogGrid
 from microtome.core.formats import PowerOfTwo
+from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.graph import edit
 from microtome.graph.dynamic import insert_dynamic_quantizer
 from microtome.graph.network import Network
@@ -22,7 +23,6 @@ from microtome.methods.encode import EncodeWeights
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import QParams, QType
-from microtome.verbs.diagnosis import diagnose, from_history
 from networks import EVERYTHING, REAL, captured, images, sqnr_db
 
 ROUNDINGS = 0.02  # decibels: sums in float64 of values in float32, rounded to two digits

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
+from microtome.batches.training import TrainingBatches, TuningBatches
 from microtome.errors import GeometryError, LabelError, OptionError, SplitError
 from microtome.medical.augment import Augmentation, augment
 from microtome.medical.cohort import Cohort, load_cohort
@@ -13,7 +14,6 @@ from microtome.medical.foreground import foreground_points, prepare_labels, wind
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare, restore
 from microtome.types import Image
-from microtome.verbs.training_data import TrainingBatches, TuningBatches
 
 SPOT = ("background", "spot")
 PICTURES = Pipeline("segmentation", SPOT, grayscale=True, size=(32, 32), normalize="unit")

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
+from microtome.batches.calibration import WINDOWS_PER_CASE, CalibrationBatches, inputs
+from microtome.batches.features import NetworkFeatures, contrast, farthest_first, in_turn, joined, tertiles
+from microtome.batches.selection import STRATEGIES, balanced, select
 from microtome.errors import OptionError, ReadError, SplitError
 from microtome.graph.capture import capture
 from microtome.medical.cohort import Cohort, load_cohort
@@ -15,9 +18,6 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.progress import Silent
 from microtome.types import Case
-from microtome.verbs.calibration import WINDOWS_PER_CASE, CalibrationBatches, inputs
-from microtome.verbs.features import NetworkFeatures, contrast, farthest_first, in_turn, joined, tertiles
-from microtome.verbs.selection import STRATEGIES, balanced, select
 
 SPOT = ("background", "spot")
 PICTURES = Pipeline("segmentation", SPOT, grayscale=True, normalize="unit")
@@ -124,7 +124,7 @@ def test_strata_of_volumes_of_volumes(volumes):
 
 @pytest.mark.parametrize("strategy", ["stratified", "foreground", "diverse"])
 def test_of_many_cases_some_are_looked_at(pictures, strategy, monkeypatch):
-    monkeypatch.setattr("microtome.verbs.selection.POOL", 3)
+    monkeypatch.setattr("microtome.batches.selection.POOL", 3)
     cases = select(pictures, pictures.train, pipeline=PICTURES, count=2, strategy=strategy)
     assert len(cases) == 2
     assert len(select(pictures, pictures.train, pipeline=PICTURES, count=5, strategy=strategy)) == 5

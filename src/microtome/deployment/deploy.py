@@ -9,19 +9,31 @@ from typing import Any
 
 import numpy as np
 
+from microtome.deployment.layers import layer_table
+from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
 from microtome.errors import MicrotomeError
 from microtome.graph.network import Network
-from microtome.package import Staging
-from microtome.progress import Progress
-from microtome.runtimes.base import Session
+from microtome.progress import Progress, Silent
+from microtome.runtimes.base import Runtime, Session
+from microtome.staging import Staging
 from microtome.types import Array
-from microtome.verbs.calibration import inputs
-from microtome.verbs.layers import layer_table
-from microtome.verbs.task import Task
-from microtome.verbs.timing import Candidate, eager, file_bytes, interleaved
 
 # How much faster the network must be with its float part in bf16 before that is chosen.
 WORTHWHILE = 0.95
+
+
+@dataclass(frozen=True)
+class Running:
+    """How networks are run.
+
+    Attributes:
+        threads: of the runtime and of eager PyTorch; 0 is all.
+        precision: of what the compressed network leaves in float; None takes the first that the target offers, unless
+            another is clearly faster.
+    """
+
+    threads: int = 0
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,42 +50,51 @@ class Deployed:
 
 
 def deploy(
-    task: Task, network: Network, staging: Staging, progress: Progress, precision: str | None = None
+    parent: Network,
+    network: Network,
+    target: Runtime,
+    x: Array,
+    staging: Staging,
+    *,
+    title: str,
+    running: Running | None = None,
+    progress: Progress | None = None,
 ) -> Deployed:
     """Export parent and compressed network, open them, and look at how they run.
 
     Args:
-        task: what was asked.
+        parent: uncompressed.
         network: compressed.
+        target: the runtime.
+        x: one input, float32 (1, C, *S).
         staging: takes the files.
+        title: of the compressed network in the table of times, such as the recipe's name.
+        running: threads and precision.
         progress: told what is done.
-        precision: of what the compressed network leaves in float; None takes the first that the target offers, unless
-            another is clearly faster.
 
     Raises:
         TargetError: an operator cannot be exported, or the compressed network does not run.
     """
-    options, target = task.options, task.runtime
-    parent, network = task.loaded.network.to("cpu"), network.to("cpu")
-    progress.say(f"export to {options.target}")
+    progress, running = progress or Silent(), running or Running()
+    threads, precision = running.threads, running.precision
+    parent, network = parent.to("cpu"), network.to("cpu")
+    progress.say(f"export to {target.NAME}")
     baseline = staging.work / "parent"
     baseline.mkdir(exist_ok=True)
     parent_path, path = target.export(parent, baseline), target.export(network, staging.package)
-    cohort, cases = task.calibration
-    x = inputs(cohort, cases[0], task.pipeline, np.random.default_rng(options.seed))[0][None]
 
     progress.say("time parent and compressed network, interleaved")
-    run_parent = eager(parent, options.threads)
-    real, simulated = run_parent(x), eager(network, options.threads)(x)
-    floats = {} if options.target == "reference" else _open(task, parent_path, target.PRECISIONS, x)
-    ours = _open(task, path, target.PRECISIONS if precision is None else (precision,), x)
+    run_parent = eager(parent, threads)
+    real, simulated = run_parent(x), eager(network, threads)(x)
+    floats = {} if not target.RUNS_INTEGERS else _open(target, parent_path, target.PRECISIONS, x, threads)
+    ours = _open(target, path, target.PRECISIONS if precision is None else (precision,), x, threads)
     sizes = file_bytes(target, parent_path), file_bytes(target, path)
-    names = {p: f"{options.target} {options.recipe}" + (f", rest {p}" if len(ours) > 1 else "") for p in ours}
+    names = {p: f"{target.NAME} {title}" + (f", rest {p}" if len(ours) > 1 else "") for p in ours}
     runs = interleaved(
         [
             Candidate("eager f32", "pytorch", "f32", run_parent),
-            *(Candidate(f"{options.target} {p}", options.target, p, s.run, sizes[0]) for p, s in floats.items()),
-            *(Candidate(names[p], options.target, options.recipe, s.run, sizes[1], True) for p, s in ours.items()),
+            *(Candidate(f"{target.NAME} {p}", target.NAME, p, s.run, sizes[0]) for p, s in floats.items()),
+            *(Candidate(names[p], target.NAME, title, s.run, sizes[1], True) for p, s in ours.items()),
         ],
         x,
     )
@@ -88,7 +109,7 @@ def deploy(
     return Deployed(path, chosen, best, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
 
 
-def _open(task: Task, path: Path, precisions: Sequence[str], x: Array) -> dict[str, Session]:
+def _open(target: Runtime, path: Path, precisions: Sequence[str], x: Array, threads: int) -> dict[str, Session]:
     """Open a model file once for each float precision in which it runs on this machine, and run it once.
 
     Raises:
@@ -97,7 +118,7 @@ def _open(task: Task, path: Path, precisions: Sequence[str], x: Array) -> dict[s
     sessions: dict[str, Session] = {}
     for precision in precisions:
         try:
-            session = task.runtime.open_session(path, threads=task.options.threads, precision=precision)
+            session = target.open_session(path, threads=threads, precision=precision)
             session.run(x)
         except MicrotomeError:
             if precision == precisions[-1] and not sessions:

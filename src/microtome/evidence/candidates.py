@@ -11,6 +11,7 @@ from microtome.clinical.noninferiority import chosen_margin
 from microtome.clinical.overlap import agreement, count_labels, dice_from_counts
 from microtome.clinical.summary import summarise_classification, summarise_segmentation
 from microtome.errors import SplitError
+from microtome.evidence.comparison import DEFAULT_METRIC
 from microtome.medical.cohort import Cohort
 from microtome.medical.infer import finish_segmentation, probabilities, scores
 from microtome.medical.pipeline import Pipeline
@@ -18,7 +19,6 @@ from microtome.medical.prepare import Prepared, prepare
 from microtome.medical.sliding import Predict
 from microtome.progress import Progress, Silent
 from microtome.types import Array, Case, Interval
-from microtome.verbs.comparison import DEFAULT_METRIC
 
 # Prepared images that are kept between candidates, in bytes; what is beyond is read anew each time.
 KEPT = 1 << 30

@@ -1,16 +1,16 @@
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
+import tiny
 from microtome.errors import SplitError
+from microtome.evidence.candidates import Judge
+from microtome.evidence.comparison import Pair, evaluate_pair
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline, default_pipeline
 from microtome.types import Array
-from microtome.verbs.comparison import Pair, evaluate_pair
-from microtome.verbs.judge import Judge
 
 
 def predictor(module: nn.Module):
@@ -75,7 +75,7 @@ def test_images_are_prepared_once_and_the_parent_runs_once(segmentation, monkeyp
 
     judge = Judge(parent, cohort, cohort.evaluation, pipeline)
     assert len(runs) == len(cohort.evaluation)
-    monkeypatch.setattr("microtome.verbs.judge.prepare", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr("microtome.evidence.candidates.prepare", lambda *_: pytest.fail("prepared again"))
     judge(predictor(tiny.Spots()))
     assert len(runs) == len(cohort.evaluation)
 

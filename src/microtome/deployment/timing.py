@@ -39,21 +39,6 @@ class Candidate:
     compressed: bool = False
 
 
-class Stopwatch:
-    """Seconds of each stage, in `laps`."""
-
-    def __init__(self) -> None:
-        """Start the first stage."""
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """End a stage under its name; the next one begins."""
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 6)
-        self._last = now
-
-
 def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BUDGET_SECONDS) -> list[dict[str, Any]]:
     """Time the candidates in turn, A B C A B C …, so that a machine that slows down slows them all.
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from microtome.evidence.comparison import Pair, label_map
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.types import Array, Case, Image
-from microtome.verbs.comparison import Pair, label_map
 
 WORST = 3
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from microtome import __version__
 from microtome.errors import MicrotomeError, OutputError
+from microtome.files import write_json, writing
+from microtome.inference.jobs import Job
 from microtome.medical.write import write_labels
-from microtome.package import write_json, writing
 from microtome.types import Array, Image
-from microtome.verbs.inputs import Job
+from microtome.version import __version__
 
 SCHEMA = 1
 RECORD = "predict.json"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import Spots
 
+from microtome.deployment import timing
+from microtome.deployment.deploy import sqnr
+from microtome.deployment.layers import integer_counts, layer_table
+from microtome.deployment.timing import LEAST_ROUNDS, MOST_REST_SECONDS, PROBE_SECONDS, Candidate, interleaved
 from microtome.graph.capture import capture
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.runtimes import runtime
 from microtome.runtimes.base import LayerRun
-from microtome.verbs import timing
-from microtome.verbs.deploy import sqnr
-from microtome.verbs.layers import integer_counts, layer_table
-from microtome.verbs.timing import LEAST_ROUNDS, MOST_REST_SECONDS, PROBE_SECONDS, Candidate, interleaved
+from tiny import Spots
 
 
 def quantized():

@@ -21,9 +21,8 @@ from microtome.medical.infer import finish_segmentation, probabilities, scores
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.medical.sliding import Predict
-from microtome.progress import Progress, Silent
+from microtome.progress import Progress, Silent, Stopwatch
 from microtome.types import Array, Case
-from microtome.verbs.timing import Stopwatch
 
 # How far apart two borders may lie and still count as the same (NSD): a voxel of usual size; two pixels of a picture.
 TOLERANCE_MM = 1.0

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microtome.files import sha256
 from microtome.medical.cohort import Cohort
-from microtome.package import sha256
 from microtome.progress import Progress
 from microtome.types import Case
 

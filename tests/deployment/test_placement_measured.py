@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from microtome.deployment.placement import Placement, measured_placement
 from microtome.graph.capture import capture
 from microtome.graph.choosing.placement import readers, rule_of_thumb
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.progress import Silent
 from microtome.runtimes import openvino
-from microtome.verbs.placing import Placement, measured_placement
 from networks import randomize
 
 SHAPE = (3, 32, 32)

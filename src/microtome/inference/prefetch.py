@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from microtome.inference.jobs import Job
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, prepare
 from microtome.medical.read import read_image
 from microtome.types import Image
-from microtome.verbs.inputs import Job
 
 
 @dataclass

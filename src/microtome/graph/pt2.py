@@ -1,0 +1,71 @@
+"""A Network in a `.pt2` file, which `torch.export.load` reads too."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from microtome.core.formats import encoding_from_record, encoding_record
+from microtome.errors import ModelError, ReadError
+from microtome.graph.network import Network
+from microtome.graph.program import exported, network_from_export
+from microtome.graph.quiet import first_line, quiet
+
+METADATA = "microtome.json"
+
+
+def save(network: Network, path: Path) -> None:
+    """Write a network's graph, its weights and its history."""
+    metadata = {
+        "shape": list(network.shape),
+        "dynamic": list(network.dynamic),
+        "state": sorted(network.state),
+        "history": list(network.history),
+        "notes": list(network.notes),
+        "formats": {name: encoding_record(encoding) for name, encoding in network.formats.items()},
+    }
+    program = exported(network)
+    program._example_inputs = None  # megabytes of zeros
+    content = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
+    with quiet():
+        torch.export.save(program, content, extra_files={METADATA: json.dumps(metadata)})
+    path.write_bytes(content.getbuffer())
+
+
+def load(path: Path) -> Network:
+    """Read a `.pt2` file, ours or anybody's.
+
+    Raises:
+        ReadError: missing, not a `.pt2` file, or truncated.
+        ModelError: it has several inputs.
+    """
+
+    if not path.is_file():
+        raise ReadError(f"{path} does not exist.", "Give the path of a .pt2 file.")
+    extra = {METADATA: ""}
+    try:
+        with quiet():
+            program = torch.export.load(path, extra_files=extra)
+    except Exception as error:
+        raise ReadError(
+            f"{path} is not a .pt2 file that torch {torch.__version__} can read ({first_line(error)}).",
+            "Save it with torch.export.save, or pass the model as file.py:factory with --weights.",
+        ) from error
+    network = network_from_export(program)
+    if not extra[METADATA]:
+        return network
+    try:
+        metadata = json.loads(extra[METADATA])
+        return replace(
+            network,
+            state=frozenset(metadata["state"]),
+            history=tuple(metadata["history"]),
+            notes=tuple(metadata["notes"]),
+            formats={n: encoding_from_record(record) for n, record in metadata.get("formats", {}).items()},
+        )
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{path} holds broken microtome metadata ({first_line(error)}).") from error

@@ -1,0 +1,1 @@
+"""Many images through a package: which, in what order, and where the results go. No torch."""
