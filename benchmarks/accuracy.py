@@ -136,7 +136,7 @@ class Subject:
         self.sensitivities: tuple[Sensitivity, ...] | None = None
         parent = eager(self.network, threads)
         self.real = parent(self.example)
-        self.judge = Judge(self.session(self.network).run, self.cohort, self.cohort.evaluation, self.pipeline)
+        self.judge = Judge(self.session(self.network).stream, self.cohort, self.cohort.evaluation, self.pipeline)
 
     def session(self, network: Network) -> Any:
         with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ class Subject:
             result |= {"layers": len(names), "int8_layers": sum(executed)}
         result["seconds"] = round(time.perf_counter() - start, 1)
         result["sqnr_db"] = sqnr(self.real, session.run(self.example))
-        judged = self.judge(session.run)
+        judged = self.judge(session.stream)
         result |= {
             "metric": self.judge.metric,
             "parent": judged.parent,

@@ -21,9 +21,13 @@ from torch import Tensor, nn
 
 from microtome.clinical.classification import auprc, auroc
 from microtome.clinical.overlap import dice
-from microtome.medical.infer import classify, segment
+from microtome.evidence.comparison import streamed
 from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import prepare
 from microtome.medical.read import read_image, read_mask
+from microtome.tasks import task
+from microtome.tasks.base import predict_one
+from microtome.types import Image
 
 Row = Mapping[str, str]  # a line of the manifest
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -217,6 +221,11 @@ def predictor(module: nn.Module, device: str = "cpu") -> Callable[[np.ndarray], 
     return predict
 
 
+def predicted(run: Callable[[np.ndarray], np.ndarray], image: Image, pipeline: Pipeline) -> np.ndarray:
+    """What the task makes of an image: a label map on its own grid, or class probabilities."""
+    return predict_one(task(pipeline.task), streamed(run), prepare(image, pipeline), pipeline)
+
+
 def segmentation_scores(module: nn.Module, rows: Sequence[Row], pipeline: Pipeline, device: str) -> dict[str, object]:
     """Mean Dice over the test cases, per structure and over the structures, each case on its own grid."""
     predict = predictor(module, device)
@@ -226,7 +235,7 @@ def segmentation_scores(module: nn.Module, rows: Sequence[Row], pipeline: Pipeli
     table = np.empty((len(test), len(names)))
     for k, row in enumerate(test):
         image = read_image([Path(row["image"])])
-        prediction, reference = segment(predict, image, pipeline), read_mask(Path(row["mask"]), image)
+        prediction, reference = predicted(predict, image, pipeline), read_mask(Path(row["mask"]), image)
         table[k] = [dice(prediction, reference, label=label) for label in names]
     structures = {f"dice/{name}": round(float(v), 4) for name, v in zip(names.values(), table.mean(0), strict=True)}
     return {"dice": round(float(table.mean()), 4), **structures, **_counts(test)}
@@ -236,7 +245,7 @@ def classification_scores(module: nn.Module, rows: Sequence[Row], pipeline: Pipe
     """AUROC, AUPRC and accuracy on the test cases."""
     predict = predictor(module, device)
     test = [row for row in rows if row["split"] == "test"]
-    table = np.stack([classify(predict, read_image([Path(row["image"])]), pipeline) for row in test])
+    table = np.stack([predicted(predict, read_image([Path(row["image"])]), pipeline) for row in test])
     labels = np.array([pipeline.classes.index(row["label"]) for row in test])
     return {
         "auroc": round(float(auroc(table, labels)), 4),

@@ -10,12 +10,12 @@ from typing import Any
 
 from microtome.errors import ReadError
 from microtome.files import sha256
-from microtome.medical.infer import classify
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.medical.stream import segment_streamed
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Session
+from microtome.tasks import task
+from microtome.tasks.base import predict_one
 from microtome.types import Array, Image
 
 SCHEMA = 1
@@ -38,10 +38,8 @@ class Package:
     result: Mapping[str, Any]
 
     def predict(self, image: Image) -> Array:
-        """Return the label map on the image's own grid (segmentation) or the class probabilities (classification)."""
-        if self.pipeline.task == "segmentation":
-            return segment_streamed(self.session.stream, prepare(image, self.pipeline), self.pipeline)
-        return classify(self.session.run, image, self.pipeline)
+        """Return what the task predicts, such as a label map on the image's own grid, or class probabilities."""
+        return predict_one(task(self.pipeline.task), self.session.stream, prepare(image, self.pipeline), self.pipeline)
 
 
 def open_package(folder: Path | str, *, threads: int = 0) -> Package:
@@ -52,7 +50,7 @@ def open_package(folder: Path | str, *, threads: int = 0) -> Package:
         threads: of the runtime; 0 lets it choose.
 
     Raises:
-        ReadError: it is no package, a file is missing, or the model file is not the one that was measured.
+        ReadError: it is no package, a file is missing, or a file is not the one that was measured.
         MissingExtraError: its runtime is not installed.
     """
     folder = Path(folder)
@@ -63,18 +61,24 @@ def open_package(folder: Path | str, *, threads: int = 0) -> Package:
     deployed = result.get("session")
     if not isinstance(deployed, dict):
         raise ReadError(f"{folder}/result.json does not say which runtime the package is for.", "Compress again.")
+    if sha256(pipeline_file) != deployed.get("pipeline_sha256", sha256(pipeline_file)):
+        raise _changed(pipeline_file)
     chosen = runtime(deployed["runtime"])
     model = folder / deployed["file"]
     for file in chosen.files(model):
         if not file.exists():
             raise ReadError(f"{folder} has no {file.name}.", "Copy the whole package folder.")
         if sha256(file) != deployed["sha256"].get(file.name):
-            raise ReadError(
-                f"{file} is not the file that was measured: its SHA-256 differs from the one in result.json.",
-                "Copy the package again from its source, or compress again.",
-            )
+            raise _changed(file)
     session = chosen.open_session(model, threads=threads, precision=deployed["precision"])
     return Package(folder, Pipeline.from_json(pipeline_file.read_text()), session, result)
+
+
+def _changed(file: Path) -> ReadError:
+    return ReadError(
+        f"{file} is not the file that was measured: its SHA-256 differs from the one in result.json.",
+        "Copy the package again from its source, or compress again.",
+    )
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -63,3 +63,8 @@ class Stopwatch:
         now = time.perf_counter()
         self.laps[name] = round(now - self._last, 6)
         self._last = now
+
+    def split(self, name: str, seconds: float, rest: str) -> None:
+        """Give a stage only so many of its seconds, and the rest of them to another."""
+        self.laps[rest] = round(max(0.0, self.laps[name] - seconds), 6)
+        self.laps[name] = round(seconds, 6)

@@ -12,7 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-Task = Literal["segmentation", "classification"]
 Role = Literal["train", "tuning", "evaluation"]
 Array = np.ndarray
 Bits = tuple[int | None, int | None]
@@ -132,7 +131,7 @@ class Case:
     Attributes:
         image: one file; one file per channel; or the slices of one DICOM series.
         mask: the reference segmentation, on the image's grid.
-        label: the reference class, an index into the cohort's class names.
+        label: the reference class, an index into the cohort's class names; or a reference number.
         index: position within the file, where one file holds the whole cohort (MedMNIST).
         role: what the case may be used for. `train` cases may have been seen in training; calibration takes from them.
         subgroups: further columns (site, sex, device, …) by which results are also shown.
@@ -142,7 +141,7 @@ class Case:
     patient: str
     image: tuple[Path, ...]
     mask: Path | None = None
-    label: int | None = None
+    label: int | float | None = None
     index: int | None = None
     role: Role = "evaluation"
     subgroups: Mapping[str, str] = field(default_factory=dict)

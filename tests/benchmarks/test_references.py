@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_image
 
 from microtome.clinical.overlap import dice
 from microtome.graph.program import export_graph, network_from_export
-from microtome.medical.infer import segment
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image, read_mask
+from plain import segment
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

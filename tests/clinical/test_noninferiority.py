@@ -91,8 +91,6 @@ def test_false_non_inferiority_is_about_five_in_a_hundred() -> None:
 
 
 def test_margins_and_metrics_are_checked() -> None:
-    with pytest.raises(OptionError, match="lower is better"):
-        verdict(np.zeros(6), metric="hd95/anterior", margin=1.0)
     with pytest.raises(OptionError, match="no default margin for sensitivity"):
         verdict(np.zeros(6), metric="sensitivity")
     with pytest.raises(OptionError, match="margin is 0"):
@@ -113,3 +111,27 @@ def test_to_dict_has_the_fields_of_the_result() -> None:
         "reason": found.reason,
     }
     assert no_reference("auroc").to_dict()["non_inferior"] is None
+
+
+def test_where_lower_is_better_a_rise_is_the_loss() -> None:
+    better, worse = spread(60, -0.4, 0.1), spread(60, 0.4, 0.1)
+    found = verdict(better, metric="hd95/anterior", margin=0.3)
+    assert found.non_inferior is True
+    assert found.reason.startswith(
+        "The upper bound of the one-sided 95 % interval of the HD95 (anterior) difference, -0.3"
+    )
+    assert "lies below the margin of 0.3." in found.reason
+    assert found.lower_one_sided == pytest.approx(-0.4 + 1.67 * 0.1 / 60**0.5, abs=3e-3)
+    lost = verdict(worse, metric="hd95/anterior", margin=0.3)
+    assert lost.non_inferior is False
+    assert lost.reason.startswith("Inferior: the lower bound of the one-sided 95 % interval of the HD95 (anterior)")
+    assert "lies above the margin of 0.3." in lost.reason
+    assert verdict(spread(30, 0.25, 0.5), metric="hd95", margin=0.3).non_inferior is None
+
+
+def test_what_is_no_share_may_have_a_margin_above_one() -> None:
+    assert verdict(spread(60, 0.0, 0.1), metric="hd95", margin=2.0).non_inferior is True
+    with pytest.raises(OptionError, match="no default margin for hd95"):
+        verdict(np.zeros(6), metric="hd95")
+    with pytest.raises(OptionError, match=r"The margin is -1"):
+        verdict(np.zeros(6), metric="hd95", margin=-1.0)

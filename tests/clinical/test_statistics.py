@@ -1,5 +1,7 @@
 """The bootstrap: against theory, simulation and a plain loop."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,7 +11,6 @@ from microtome.clinical.classification import auroc
 from microtome.clinical.statistics import (
     Replicates,
     bootstrap_mean,
-    bootstrap_statistic,
     difference,
     required_cases,
     resample,
@@ -20,6 +21,10 @@ from microtome.types import Interval
 
 ROUNDING = 1e-12
 MONTE_CARLO = 0.06  # relative error of a 95 % bound from 2,000 resamples, about three standard errors
+
+
+def interval_of(statistic: Callable[[np.ndarray], np.ndarray], groups: list, **options: int) -> Interval:
+    return resample({"it": statistic}, groups, **options)["it"].interval()
 
 
 def ids(n: int) -> list[str]:
@@ -117,7 +122,7 @@ def test_a_paired_difference_uses_the_same_resamples() -> None:
     def gap(first: np.ndarray, second: np.ndarray, truth: np.ndarray, *, weights: np.ndarray) -> np.ndarray:
         return auroc(second, truth, weights=weights) - auroc(first, truth, weights=weights)
 
-    direct = bootstrap_statistic(gap, (parent, compressed, labels), groups=ids(200))
+    direct = interval_of(lambda w: gap(parent, compressed, labels, weights=w), ids(200))
     assert (direct.low, direct.high) == pytest.approx((paired.low, paired.high), abs=ROUNDING)
 
 
@@ -125,7 +130,7 @@ def test_auroc_interval_agrees_with_hanley_and_mcneil() -> None:
     random = np.random.default_rng(11)
     labels = np.arange(600) % 2
     scores = random.normal(size=600) + 1.2 * labels
-    found = bootstrap_statistic(auroc, (scores, labels), groups=ids(600))
+    found = interval_of(lambda w: auroc(scores, labels, weights=w), ids(600))
     a, n = found.value, 300
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
     error = np.sqrt((a * (1 - a) + (n - 1) * (q1 - a * a) + (n - 1) * (q2 - a * a)) / (n * n))
@@ -147,9 +152,9 @@ def test_resamples_without_one_class_are_left_out() -> None:
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.arange(50) % 2
     scores = np.random.default_rng(0).random(50) + 0.2 * labels
-    whole = bootstrap_statistic(auroc, (scores, labels), groups=ids(50), resamples=200)
+    whole = interval_of(lambda w: auroc(scores, labels, weights=w), ids(50), resamples=200)
     monkeypatch.setattr("microtome.clinical.statistics.BLOCK", 50 * 17)
-    assert bootstrap_statistic(auroc, (scores, labels), groups=ids(50), resamples=200) == whole
+    assert interval_of(lambda w: auroc(scores, labels, weights=w), ids(50), resamples=200) == whole
 
 
 def test_no_interval_when_most_resamples_are_undefined() -> None:

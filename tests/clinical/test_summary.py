@@ -219,7 +219,7 @@ def test_refusals() -> None:
         summarise_classification([])
     with pytest.raises(LabelError, match="no metric 'dice/spleen'"):
         summarise_segmentation(segmented(), metric="dice/spleen", margin=0.01)
-    with pytest.raises(OptionError, match="lower is better"):
+    with pytest.raises(OptionError, match="no default margin for hd95"):
         summarise_segmentation(segmented(), metric="hd95")
     broken = [dataclasses.replace(classified()[0], compressed=(NAN, NAN)), *classified()[1:]]
     with pytest.raises(DataError, match="not a finite number"):

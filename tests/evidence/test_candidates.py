@@ -7,9 +7,10 @@ from torch import nn
 import tiny
 from microtome.errors import SplitError
 from microtome.evidence.candidates import Judge
-from microtome.evidence.comparison import Pair, evaluate_pair
+from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.medical.cohort import load_cohort
-from microtome.medical.pipeline import Pipeline, default_pipeline
+from microtome.medical.pipeline import Pipeline
+from microtome.tasks.guess import default_pipeline
 from microtome.types import Array
 
 
@@ -18,7 +19,7 @@ def predictor(module: nn.Module):
         with torch.no_grad():
             return module.eval()(torch.from_numpy(x)).numpy()
 
-    return run
+    return streamed(run)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,10 @@ def test_images_are_prepared_once_and_the_parent_runs_once(segmentation, monkeyp
     cohort, pipeline = segmentation
     runs = []
 
-    def parent(x: Array) -> Array:
-        runs.append(x)
-        return predictor(tiny.Spots())(x)
+    def parent(batches):
+        for x in batches:
+            runs.append(x)
+            yield from predictor(tiny.Spots())([x])
 
     judge = Judge(parent, cohort, cohort.evaluation, pipeline)
     assert len(runs) == len(cohort.evaluation)
@@ -86,7 +88,7 @@ def test_classification(tmp_path: Path):
     parent = predictor(tiny.Brightness())
     judge = Judge(parent, cohort, cohort.evaluation, pipeline)
     assert judge.metric == "auroc"
-    judged = judge(lambda x: -parent(x))
+    judged = judge(lambda batches: (-x for x in parent(batches)))
     assert judged.value == pytest.approx(1 - judged.parent)
     assert judged.non_inferior is not True
 

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from microtome.errors import DataError, GeometryError, OptionError, ReadError
-from microtome.medical.infer import classify, finish_segmentation, probabilities, segment
-from microtome.medical.pipeline import Pipeline, default_pipeline, describe
+from microtome.medical.infer import finish_segmentation, probabilities
+from microtome.medical.pipeline import Pipeline, describe
 from microtome.medical.prepare import prepare, resample
+from microtome.tasks.guess import default_pipeline
 from microtome.types import Case, Image
+from plain import classify, segment
 
 RESIZE = 3e-6  # float32 sums of a few products of size 1 to 4; torch computes in float64 here
 ROUNDING = 1e-6  # float32, values around 1
@@ -95,7 +97,10 @@ def test_json_needs_only_what_has_no_default():
         ({"overlap": float("nan")}, "'overlap' must be number, not nan"),
         ({"normalize": "zscores"}, "'normalize' must be 'none', 'unit', "),
         ({"normalize": ["unit"]}, "'normalize' must be 'none', 'unit', "),
-        ({"task": "detection"}, "'task' must be 'segmentation', 'classification'"),
+        ({"task": 3}, "'task' must be text, not 3"),
+        ({"mirror": [2]}, "'mirror' must name different axes of 0 to 1"),
+        ({"mirror": [0, 0]}, "'mirror' must name different axes"),
+        ({"skip_empty": 1}, "'skip_empty' must be true or false"),
     ],
 )
 def test_json_that_does_not_fit_is_refused_with_the_field(change, message):
@@ -127,13 +132,12 @@ def test_text_that_is_no_pipeline_is_refused(text, message):
         ({"spatial_dims": 3, "orientation": "RAX"}, "'orientation' must name three axes"),
         ({"spatial_dims": 3, "orientation": "RA"}, "'orientation' must name three axes"),
         ({"spatial_dims": 3, "size": (8, 8, 8), "spacing": (1.0, 1.0, 1.0)}, "exclude one another"),
-        ({"task": "classification", "patch": (64, 64)}, "'patch' is for segmentation"),
         ({"overlap": 1.0}, "'overlap' must be"),
         ({"overlap": -0.1}, "'overlap' must be"),
         ({"divisible": 0}, "'divisible' must be"),
         ({"channels": 0}, "'channels' must be"),
-        ({"classes": ("one",)}, "'classes' must hold two"),
-        ({"classes": ("one", "one")}, "'classes' must hold two"),
+        ({"classes": ()}, "'classes' must hold different names"),
+        ({"classes": ("one", "one")}, "'classes' must hold different names"),
         ({"window": (1.0, 1.0)}, "'window' must rise"),
         ({"percentiles": (1.0, 101.0)}, "'percentiles' must rise"),
         ({"threshold": 1.0}, "'threshold' must lie"),

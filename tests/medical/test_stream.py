@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from microtome.errors import DataError, GeometryError, OptionError
 from microtome.medical import windows
-from microtome.medical.infer import segment
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.medical.stream import Settings, segment_each, segment_streamed
+from microtome.medical.stream import segment_each, segment_streamed
 from microtome.medical.windows import streamable
 from microtome.types import Image
+from plain import segment
 
 Predict = Callable[[np.ndarray], np.ndarray]
 # Of voxels: scores blended as a difference, or interpolated in another order of axes, round differently in the last
@@ -161,13 +161,13 @@ def test_mirroring_averages_over_all_flips(axes: tuple[int, ...], patch: tuple[i
     p, outputs = pipeline(3, 3, patch=patch, activation=activation, threshold=0.6)  # not 0.5: a sum is no average
     x = image((20, 17, 11))
     predict = network(outputs)
-    mirrored = segment_streamed(streamed(predict), prepare(x, p), p, mirror=axes, batch=2 if patch else 1)
+    mirrored = segment_streamed(streamed(predict), prepare(x, p), replace(p, mirror=axes), batch=2 if patch else 1)
     assert_same(segment(averaged(predict, axes), x, p), mirrored)
     assert not np.array_equal(mirrored, segment(predict, x, p))
 
 
-def test_an_overlap_can_be_asked_for():
-    p, outputs = pipeline(2, 3, patch=(8, 8, 8), overlap=0.75)
+def test_windows_that_do_not_overlap():
+    p, outputs = pipeline(2, 3, patch=(8, 8, 8), overlap=0.0)
     x = image((20, 17, 11))
     calls = []
 
@@ -175,9 +175,9 @@ def test_an_overlap_can_be_asked_for():
         calls.append(len(batch))
         return network(outputs)(batch)
 
-    result = segment_streamed(streamed(predict), prepare(x, p), p, overlap=0.0)
+    result = segment_streamed(streamed(predict), prepare(x, p), p)
     assert len(calls) == 3 * 3 * 2
-    assert_same(segment(network(outputs), x, replace(p, overlap=0.0)), result)
+    assert_same(segment(network(outputs), x, p), result)
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
@@ -197,7 +197,7 @@ def test_windows_without_content_are_skipped_when_asked(activation: str, where: 
 
     expected, actual = segment(predict, x, p), None
     calls, seen[:] = len(seen), []
-    actual = segment_streamed(streamed(predict), prepare(x, p), p, skip_empty=True)
+    actual = segment_streamed(streamed(predict), prepare(x, p), replace(p, skip_empty=True))
     assert len(seen) < calls
     assert all(batch.any() for batch in seen)
     # the content's border may move by the windows that were skipped, its inside may not
@@ -223,7 +223,7 @@ def test_windows_in_a_row_that_hold_one_value_run_once(outputs: int, axes: tuple
 
     def run() -> np.ndarray:
         constant.clear()
-        return segment_streamed(streamed(predict), prepare(x, p), p, mirror=axes, batch=batch)
+        return segment_streamed(streamed(predict), prepare(x, p), replace(p, mirror=axes), batch=batch)
 
     once = run()
     assert len(constant) == 3  # zero, another value, and zero again
@@ -308,11 +308,10 @@ def test_outputs_that_do_not_fit_are_refused():
         segment_streamed(streamed(lambda b: b[:, :, :2].repeat(2, 1)), prepare(image((9, 9)), whole), whole)
 
 
-@pytest.mark.parametrize("options", [{"overlap": 1.0}, {"mirror": (2,)}, {"mirror": (0, 0)}, {"batch": 0}])
-def test_options_that_make_no_sense_are_refused(options: dict):
+def test_a_batch_that_makes_no_sense_is_refused():
     p, _ = pipeline(2, 2, patch=(4, 4))
-    with pytest.raises(OptionError):
-        segment_streamed(streamed(network(2)), prepare(image((9, 9)), p), p, **options)
+    with pytest.raises(OptionError, match="batch must be"):
+        segment_streamed(streamed(network(2)), prepare(image((9, 9)), p), p, batch=0)
 
 
 def test_the_network_is_let_go_when_its_output_is_refused():
@@ -352,7 +351,7 @@ def test_the_image_is_not_changed():
     x = prepare(image((9, 9)), p)
     x.array.setflags(write=False)
     before = x.array.copy()
-    segment_streamed(streamed(network(outputs)), x, p, mirror=(0,))
+    segment_streamed(streamed(network(outputs)), x, replace(p, mirror=(0,)))
     assert np.array_equal(x.array, before)
 
 
@@ -407,12 +406,11 @@ def test_one_image_that_fails_does_not_stop_the_others(outputs: int, value: floa
 
 
 def test_images_without_any_window_keep_their_place():
-    p, outputs = pipeline(2, 2, patch=(8, 8))
+    p, outputs = pipeline(2, 2, patch=(8, 8), skip_empty=True)
     blank = Image(np.zeros((1, 12, 9), np.float32))
     images = [blank, image((20, 9), 1), blank, blank, image((9, 20), 2), blank]
     calls: list[int] = []
-    settings_ = Settings(skip_empty=True)
-    results = list(segment_each(counted(network(outputs), calls), [prepare(x, p) for x in images], p, settings_))
+    results = list(segment_each(counted(network(outputs), calls), [prepare(x, p) for x in images], p))
     assert [labels.shape for labels in results] == [x.spatial for x in images]
     assert [bool(labels.any()) for labels in results] == [False, True, False, False, True, False]
     assert len(calls) == 1

@@ -10,6 +10,7 @@ from report_packages import classification, segmentation, write_package
 from microtome.report import diagnosis, diagnosis_plots, files
 from microtome.report.diagnosis_plots import Choice, GridView, LayerLoss
 from microtome.report.html import write_report
+from microtome.tasks import task
 
 PARTS = {
     "sensitivity": "Layers that the output feels",
@@ -20,7 +21,7 @@ PARTS = {
 
 
 def html(tmp_path: Path, result: dict[str, Any]) -> str:
-    return write_report(write_package(tmp_path / "package", result, arrays=False)).read_text(encoding="utf-8")
+    return write_report(write_package(tmp_path / "package", result, arrays=False), task).read_text(encoding="utf-8")
 
 
 def shown(tmp_path: Path, **fields: Any) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from report_packages import classification, interval, segmentation, write_package
 
-from microtome.errors import OutputError, ReadError
+from microtome.errors import OptionError, OutputError, ReadError
 from microtome.report.html import write_report
+from microtome.tasks import task
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 HOSTILE = "<script>alert('x')</script>\"&$x$ | {{ 7*7 }}\n\x07"
@@ -63,7 +64,7 @@ class Page(HTMLParser):
 
 
 def page(folder: Path) -> Page:
-    return Page(write_report(folder).read_text(encoding="utf-8"))
+    return Page(write_report(folder, task).read_text(encoding="utf-8"))
 
 
 def changed(tmp_path: Path, result: dict[str, Any], *, arrays: bool = False, **fields: Any) -> Page:
@@ -72,7 +73,7 @@ def changed(tmp_path: Path, result: dict[str, Any], *, arrays: bool = False, **f
 
 @pytest.mark.parametrize("folder", ["segmented", "classified"])
 def test_page_is_self_contained_and_well_formed(folder: str, request: pytest.FixtureRequest) -> None:
-    path = write_report(request.getfixturevalue(folder))
+    path = write_report(request.getfixturevalue(folder), task)
     html = path.read_text(encoding="utf-8")
     found = Page(html)
     assert path.name == "report.html"
@@ -128,7 +129,7 @@ def test_the_verdict_is_said_in_words_and_by_a_mark(tmp_path: Path, decision: bo
     result = segmentation()
     result["verdict"]["non_inferior"] = decision
     folder = write_package(tmp_path / "package", result, arrays=False)
-    html = write_report(folder).read_text(encoding="utf-8")
+    html = write_report(folder, task).read_text(encoding="utf-8")
     assert f'aria-label="{word}"' in html
     assert f'<p class="word">{word}</p>' in html
 
@@ -160,7 +161,7 @@ def test_everything_foreign_is_escaped(tmp_path: Path) -> None:
         result[side]["metrics"][f"dice/{HOSTILE}"] = interval(0.5, 0.1)
     result["difference"][f"dice/{HOSTILE}"] = interval(0.0, 0.1)
     folder = write_package(tmp_path / "package", result)
-    html = write_report(folder).read_text(encoding="utf-8")
+    html = write_report(folder, task).read_text(encoding="utf-8")
     assert Page(html).tags["script"] == 0
     assert "<script" not in html
     assert "\x07" not in html
@@ -239,7 +240,7 @@ def test_missing_examples_file_leaves_the_texts(tmp_path: Path) -> None:
         ("[]", "no JSON object"),
         ('{"schema": 2}', "schema 2; this version reads schema 1"),
         ("{}", "schema null"),
-        ('{"schema": 1, "task": "detection"}', "`task` must be one of"),
+        ('{"schema": 1, "task": 3}', "`task` must be the name of a task"),
         ('{"schema": 1, "task": "segmentation"}', "`parent` must be a JSON object"),
         ('{"schema": 1, "task": "segmentation", "parent": {}, "compressed": {}, "layers": 3}', "`layers` must be"),
         ('{"schema": 1, "task": "segmentation", "parent": {}, "compressed": {}, "runs": [3]}', "every entry of `runs`"),
@@ -249,42 +250,48 @@ def test_bad_results_are_refused_with_a_reason_and_a_hint(tmp_path: Path, conten
     if content is not None:
         (tmp_path / "result.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ReadError, match=re.escape(reason)) as caught:
-        write_report(tmp_path)
+        write_report(tmp_path, task)
     assert caught.value.hint
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_result_of_a_task_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"schema": 1, "task": "detection", "parent": {}, "compressed": {}}')
+    with pytest.raises(OptionError, match="no task 'detection'"):
+        write_report(tmp_path, task)
 
 
 def test_a_truncated_examples_file_is_refused(segmented: Path) -> None:
     path = segmented / "examples.npz"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ReadError, match=r"examples\.npz cannot be read"):
-        write_report(segmented)
+        write_report(segmented, task)
 
 
 def test_an_examples_file_that_is_no_archive_is_refused(segmented: Path) -> None:
     with (segmented / "examples.npz").open("wb") as stream:
         np.save(stream, np.zeros(3))
     with pytest.raises(ReadError, match="not an npz archive"):
-        write_report(segmented)
+        write_report(segmented, task)
 
 
 def test_a_mask_that_does_not_fit_its_image_is_refused(segmented: Path) -> None:
     np.savez(segmented / "examples.npz", **{"case-0007/image": np.zeros((4, 4)), "case-0007/parent": np.zeros((3, 4))})
     with pytest.raises(ReadError, match="case-0007/parent has shape"):
-        write_report(segmented)
+        write_report(segmented, task)
 
 
 def test_an_output_that_cannot_be_written_is_said_and_nothing_is_left(segmented: Path) -> None:
     (segmented / "report.html").mkdir()
     before = sorted(entry.name for entry in segmented.iterdir())
     with pytest.raises(OutputError, match="cannot be written"):
-        write_report(segmented)
+        write_report(segmented, task)
     assert sorted(entry.name for entry in segmented.iterdir()) == before
 
 
 def test_the_page_is_the_same_every_time(segmented: Path) -> None:
-    first = write_report(segmented).read_bytes()
-    assert write_report(segmented).read_bytes() == first
+    first = write_report(segmented, task).read_bytes()
+    assert write_report(segmented, task).read_bytes() == first
 
 
 def test_only_pseudonyms_of_cases_appear(segmented: Path) -> None:

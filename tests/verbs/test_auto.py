@@ -3,8 +3,8 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from microtome.errors import OptionError, SplitError
 from microtome.verbs import auto
 from microtome.verbs.compress import compress

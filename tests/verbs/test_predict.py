@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -21,13 +22,14 @@ from typer.testing import CliRunner
 import microtome
 from microtome.cli import app
 from microtome.errors import OptionError, OutputError, ReadError
+from microtome.files import sha256
 from microtome.inference import output as predictions
 from microtome.inference.jobs import jobs_of
-from microtome.medical.infer import segment
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image
 from microtome.runtimes.openvino import Session
 from microtome.verbs.options import CompressOptions
+from plain import segment
 from tiny import Brightness, Spots, class_cohort, segmentation_cohort, volume_cohort
 
 sys.path.append(str(Path(__file__).parents[1] / "medical"))
@@ -38,6 +40,17 @@ CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), nor
 VOLUMES = Pipeline("segmentation", ("background", "spot"), 1, 3, orientation="RAS", normalize="minmax", patch=(16,) * 3)
 STAGES = {"read", "prepare", "infer", "finish", "write"}
 SAME = 0.999  # of voxels: streams sum in another order, and a value on the edge between two integers may fall over it
+
+
+def with_pipeline(package: Path, folder: Path, **fields: object) -> Path:
+    """A copy of a package whose evidence is said to be of another pipeline."""
+    shutil.copytree(package, folder)
+    pipeline = replace(Pipeline.from_json((package / "pipeline.json").read_text()), **fields)
+    (folder / "pipeline.json").write_text(pipeline.to_json())
+    result = json.loads((folder / "result.json").read_text())
+    result["session"]["pipeline_sha256"] = sha256(folder / "pipeline.json")
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -243,11 +256,11 @@ def test_another_package_or_setting_is_refused(pictures, classes, volumes, tmp_p
     package, folder = volumes
     files, out = sorted(folder.iterdir())[:2], tmp_path / "out"
     microtome.predict(package, files, out, threads=1)
-    for other, options in ((package, {"overlap": 0.25}), (package, {"mirror": (0,)}), (pictures[0], {})):
+    for other, options in ((package, {"extension": "nii"}), (pictures[0], {})):
         with pytest.raises(OutputError, match="another package or of other settings") as caught:
             microtome.predict(other, files, out, **options)
         assert "--overwrite" in caught.value.hint
-    assert microtome.predict(package, files, out, overlap=0.25, overwrite=True)["cases"] == 2
+    assert microtome.predict(package, files, out, extension="nii", overwrite=True)["cases"] == 2
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / "thesis.doc").write_text("important")
@@ -299,11 +312,20 @@ def test_a_full_disk_ends_it_and_keeps_what_is_finished(volumes, tmp_path: Path,
 def test_mirroring_and_overlap_reach_the_network(volumes, tmp_path: Path):
     package, folder = volumes
     file = sorted(folder.iterdir())[0]
-    for name, options in (("plain", {}), ("mirrored", {"mirror": (0, 2)}), ("dense", {"overlap": 0.75})):
-        result = microtome.predict(package, [file], tmp_path / name, extension="nii", **options)
+    for name, fields in (("plain", {}), ("mirrored", {"mirror": (0, 2)}), ("dense", {"overlap": 0.75})):
+        changed = with_pipeline(package, tmp_path / f"{name}-package", **fields)
+        result = microtome.predict(changed, [file], tmp_path / name, extension="nii")
         assert (tmp_path / name / "v_000.nii").exists()
-        assert record(tmp_path / name)["task"]["mirror"] == list(options.get("mirror", ()))
         assert result["cases"] == 1
+
+
+def test_a_pipeline_that_was_changed_after_the_evidence_is_refused(volumes, tmp_path: Path):
+    package, folder = volumes
+    changed = with_pipeline(package, tmp_path / "changed")
+    text = (changed / "pipeline.json").read_text()
+    (changed / "pipeline.json").write_text(text.replace('"overlap": 0.5', '"overlap": 0.25'))
+    with pytest.raises(ReadError, match=r"pipeline\.json is not the file that was measured"):
+        microtome.predict(changed, [folder], tmp_path / "out")
 
 
 def test_windows_without_content_are_left_out_when_asked(volumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -321,30 +343,29 @@ def test_windows_without_content_are_left_out_when_asked(volumes, tmp_path: Path
             yield from stream(self, [batch])
 
     monkeypatch.setattr(Session, "stream", counted)
-    for name, options in (("all", {}), ("some", {"skip_empty": True})):
-        microtome.predict(package, [tmp_path / "v.nii"], tmp_path / name, extension="nii", **options)
-        assert record(tmp_path / name)["task"]["skip_empty"] == bool(options)
+    for name, skip in (("all", False), ("some", True)):
+        changed = with_pipeline(package, tmp_path / f"{name}-package", skip_empty=skip)
+        microtome.predict(changed, [tmp_path / "v.nii"], tmp_path / name, extension="nii")
     everything, content = (np.asarray(nibabel.load(tmp_path / name / "v.nii").dataobj) for name in ("all", "some"))
     assert 0 < given[1] < given[0]
     assert everything.any()
     assert np.array_equal(content, everything)
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "reason"),
-    [
-        ("volumes", {"mirror": (3,)}, "axes to mirror"),
-        ("volumes", {"overlap": 1.0}, "overlap must be"),
-        ("volumes", {"extension": "mha"}, "extension must be"),
-        ("pictures", {"overlap": 0.5}, "no windows"),
-        ("classes", {"mirror": (0,)}, "for segmentation"),
-        ("classes", {"skip_empty": True}, "for segmentation"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(kind: str, options: dict, reason: str, request, tmp_path: Path):
-    package, folder = request.getfixturevalue(kind)
-    with pytest.raises(OptionError, match=reason):
-        microtome.predict(package, [folder], tmp_path / "out", **options)
+def test_an_extension_that_nobody_writes_is_refused(volumes, tmp_path: Path):
+    package, folder = volumes
+    with pytest.raises(OptionError, match="extension must be"):
+        microtome.predict(package, [folder], tmp_path / "out", extension="mha")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [("--overlap", "0.25"), ("--mirror", "0"), ("--skip-empty",)])
+def test_what_evidence_was_not_measured_with_is_refused(option: tuple[str, ...], volumes, tmp_path: Path):
+    package, folder = volumes
+    call = ["predict", str(package), str(folder), "-o", str(tmp_path / "out"), *option]
+    said = CliRunner().invoke(app, call)
+    assert said.exit_code == 2
+    assert "no evidence was measured with it" in " ".join(said.output.split())
     assert not (tmp_path / "out").exists()
 
 

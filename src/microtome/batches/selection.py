@@ -139,7 +139,7 @@ def _random(choice: _Choice) -> Sequence[Case]:
 
 
 def _stratified(choice: _Choice) -> Sequence[Case]:
-    if choice.pipeline.task == "classification" or not any(case.mask for case in choice.cases):
+    if not any(case.mask for case in choice.cases):
         return balanced(choice.cases, choice.count, choice.rng)
     cases, volumes = _looked_at(choice, partial(_volumes, choice))
     marks: list[list[Mark]] = [list(group) for group in _groups(cases)]
@@ -153,7 +153,7 @@ def _stratified(choice: _Choice) -> Sequence[Case]:
 
 
 def _foreground(choice: _Choice) -> Sequence[Case]:
-    if choice.pipeline.task == "segmentation" and any(case.mask for case in choice.cases):
+    if any(case.mask for case in choice.cases):
         cases, scores = _looked_at(choice, _share)
     else:
         cases, scores = _looked_at(choice, lambda case: contrast(_prepared(choice, case)))

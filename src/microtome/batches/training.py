@@ -19,6 +19,8 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.foreground import foreground_points, prepare_labels, window_at
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.tasks import task
+from microtome.tasks.base import Task
 from microtome.types import Array, Case
 
 # Share of windows that are centred on a labelled structure; the others lie anywhere.
@@ -124,10 +126,14 @@ class TrainingBatches:
             drawn = [self._draw(int(position), epoch) for position in mine[first : first + self._per_batch]]
             x = torch.from_numpy(np.stack([image for image, _ in drawn]))
             if self.labelled:
-                yield x, torch.from_numpy(np.stack([np.asarray(label, np.int64) for _, label in drawn]))
+                yield x, torch.from_numpy(np.stack([_target(label) for _, label in drawn]))
             else:
                 yield x
         self.epoch = epoch + 1
+
+    @property
+    def _kind(self) -> Task:
+        return task(self.pipeline.task)
 
     @property
     def _share(self) -> int:
@@ -138,9 +144,9 @@ class TrainingBatches:
         return self.batch if self.pipeline.input_shape is not None else 1
 
     def _reference(self, case: Case) -> object:
-        return case.mask if self.pipeline.task == "segmentation" else case.label
+        return case.mask if self._kind.MAPS else case.label
 
-    def _draw(self, position: int, epoch: int) -> tuple[Array, Array | int | None]:
+    def _draw(self, position: int, epoch: int) -> tuple[Array, Array | float | None]:
         """Return image and target of a case as they are in one epoch."""
         rng = np.random.default_rng([self.seed, epoch, position, DRAW])
         example = self._example(position)
@@ -151,7 +157,7 @@ class TrainingBatches:
             labels = None if labels is None else window_at(labels[None], centre, self.pipeline.patch)[0]
         if self.augment:
             image, labels = augment(image, labels, Augmentation(flips=self.flips), rng)
-        target = labels if self.pipeline.task == "segmentation" else self.cases[position].label
+        target = self._kind.training_target(self.cases[position], labels) if self.labelled else None
         return np.ascontiguousarray(image, np.float32), target
 
     def _example(self, position: int) -> _Example:
@@ -168,7 +174,7 @@ class TrainingBatches:
         image = self.cohort.image(case)
         prepared = prepare(image, self.pipeline)
         labels: Array | None = None
-        if self.pipeline.task == "segmentation" and (self.labelled or self.pipeline.patch is not None):
+        if self._kind.MAPS and (self.labelled or self.pipeline.patch is not None):
             mask = self.cohort.mask(case, image)
             labels = None if mask is None else prepare_labels(_narrow(mask), prepared)
         points: tuple[Array, ...] = ()
@@ -219,6 +225,12 @@ class TuningBatches:
                     return kept
                 kept.append(half)
         return kept
+
+
+def _target(label: Array | float | None) -> Array:
+    """Return a target as an array: labels and classes int64, numbers float32."""
+    array = np.asarray(label)
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
 
 
 def _centre(example: _Example, rng: np.random.Generator) -> tuple[int, ...]:

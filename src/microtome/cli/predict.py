@@ -22,24 +22,6 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to fill; finished images in it are kept.")],
     threads: Threads = 0,
-    overlap: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of neighbouring windows, instead of the package's.")
-    ] = None,
-    mirror: Annotated[
-        list[int] | None,
-        typer.Option(
-            metavar="AXIS",
-            help="Average over both directions of this axis of the network's grid (0, 1, 2); may be repeated. Each "
-            "doubles the time.",
-        ),
-    ] = None,
-    skip_empty: Annotated[
-        bool,
-        typer.Option(
-            help="Do not run windows that hold one value only, such as air: they count as background. The result may "
-            "differ."
-        ),
-    ] = False,
     extension: Annotated[
         str, typer.Option(help="Of label maps of volumes: nii.gz, or nii, which is faster.")
     ] = "nii.gz",
@@ -47,10 +29,14 @@ def predict(
         bool, typer.Option("--overwrite", help="Do everything anew, also in a folder that holds something else.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers and failures as JSON, nothing else.")] = False,
+    overlap: Annotated[float | None, typer.Option(hidden=True)] = None,
+    mirror: Annotated[list[int] | None, typer.Option(hidden=True)] = None,
+    skip_empty: Annotated[bool, typer.Option("--skip-empty", hidden=True)] = False,
 ) -> None:
     """Run a package on image files: one label map per image, or a table of class probabilities."""
 
     def verb(progress: Any) -> dict[str, Any]:
+        _refuse({"overlap": overlap is not None, "mirror": bool(mirror), "skip_empty": skip_empty})
         from microtome.verbs.predict import predict as run
 
         return run(
@@ -58,9 +44,6 @@ def predict(
             inputs,
             out,
             threads=threads,
-            overlap=overlap,
-            mirror=tuple(mirror or ()),
-            skip_empty=skip_empty,
             overwrite=overwrite,
             extension=extension,
             progress=progress,
@@ -73,6 +56,21 @@ def predict(
         _summary(result)
     if result["failed"]:
         raise typer.Exit(FAULT)
+
+
+def _refuse(given: dict[str, bool]) -> None:
+    """Refuse what predictions could be told before evidence was measured in the same way as they are made.
+
+    Raises:
+        OptionError: an option that is a field of the pipeline now.
+    """
+    from microtome.errors import OptionError
+
+    for name in (name for name, there in given.items() if there):
+        raise OptionError(
+            f"--{name.replace('_', '-')} is no longer told to predict: no evidence was measured with it.",
+            f"Set '{name}' in pipeline.json and compress again.",
+        )
 
 
 def _summary(result: dict[str, Any]) -> None:

@@ -19,11 +19,8 @@ def report(
     """Write a package's report again, or one page that compares several packages."""
 
     def verb(progress: Any) -> dict[str, Any]:
-        from microtome.report.comparison import write_comparison
-        from microtome.report.html import write_report
+        from microtome.verbs.report import report as run
 
-        if len(folders) == 1 and out is None:
-            return {"report": str(write_report(folders[0]))}
-        return {"report": str(write_comparison(folders, out or Path("comparison.html")))}
+        return {"report": str(run(folders, out))}
 
     typer.echo(run_verb(verb, False)["report"])

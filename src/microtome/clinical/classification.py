@@ -21,10 +21,13 @@ from microtome.types import Array
 Binary = Callable[[Array, Array, Array], Array]
 
 
-def auroc(probabilities: Array, labels: Array, *, weights: Array | None = None) -> float | Array:
+def auroc(
+    probabilities: Array, labels: Array, *, threshold: float | None = None, weights: Array | None = None
+) -> float | Array:
     """Area under the ROC curve: the chance that a positive case scores above a negative one, ties counting half.
 
-    Mann-Whitney form (Hanley and McNeil, Radiology 1982). More than two classes: macro, one-vs-rest.
+    Mann-Whitney form (Hanley and McNeil, Radiology 1982). More than two classes: macro, one-vs-rest. The threshold is
+    for metrics of decisions; it does not matter here.
 
     Raises:
         LabelError: labels do not fit the probabilities.
@@ -33,10 +36,13 @@ def auroc(probabilities: Array, labels: Array, *, weights: Array | None = None) 
     return _one_vs_rest(_binary_auroc, probabilities, labels, weights)
 
 
-def auprc(probabilities: Array, labels: Array, *, weights: Array | None = None) -> float | Array:
+def auprc(
+    probabilities: Array, labels: Array, *, threshold: float | None = None, weights: Array | None = None
+) -> float | Array:
     """Area under the precision-recall curve as average precision: Σ (Rₙ − Rₙ₋₁)·Pₙ over the distinct scores.
 
-    No interpolation (Davis and Goadrich, ICML 2006, say why). More than two classes: macro, one-vs-rest.
+    No interpolation (Davis and Goadrich, ICML 2006, say why). More than two classes: macro, one-vs-rest. The threshold
+    is for metrics of decisions; it does not matter here.
 
     Raises:
         LabelError: labels do not fit the probabilities.

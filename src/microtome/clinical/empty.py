@@ -9,18 +9,18 @@ an absent structure that was rightly left out: such cases would push every mean 
 metric-related pitfalls in image analysis validation", Nature Methods 2024).
 
 A paired difference needs both sides. Where just one of two networks invents an absent structure, its rival did the best
-that is possible, so the rival's NaN counts as `PERFECT` in that difference. Otherwise a compressed network that
-invents lesions in healthy patients would lose nothing. `paired_difference` does this.
+that is possible, so the rival's NaN counts as the metric's best value in that difference. Otherwise a compressed
+network that invents lesions in healthy patients would lose nothing. `paired_difference` does this.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
+
+from microtome.metrics import about
 
 UNDEFINED = math.nan
-PERFECT: Mapping[str, float] = MappingProxyType({"dice": 1.0, "nsd": 1.0, "hd95": 0.0})
 
 
 def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
@@ -31,11 +31,17 @@ def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
     return math.hypot(*(size * step for size, step in zip(shape, spacing, strict=True)))
 
 
+def worst(metric: str, shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """What stands for a structure that just one of reference and prediction has: the table's value, or the diagonal."""
+    value = about(metric).worst
+    return diagonal(shape, spacing) if value is None else value
+
+
 def paired_difference(metric: str, parent: float, compressed: float) -> float:
     """Compressed − parent for one structure of one case.
 
     Args:
-        metric: `dice`, `nsd` or `hd95`.
+        metric: of a structure, such as `dice`.
         parent: score of the parent, NaN where undefined.
         compressed: score of the compressed network, NaN where undefined.
 
@@ -44,5 +50,5 @@ def paired_difference(metric: str, parent: float, compressed: float) -> float:
     """
     if math.isnan(parent) and math.isnan(compressed):
         return UNDEFINED
-    best = PERFECT[metric]
+    best = about(metric).best
     return (best if math.isnan(compressed) else compressed) - (best if math.isnan(parent) else parent)

@@ -9,19 +9,16 @@ do. Bounds come from the bootstrap by patient (`microtome.clinical.statistics`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from microtome.clinical.statistics import CONFIDENCE, Replicates, required_cases
+from microtome.clinical.statistics import CONFIDENCE, Replicates, negative, required_cases
 from microtome.errors import OptionError
+from microtome.metrics import Metric, about, title
 from microtome.types import Interval
 
-DEFAULT_MARGINS = {"dice": 0.005, "auroc": 0.01}
 MINIMUM_PATIENTS = 5  # below, neither an interval nor a normal approximation means anything
 ROUNDING = 1e-9  # what float arithmetic may leave of a short decimal number, such as -0.006000000000000002
-LOWER_IS_BETTER = frozenset({"hd95"})
-
-NAMES = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "auroc": "AUROC", "auprc": "AUPRC"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,8 @@ class Verdict:
         cases: cases that the difference rests on.
         patients: patients that it rests on.
         difference: compressed − parent with its two-sided 95 % interval.
-        lower_one_sided: the lower one-sided 95 % bound; None where it cannot be computed.
+        lower_one_sided: the one-sided 95 % bound that the verdict rests on, the lower one where higher values are
+            better; None where it cannot be computed.
         non_inferior: True, False ("inferior"), or None ("not enough cases").
         reason: why, in full sentences.
     """
@@ -61,80 +59,89 @@ class Verdict:
         }
 
 
-def chosen_margin(metric: str, margin: float | None) -> float:
+def chosen_margin(metric: str, margin: float | None, own: Mapping[str, Metric] | None = None) -> float:
     """The margin to use: `margin`, or the default of the metric (0.005 for Dice, 0.01 for AUROC).
 
+    Args:
+        metric: its name.
+        margin: what was asked for.
+        own: a task's own metrics, beside those of `microtome.metrics`.
+
     Raises:
-        OptionError: the margin is not above 0, the metric has no default, or lower values of the metric are better.
+        OptionError: the margin is not above 0, or not below 1 for a share; or the metric has no default.
     """
-    if metric.partition("/")[0] in LOWER_IS_BETTER:
-        raise OptionError(f"No verdict rests on {metric}: lower is better there.", "Choose dice, nsd or auroc.")
-    if margin is None:
-        margin = DEFAULT_MARGINS.get(metric.partition("/")[0])
+    known = about(metric, own)
+    margin = known.margin if margin is None else margin
     if margin is None:
         raise OptionError(f"There is no default margin for {metric}.", "Give one with --margin.")
-    if not 0 < margin < 1:
-        raise OptionError(f"The margin is {margin}.", "Give a margin between 0 and 1, such as 0.005.")
+    if not (margin > 0 and (known.unit or margin < 1)):
+        between = "above 0" if known.unit else "between 0 and 1, such as 0.005"
+        raise OptionError(f"The margin is {margin}.", f"Give a margin {between}.")
     return margin
 
 
-def non_inferiority(metric: str, difference: Replicates, *, margin: float | None = None) -> Verdict:
-    """The verdict on the paired difference of one metric, higher values being better (method: see the module).
+def non_inferiority(
+    metric: str, difference: Replicates, *, margin: float | None = None, own: Mapping[str, Metric] | None = None
+) -> Verdict:
+    """The verdict on the paired difference of one metric (method: see the module).
 
     Args:
         metric: its name, such as `dice`.
         difference: compressed − parent, from `statistics.difference` or `statistics.resample_means`.
         margin: the acceptable loss; None takes the default of the metric.
+        own: a task's own metrics, beside those of `microtome.metrics`.
 
     Raises:
         OptionError: as `chosen_margin`.
     """
-    margin = chosen_margin(metric, margin)
-    lower, upper = difference.quantile(1 - CONFIDENCE), difference.quantile(CONFIDENCE)
-    answer, reason = _judge(title(metric), margin, difference, lower, upper)
-    return Verdict(metric, margin, difference.cases, difference.groups, difference.interval(), lower, answer, reason)
+    margin = chosen_margin(metric, margin, own)
+    known = about(metric, own)
+    # A gain is positive from here on: where lower values are better, both sides of the difference change places.
+    gain = negative(difference) if known.lower_is_better else difference
+    lower, upper = gain.quantile(1 - CONFIDENCE), gain.quantile(CONFIDENCE)
+    answer, reason = _judge(title(metric, own), margin, gain, lower, upper, sign=-1 if known.lower_is_better else 1)
+    bound = lower if lower is None or not known.lower_is_better else -lower
+    return Verdict(metric, margin, difference.cases, difference.groups, difference.interval(), bound, answer, reason)
 
 
-def no_reference(metric: str, *, margin: float | None = None) -> Verdict:
+def no_reference(metric: str, *, margin: float | None = None, own: Mapping[str, Metric] | None = None) -> Verdict:
     """The verdict on a cohort without reference labels: none.
 
     Raises:
         OptionError: as `chosen_margin`.
     """
     reason = "No case has a reference label, so the clinical result cannot be judged."
-    return Verdict(metric, chosen_margin(metric, margin), 0, 0, Interval(None, None, None), None, None, reason)
-
-
-def title(metric: str) -> str:
-    """The metric as it is written in a sentence: `dice/anterior` → "Dice (anterior)"."""
-    base, _, structure = metric.partition("/")
-    return NAMES.get(base, base) + (f" ({structure})" if structure else "")
+    interval = Interval(None, None, None)
+    return Verdict(metric, chosen_margin(metric, margin, own), 0, 0, interval, None, None, reason)
 
 
 def _judge(
-    name: str, margin: float, difference: Replicates, lower: float | None, upper: float | None
+    name: str, margin: float, gain: Replicates, lower: float | None, upper: float | None, *, sign: int
 ) -> tuple[bool | None, str]:
-    patients = f"{difference.groups} patient" + ("" if difference.groups == 1 else "s")
-    if difference.groups < MINIMUM_PATIENTS:
+    """Compare the bounds of the gain with the margin; `sign` turns them back into those of the difference."""
+    patients = f"{gain.groups} patient" + ("" if gain.groups == 1 else "s")
+    if gain.groups < MINIMUM_PATIENTS:
         return None, (
             f"Not enough cases: the {name} difference rests on {patients}, and a verdict needs at least "
             f"{MINIMUM_PATIENTS}."
         )
     if lower is None or upper is None:
         return None, f"The {name} difference cannot be computed: a class or structure is missing, or too rare."
-    number = _writer(margin, lower, upper)
+    number = _writer(margin, lower, upper, sign)
+    worse, better = ("lower", "upper") if sign > 0 else ("upper", "lower")
+    beyond, within = ("below", "above") if sign > 0 else ("above", "below")
     bound = f"bound of the one-sided 95 % interval of the {name} difference,"
     if lower > -margin:
-        return True, f"The lower {bound} {number(lower)}, lies above the margin of {number(-margin)}."
+        return True, f"The {worse} {bound} {number(lower)}, lies {within} the margin of {number(-margin)}."
     if upper < -margin:
         return False, (
-            f"Inferior: the upper {bound} {number(upper)}, lies below the margin of {number(-margin)}. "
+            f"Inferior: the {better} {bound} {number(upper)}, lies {beyond} the margin of {number(-margin)}. "
             f"The loss is larger than what was called acceptable."
         )
-    verb = "lies at or below" if lower <= -margin else "reaches"
+    verb = f"lies at or {beyond}" if lower <= -margin else "reaches"
     return None, (
-        f"Not enough cases: the lower {bound} {number(lower)}, {verb} the margin of {number(-margin)}, "
-        f"and the upper one, {number(upper)}, does not. {_more(difference, margin, number)}"
+        f"Not enough cases: the {worse} {bound} {number(lower)}, {verb} the margin of {number(-margin)}, "
+        f"and the {better} one, {number(upper)}, does not. {_more(gain, margin, number)}"
     )
 
 
@@ -150,14 +157,15 @@ def _more(difference: Replicates, margin: float, number: Callable[[float], str])
     return f"About {needed:,} {unit} are needed to decide (sd of the paired differences {sd:.3f}); there are {now:,}."
 
 
-def _writer(*values: float) -> Callable[[float], str]:
-    """A formatter with enough digits that the bounds and the margin can be told apart."""
+def _writer(margin: float, lower: float, upper: float, sign: int) -> Callable[[float], str]:
+    """A formatter of gains as differences, with enough digits that the bounds and the margin can be told apart."""
     for digits in range(4, 12):
-        texts = {f"{value:.{digits}f}" for value in (-values[0], *values[1:])}
-        if len(texts) == len({-values[0], *values[1:]}):
+        texts = {f"{value:.{digits}f}" for value in (-margin, lower, upper)}
+        if len(texts) == len({-margin, lower, upper}):
             break
 
-    def write(value: float) -> str:
+    def write(gain: float) -> str:
+        value = sign * gain
         text = f"{value:.{digits}f}"
         text = text.rstrip("0") if abs(float(text) - value) < ROUNDING else text
         return "0" if float(text) == 0 else text.rstrip(".")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from microtome.clinical.empty import UNDEFINED
 from microtome.errors import GeometryError, LabelError
 from microtome.types import Array
+
+if TYPE_CHECKING:
+    from microtome.clinical.masks import Masks
 
 MAX_LABEL = 65_535  # what the widest label map that we write, uint16, can hold
 
@@ -86,6 +89,12 @@ def dice(prediction: Array, reference: Array, *, label: int = 1) -> float:
         LabelError: not a label map.
     """
     return float(dice_from_counts(count_labels(prediction, reference, labels=[label]))[0])
+
+
+def dice_of_masks(masks: Masks) -> float:
+    """Dice of two masks that are not empty; see `dice`."""
+    both = int(np.count_nonzero(masks.prediction & masks.reference))
+    return 2.0 * both / (int(np.count_nonzero(masks.prediction)) + int(np.count_nonzero(masks.reference)))
 
 
 def agreement(first: Array, second: Array) -> float:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+import importlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from scipy.ndimage import find_objects
 
 from microtome.clinical import surface
-from microtome.clinical.empty import UNDEFINED, diagonal
-from microtome.clinical.overlap import check_label_map, check_pair, count_labels, dice_from_counts
+from microtome.clinical.empty import UNDEFINED, worst
+from microtome.clinical.masks import Masks
+from microtome.clinical.overlap import check_label_map, check_pair
+from microtome.metrics import METRICS, STRUCTURE, named
 from microtome.types import Array
 
-METRICS = ("dice", "nsd", "hd95")
+STRUCTURES = named(STRUCTURE)
 
 Scores = dict[str, dict[str, float]]
 
@@ -24,18 +28,20 @@ def score_segmentation(
     labels: Mapping[int, str],
     spacing: Sequence[float],
     tolerance: float = 1.0,
+    metrics: Sequence[str] | None = None,
 ) -> Scores:
-    """Dice, NSD and HD95 of each structure of one case.
+    """Every metric of each structure of one case.
 
-    Definitions: `overlap.dice`, `surface.nsd`, `surface.hd95`; absent structures: `microtome.clinical.empty`. Surfaces
-    are measured in the box around both masks of a structure, which gives the same distances as the whole image.
+    Definitions are with the functions that `microtome.metrics` names; absent structures: `microtome.clinical.empty`.
+    A structure's metrics see the box around both of its masks, which gives the same values as the whole image.
 
     Args:
         prediction: label map, 2-D or 3-D.
         reference: label map of the same shape.
         labels: label → name of the structures to score. Leave the background out.
         spacing: mm per voxel along each axis (pixels for pictures).
-        tolerance: of NSD, in mm.
+        tolerance: of surfaces, in mm.
+        metrics: names of those wanted; None is all metrics of structures.
 
     Returns:
         `{"dice": {structure: …}, "nsd": {…}, "hd95": {…}}`; NaN where a structure is absent from both.
@@ -53,21 +59,29 @@ def score_segmentation(
     prediction, reference = check_pair(prediction, reference)
     surface.check_spacing(reference.shape, spacing)
     surface.check_tolerance(tolerance)
-    overlaps = dice_from_counts(count_labels(prediction, reference, labels=list(labels)))
-    scores: Scores = {metric: {} for metric in METRICS}
+    functions = {name: function_of(name) for name in (STRUCTURES if metrics is None else metrics)}
+    scores: Scores = {metric: {} for metric in functions}
     ours, theirs = (_boxes(array, labels) for array in (prediction, reference))
-    for (label, name), overlap in zip(labels.items(), overlaps, strict=True):
-        scores["dice"][name] = float(overlap)
+    for label, name in labels.items():
         box = surface.union_box(ours.get(label), theirs.get(label))
         if box is None:
-            scores["nsd"][name], scores["hd95"][name] = UNDEFINED, UNDEFINED
+            values = dict.fromkeys(functions, UNDEFINED)
         elif label not in ours or label not in theirs:
-            scores["nsd"][name], scores["hd95"][name] = 0.0, diagonal(reference.shape, spacing)
+            values = {metric: worst(metric, reference.shape, spacing) for metric in functions}
         else:
-            distances = surface.surface_distances(prediction[box] == label, reference[box] == label, spacing=spacing)
-            scores["nsd"][name] = surface.nsd_from_distances(distances, tolerance)
-            scores["hd95"][name] = surface.hd95_from_distances(distances)
+            masks = Masks(prediction[box] == label, reference[box] == label, tuple(spacing), tolerance)
+            values = {metric: function(masks) for metric, function in functions.items()}
+        for metric, value in values.items():
+            scores[metric][name] = value
     return scores
+
+
+@functools.cache
+def function_of(metric: str) -> Callable[[Masks], float]:
+    """Return the function that computes a metric of a structure."""
+    module, _, name = METRICS[metric].computed_by.partition(":")
+    function: Callable[[Masks], float] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def empty_structures(reference: Array, *, labels: Mapping[int, str]) -> tuple[str, ...]:

@@ -91,6 +91,11 @@ def difference(compressed: Replicates, parent: Replicates) -> Replicates:
     )
 
 
+def negative(replicates: Replicates) -> Replicates:
+    """The same with the other sign."""
+    return Replicates(-replicates.value, -replicates.samples, replicates.groups, replicates.cases)
+
+
 def resample(
     statistics: Mapping[str, Statistic], groups: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Replicates]:
@@ -171,33 +176,6 @@ def bootstrap_mean(
     """
     column = np.asarray(values, dtype=np.float64)[:, None]
     return resample_means(column, groups, resamples=resamples, seed=seed)[0].interval(confidence)
-
-
-def bootstrap_statistic(
-    statistic: Callable[..., Array],
-    arrays: Sequence[Array],
-    *,
-    groups: Sequence[Hashable],
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
-    """A statistic of the cohort with its interval by patients (method: see the module).
-
-    Args:
-        statistic: called as `statistic(*arrays, weights=weights)` with weights (R, N), returns (R,); such as
-            `classification.auroc`, or the difference of two of them.
-        arrays: what it is computed from, one entry per case in each.
-        groups: the patient of each case, N in all.
-        resamples: how many resamples.
-        confidence: of the two-sided interval.
-        seed: of the draws.
-
-    Raises:
-        OptionError: no resamples, or a confidence outside of 0…1.
-    """
-    found = resample({"": lambda weights: statistic(*arrays, weights=weights)}, groups, resamples=resamples, seed=seed)
-    return found[""].interval(confidence)
 
 
 def required_cases(sd: float, margin: float, *, alpha: float = 0.05, power: float = 0.8) -> int:

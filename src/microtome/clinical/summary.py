@@ -6,26 +6,46 @@ the mean over cases of one structure. Classification has `auroc`, `auprc`, `sens
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from microtome.clinical import classification
 from microtome.clinical.cases import CasePrediction, CaseScores, Flat, flatten, flatten_difference
 from microtome.clinical.noninferiority import Verdict, chosen_margin, no_reference, non_inferiority
-from microtome.clinical.segmentation import METRICS
 from microtome.clinical.statistics import RESAMPLES, Replicates, bootstrap_mean, difference, resample, resample_means
 from microtome.errors import DataError, LabelError
+from microtome.metrics import CLASSES, METRICS, Metric, named
 from microtome.types import Array, Interval
 
 Json = dict[str, Any]
 
 
-AnyCase = TypeVar("AnyCase", CaseScores, CasePrediction)
 Parts = dict[str, dict[str, Replicates]]
+"""`parent`, `compressed` and `difference`, each by metric."""
+
+
+class Summarised(Protocol):
+    """What every case has, whatever its task."""
+
+    @property
+    def case(self) -> str:
+        """Pseudonym of the case."""
+
+    @property
+    def patient(self) -> str:
+        """Pseudonym of the patient."""
+
+    @property
+    def subgroups(self) -> Mapping[str, str]:
+        """Column → value, such as site."""
+
+
+AnyCase = TypeVar("AnyCase", bound=Summarised)
 
 
 def summarise_segmentation(
@@ -56,19 +76,21 @@ def summarise_segmentation(
         OptionError: metric or margin make no sense.
     """
     chosen_margin(metric, margin)
-    _require(cases)
+    require_cases(cases)
     scored = [case for case in cases if case.parent]
-    structures = list(dict.fromkeys(name for case in scored for name in case.parent[METRICS[0]]))
+    measured = list(dict.fromkeys(metric for case in scored for metric in case.parent))
+    structures = list(dict.fromkeys(name for case in scored for name in case.parent[measured[0]]))
+    keys = [f"{metric}{end}" for metric in measured for end in ("", *(f"/{name}" for name in structures))]
 
     def measure(chosen: Sequence[CaseScores]) -> Parts:
-        return _segmentation_parts([case for case in chosen if case.parent], structures, resamples, seed)
+        return _segmentation_parts([case for case in chosen if case.parent], keys, resamples, seed)
 
     whole = measure(cases)
     absent = Counter(name for case in scored for name in case.empty)
     agreement = bootstrap_mean(
-        np.array([case.agreement for case in cases]), _patients(cases), resamples=resamples, seed=seed
+        np.array([case.agreement for case in cases]), patients_of(cases), resamples=resamples, seed=seed
     )
-    result = _common(cases, whole, agreement, _verdict(whole, metric, margin), measure)
+    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin), measure)
     result["operating_point"] = None
     result["counts"]["empty_reference"] = {name: absent[name] for name in structures}
     result["counts"]["invented"] = {name: _invented(scored, name) for name in structures}
@@ -116,7 +138,7 @@ def summarise_classification(
         OptionError: metric or margin make no sense.
     """
     chosen_margin(metric, margin)
-    _require(cases)
+    require_cases(cases)
 
     def measure(chosen: Sequence[CasePrediction]) -> Parts:
         return _classification_parts([c for c in chosen if c.label is not None], threshold, resamples, seed)
@@ -125,8 +147,8 @@ def summarise_classification(
     parent, compressed = (
         classification.decide(_probabilities(cases, side), threshold=threshold) for side in ("parent", "compressed")
     )
-    agreement = bootstrap_mean(parent == compressed, _patients(cases), resamples=resamples, seed=seed)
-    result = _common(cases, whole, agreement, _verdict(whole, metric, margin), measure)
+    agreement = bootstrap_mean(parent == compressed, patients_of(cases), resamples=resamples, seed=seed)
+    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin), measure)
     result["counts"]["empty_reference"] = {}
     result["cases"] = [
         {
@@ -142,13 +164,12 @@ def summarise_classification(
     return result
 
 
-def _segmentation_parts(cases: Sequence[CaseScores], structures: Sequence[str], resamples: int, seed: int) -> Parts:
-    keys = [f"{metric}{end}" for metric in METRICS for end in ("", *(f"/{name}" for name in structures))]
+def _segmentation_parts(cases: Sequence[CaseScores], keys: Sequence[str], resamples: int, seed: int) -> Parts:
     rows = [(flatten(case.parent), flatten(case.compressed), flatten_difference(case)) for case in cases]
     if not rows:
         return {"parent": {}, "compressed": {}, "difference": {}}
     values = np.array([[row.get(key, math.nan) for row in triple for key in keys] for triple in rows])
-    found = resample_means(values, _patients(cases), resamples=resamples, seed=seed)
+    found = resample_means(values, patients_of(cases), resamples=resamples, seed=seed)
     return {
         part: dict(zip(keys, found[start : start + len(keys)], strict=True))
         for part, start in zip(("parent", "compressed", "difference"), range(0, len(found), len(keys)), strict=True)
@@ -165,7 +186,7 @@ def _classification_parts(cases: Sequence[CasePrediction], threshold: float | No
             f"{side} {name}": statistic
             for name, statistic in _statistics(_probabilities(cases, side), labels, threshold).items()
         }
-    found = resample(statistics, _patients(cases), resamples=resamples, seed=seed)
+    found = resample(statistics, patients_of(cases), resamples=resamples, seed=seed)
     parts: Parts = {"parent": {}, "compressed": {}, "difference": {}}
     for key, replicates in found.items():
         side, name = key.split(" ")
@@ -178,26 +199,32 @@ def _classification_parts(cases: Sequence[CasePrediction], threshold: float | No
 
 def _statistics(table: Array, labels: Array, threshold: float | None) -> dict[str, Callable[[Array], Array]]:
     """The metrics of one network as functions of weights (R, N)."""
-    return {
-        "auroc": lambda weights: np.asarray(classification.auroc(table, labels, weights=weights)),
-        "auprc": lambda weights: np.asarray(classification.auprc(table, labels, weights=weights)),
-        "sensitivity": lambda weights: np.asarray(
-            classification.sensitivity(table, labels, threshold=threshold, weights=weights)
-        ),
-        "specificity": lambda weights: np.asarray(
-            classification.specificity(table, labels, threshold=threshold, weights=weights)
-        ),
-    }
+
+    def statistic(name: str) -> Callable[[Array], Array]:
+        module, _, function = METRICS[name].computed_by.partition(":")
+        compute = getattr(importlib.import_module(module), function)
+        return lambda weights: np.asarray(compute(table, labels, threshold=threshold, weights=weights))
+
+    return {name: statistic(name) for name in named(CLASSES)}
 
 
-def _common(
+def common_parts(
     cases: Sequence[AnyCase],
     whole: Parts,
     agreement: Interval,
     verdict: Verdict,
     measure: Callable[[Sequence[AnyCase]], Parts],
 ) -> Json:
-    """What both tasks share; subgroups are measured by `measure`."""
+    """The parts of `result.json` that all tasks have: `parent`, `compressed`, `difference`, `agreement`, `verdict`,
+    `subgroups`, and `counts` of cases and patients.
+
+    Args:
+        cases: the evaluation cases.
+        whole: replicates of each metric over all cases.
+        agreement: of parent and compressed network.
+        verdict: on the metric that was chosen.
+        measure: replicates over some of the cases, for subgroups.
+    """
     subgroups: Json = {}
     for column in dict.fromkeys(column for case in cases for column in case.subgroups):
         values = sorted({case.subgroups[column] for case in cases if column in case.subgroups})
@@ -213,16 +240,28 @@ def _common(
         "agreement": _json_interval(agreement),
         "verdict": verdict.to_dict(),
         "subgroups": subgroups,
-        "counts": {"evaluation": len(cases), "patients": len(set(_patients(cases)))},
+        "counts": {"evaluation": len(cases), "patients": len(set(patients_of(cases)))},
     }
 
 
-def _verdict(parts: Parts, metric: str, margin: float | None) -> Verdict:
+def verdict_of(parts: Parts, metric: str, margin: float | None, own: Mapping[str, Metric] | None = None) -> Verdict:
+    """The verdict on one of the metrics; none where no case has a reference.
+
+    Args:
+        parts: replicates of each metric over all cases.
+        metric: what the verdict rests on.
+        margin: the acceptable loss; None takes the metric's default.
+        own: a task's own metrics, beside those of `microtome.metrics`.
+
+    Raises:
+        LabelError: the metric was not measured.
+        OptionError: metric or margin make no sense.
+    """
     if not parts["difference"]:
-        return no_reference(metric, margin=margin)
+        return no_reference(metric, margin=margin, own=own)
     if metric not in parts["difference"]:
         raise LabelError(f"There is no metric {metric!r}.", f"Choose one of {', '.join(parts['difference'])}.")
-    return non_inferiority(metric, parts["difference"][metric], margin=margin)
+    return non_inferiority(metric, parts["difference"][metric], margin=margin, own=own)
 
 
 def _invented(cases: Sequence[CaseScores], name: str) -> int:
@@ -230,12 +269,18 @@ def _invented(cases: Sequence[CaseScores], name: str) -> int:
     return sum(math.isnan(case.parent["dice"][name]) != math.isnan(case.compressed["dice"][name]) for case in cases)
 
 
-def _require(cases: Sequence[object]) -> None:
+def require_cases(cases: Sequence[object]) -> None:
+    """Refuse an empty cohort.
+
+    Raises:
+        DataError: there are no cases.
+    """
     if not cases:
         raise DataError("There are no evaluation cases to summarise.", "Check the split of the cohort.")
 
 
-def _patients(cases: Sequence[AnyCase]) -> list[Hashable]:
+def patients_of(cases: Sequence[AnyCase]) -> list[Hashable]:
+    """The patient of each case."""
     return [case.patient for case in cases]
 
 

@@ -12,7 +12,7 @@ the size of the surface instead of the volume.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.ndimage import find_objects
@@ -22,6 +22,9 @@ from microtome.clinical.empty import UNDEFINED, diagonal
 from microtome.clinical.overlap import check_pair
 from microtome.errors import GeometryError, OptionError
 from microtome.types import Array
+
+if TYPE_CHECKING:
+    from microtome.clinical.masks import Masks
 
 SLACK_MM = 1e-5  # Headers store spacing in float32: 0.1 mm is read as 0.100000001 and must lie within 0.1 mm.
 
@@ -82,6 +85,16 @@ def nsd_from_distances(distances: SurfaceDistances, tolerance: float) -> float:
 def hd95_from_distances(distances: SurfaceDistances) -> float:
     """HD95 in mm of two masks that are not empty; see `hd95`."""
     return max(float(np.percentile(side, 95)) for side in distances)
+
+
+def nsd_of_masks(masks: Masks) -> float:
+    """NSD of two masks that are not empty; see `nsd`."""
+    return nsd_from_distances(masks.distances, masks.tolerance)
+
+
+def hd95_of_masks(masks: Masks) -> float:
+    """HD95 in mm of two masks that are not empty; see `hd95`."""
+    return hd95_from_distances(masks.distances)
 
 
 def nsd(

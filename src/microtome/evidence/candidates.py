@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from microtome.clinical.cases import CasePrediction, CaseScores
+import numpy as np
+
 from microtome.clinical.noninferiority import chosen_margin
-from microtome.clinical.overlap import agreement, count_labels, dice_from_counts
-from microtome.clinical.summary import summarise_classification, summarise_segmentation
 from microtome.errors import SplitError
-from microtome.evidence.comparison import DEFAULT_METRIC
 from microtome.medical.cohort import Cohort
-from microtome.medical.infer import finish_segmentation, probabilities, scores
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, prepare
-from microtome.medical.sliding import Predict
+from microtome.medical.stream import Stream
 from microtome.progress import Progress, Silent
-from microtome.types import Array, Case, Interval
+from microtome.tasks import task
+from microtome.tasks.base import Judgement, predict_one
+from microtome.types import Array, Case, Image, Interval
 
 # Prepared images that are kept between candidates, in bytes; what is beyond is read anew each time.
 KEPT = 1 << 30
+BLANK = Image(np.zeros((1, 0)))  # no metric of a whole image looks at it
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Judged:
 class Judge:
     """Runs candidates on a fixed set of cases; the parent's side is computed once.
 
-    Only overlap is scored (Dice, AUROC): boundaries are for the final evaluation.
+    Of maps only the task's usual metric is scored: boundaries, which take longer, are for the final evaluation.
     """
 
     def __init__(
         self,
-        parent: Predict,
+        parent: Stream,
         cohort: Cohort,
         cases: Sequence[Case],
         pipeline: Pipeline,
@@ -69,9 +69,10 @@ class Judge:
         Raises:
             SplitError: there are no cases, or none with a reference.
         """
-        self.metric = DEFAULT_METRIC[pipeline.task]
-        self.margin = chosen_margin(self.metric, margin)
-        self._cohort, self._pipeline, self._margin, self._seed = cohort, pipeline, margin, seed
+        self._kind = task(pipeline.task)
+        self.metric = self._kind.metric(None)
+        self.margin = chosen_margin(self.metric, margin, self._kind.OWN)
+        self._cohort, self._pipeline, self._seed = cohort, pipeline, seed
         self._cases, self._progress = tuple(cases), progress or Silent()
         self._kept: dict[str, Prepared] = {}
         self._room = KEPT
@@ -82,10 +83,16 @@ class Judge:
             )
         self._parent = {case.id: self._predict(parent, case) for case in self._track("parent")}
 
-    def __call__(self, candidate: Predict, name: str = "judge") -> Judged:
-        """Run a candidate, float32 (N, C, *S) → float32 (N, K, *S) or (N, K), and compare it with the parent."""
-        judged = self._segmented if self._pipeline.task == "segmentation" else self._classified
-        parts = judged(candidate, name)
+    def __call__(self, candidate: Stream, name: str = "judge") -> Judged:
+        """Run a candidate, and compare it with the parent."""
+        rows = []
+        for case in self._track(name):
+            image = self._cohort.image(case) if self._kind.MAPS else BLANK
+            reference = self._kind.reference(self._cohort, case, image)
+            found, parent = self._predict(candidate, case), self._parent[case.id]
+            only = (self.metric,) if self._kind.MAPS else None
+            rows.append((case, self._kind.compare(parent, found, reference, image, self._pipeline, metrics=only)))
+        parts = self._kind.summarise(rows, Judgement(self.metric, self.margin, self._seed), None)
         verdict, change = parts["verdict"], parts["difference"].get(self.metric) or {}
         others = [
             group["difference"].get(self.metric, {}).get("value")
@@ -103,40 +110,9 @@ class Judge:
             float(parts["agreement"]["value"]),
         )
 
-    def _segmented(self, candidate: Predict, name: str) -> dict[str, Any]:
-        rows = []
-        for case in self._track(name):
-            found, parent = self._predict(candidate, case), self._parent[case.id]
-            reference = self._cohort.mask(case, self._cohort.image(case))
-            if reference is None:
-                continue
-            ours, theirs = self._dice(found, reference), self._dice(parent, reference)
-            same = agreement(parent, found)
-            rows.append(CaseScores(case.id, case.patient, theirs, ours, same, subgroups=case.subgroups))
-        return summarise_segmentation(rows, metric=self.metric, margin=self._margin, seed=self._seed)
-
-    def _classified(self, candidate: Predict, name: str) -> dict[str, Any]:
-        rows = [
-            CasePrediction(
-                case.id,
-                case.patient,
-                self._parent[case.id].tolist(),
-                self._predict(candidate, case).tolist(),
-                label=case.label,
-                subgroups=case.subgroups,
-            )
-            for case in self._track(name)
-        ]
-        return summarise_classification(rows, threshold=None, metric=self.metric, margin=self._margin, seed=self._seed)
-
-    def _predict(self, predict: Predict, case: Case) -> Array:
-        """Return a label map on the case's own grid, or class probabilities."""
-        prepared = self._prepared(case)
-        output = scores(predict, prepared, self._pipeline)
-        if self._pipeline.task == "segmentation":
-            return finish_segmentation(output, prepared, self._pipeline)
-        result: Array = probabilities(output[None], self._pipeline)[0]
-        return result
+    def _predict(self, stream: Stream, case: Case) -> Array:
+        """Return a prediction, such as a label map on the case's own grid."""
+        return predict_one(self._kind, stream, self._prepared(case), self._pipeline)
 
     def _prepared(self, case: Case) -> Prepared:
         if case.id in self._kept:
@@ -146,11 +122,6 @@ class Judge:
             self._room -= prepared.array.nbytes
             self._kept[case.id] = prepared
         return prepared
-
-    def _dice(self, labels: Array, reference: Array) -> dict[str, dict[str, float]]:
-        structures = {i: name for i, name in enumerate(self._pipeline.classes) if i > 0}
-        values = dice_from_counts(count_labels(labels, reference, labels=list(structures)))
-        return {"dice": {name: float(value) for name, value in zip(structures.values(), values, strict=True)}}
 
     def _track(self, title: str) -> Any:
         return self._progress.track(self._cases, title, len(self._cases))

@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from microtome.clinical.cases import CasePrediction, CaseScores
-from microtome.clinical.classification import operating_point as best_threshold
-from microtome.clinical.overlap import agreement
-from microtome.clinical.segmentation import empty_structures, score_segmentation
-from microtome.clinical.summary import summarise_classification, summarise_segmentation
-from microtome.errors import LabelError, OptionError
 from microtome.medical.cohort import Cohort
-from microtome.medical.infer import finish_segmentation, probabilities, scores
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.medical.sliding import Predict
+from microtome.medical.stream import Stream, TimedStream
 from microtome.progress import Progress, Silent, Stopwatch
+from microtome.tasks import task
+from microtome.tasks.base import Judgement, Task, predict_one
 from microtome.types import Array, Case
-
-# How far apart two borders may lie and still count as the same (NSD): a voxel of usual size; two pixels of a picture.
-TOLERANCE_MM = 1.0
-TOLERANCE_PIXELS = 2.0
-
-MOST_TRAIN_CASES = 256  # for the operating point, where there are no tuning cases
-
-DEFAULT_METRIC = {"segmentation": "dice", "classification": "auroc"}
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the verdict rests on."""
-
-    metric: str | None = None
-    margin: float | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two networks that are compared, as functions float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
+    """The two networks that are compared, each as a stream of inputs float32 (N, C, *S)."""
 
-    parent: Predict
-    compressed: Predict
+    parent: Stream
+    compressed: Stream
 
 
 @dataclass(frozen=True)
@@ -58,164 +36,84 @@ class Evaluation:
     stages: dict[str, float]
 
 
-def check_metric(task: str, metric: str | None) -> str:
-    """Return the metric of the verdict; the task's usual one if None.
+def streamed(run: Callable[[Array], Array]) -> Stream:
+    """Return a network that runs one input at a time as a stream."""
 
-    Raises:
-        OptionError: the metric belongs to the other task.
-    """
-    chosen = metric or DEFAULT_METRIC[task]
-    known = ("dice", "nsd") if task == "segmentation" else ("auroc", "auprc", "sensitivity", "specificity")
-    if chosen.split("/")[0] not in known:
-        raise OptionError(f"--metric {chosen} does not fit {task}.", f"Choose one of {', '.join(known)}.")
-    return chosen
+    def stream(batches: Iterable[Array]) -> Iterator[Array]:
+        for batch in batches:
+            yield run(batch)
+
+    return stream
 
 
 def evaluate_pair(
     pair: Pair,
     cohort: Cohort,
     pipeline: Pipeline,
-    *,
     judgement: Judgement | None = None,
+    *,
     operating_point: Mapping[str, Any] | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run both networks on the evaluation cases and compare them.
 
+    Both go over an image in the way that deployment does: what is measured here is what `predict` will give.
+
     Args:
         pair: the networks.
-        cohort: its evaluation cases are used; for classification the operating point is fixed on its tuning cases.
+        cohort: its evaluation cases are used; an operating point is fixed on others.
         pipeline: pre- and post-processing, the same for both.
-        judgement: metric, margin and seed of the bootstrap.
-        operating_point: one that was fixed before; None fixes it on the parent, on the tuning cases, or on the train
-            cases if there are none.
+        judgement: metric, margin and seed of the bootstrap; None takes the task's usual ones.
+        operating_point: one that was fixed before; None fixes it on the parent, on cases that the task chooses.
         store: a file that keeps each finished case, so that an interrupted run goes on where it stopped.
         progress: told of each case.
 
     Raises:
         DataError: a case cannot be read or scored. What is finished stays in `store`.
     """
-    judgement, progress = judgement or Judgement(), progress or Silent()
-    metric = check_metric(pipeline.task, judgement.metric)
+    progress, kind = progress or Silent(), task(pipeline.task)
+    judgement = judgement or Judgement(kind.metric(None))
     records = _Store(store)
-    run = _segment_case if pipeline.task == "segmentation" else _classify_case
     for case in progress.track(cohort.evaluation, "evaluate", len(cohort.evaluation)):
         if case.id not in records:
-            records.add(case.id, run(pair, cohort, case, pipeline))
+            records.add(case.id, _run_case(pair, cohort, case, pipeline, kind))
     rows = [(case, records[case.id]) for case in cohort.evaluation]
-    if pipeline.task == "segmentation":
-        parts = summarise_segmentation(
-            [_case_scores(case, record) for case, record in rows],
-            metric=metric,
-            margin=judgement.margin,
-            seed=judgement.seed,
-        )
-    else:
-        point = operating_point or _fix_operating_point(pair.parent, cohort, pipeline, records, progress)
-        parts = summarise_classification(
-            [_case_prediction(case, record) for case, record in rows],
-            threshold=point["threshold"] if point else None,
-            metric=metric,
-            margin=judgement.margin,
-            seed=judgement.seed,
-        )
-        parts["operating_point"] = point
+    point = operating_point or _fix_operating_point(pair.parent, cohort, pipeline, records, progress)
+    parts = kind.summarise(rows, judgement, point)
     names = rows[0][1]["seconds"]
     stages = {name: float(np.median([record["seconds"][name] for _, record in rows])) for name in names}
     return Evaluation(parts, stages)
 
 
-def label_map(predict: Predict, cohort: Cohort, case: Case, pipeline: Pipeline) -> Array:
-    """Return a case's predicted label map on its own grid."""
-    prepared = prepare(cohort.image(case), pipeline)
-    return finish_segmentation(scores(predict, prepared, pipeline), prepared, pipeline)
-
-
-def _segment_case(pair: Pair, cohort: Cohort, case: Case, pipeline: Pipeline) -> dict[str, Any]:
+def _run_case(pair: Pair, cohort: Cohort, case: Case, pipeline: Pipeline, kind: Task) -> dict[str, Any]:
+    """Return the record of one case."""
     clock = Stopwatch()
     image = cohort.image(case)
     clock.lap("read")
     prepared = prepare(image, pipeline)
     clock.lap("prepare")
-    output = scores(pair.compressed, prepared, pipeline)
+    timed = TimedStream(pair.compressed)
+    compressed = predict_one(kind, timed, prepared, pipeline)
     clock.lap("network")
-    compressed = finish_segmentation(output, prepared, pipeline)
-    clock.lap("finish")
-    del output
-    parent = finish_segmentation(scores(pair.parent, prepared, pipeline), prepared, pipeline)
-    reference = cohort.mask(case, image)
-    record: dict[str, Any] = {"agreement": agreement(parent, compressed), "seconds": clock.laps}
-    if reference is None:
-        return {**record, "parent": {}, "compressed": {}, "empty": []}
-    labels = {i: name for i, name in enumerate(pipeline.classes) if i > 0}
-    tolerance = TOLERANCE_PIXELS if image.affine is None else TOLERANCE_MM
-    for side, prediction in (("parent", parent), ("compressed", compressed)):
-        record[side] = score_segmentation(
-            prediction, reference, labels=labels, spacing=image.spacing, tolerance=tolerance
-        )
-    record["empty"] = list(empty_structures(reference, labels=labels))
-    return record
-
-
-def _classify_case(pair: Pair, cohort: Cohort, case: Case, pipeline: Pipeline) -> dict[str, Any]:
-    clock = Stopwatch()
-    image = cohort.image(case)
-    clock.lap("read")
-    prepared = prepare(image, pipeline)
-    clock.lap("prepare")
-    compressed = scores(pair.compressed, prepared, pipeline)
-    clock.lap("network")
-    parent = scores(pair.parent, prepared, pipeline)
-    return {
-        "parent": probabilities(parent[None], pipeline)[0].tolist(),
-        "compressed": probabilities(compressed[None], pipeline)[0].tolist(),
-        "seconds": clock.laps,
-    }
+    clock.split("network", timed.seconds, "finish")
+    parent = predict_one(kind, pair.parent, prepared, pipeline)
+    record = kind.compare(parent, compressed, kind.reference(cohort, case, image), image, pipeline)
+    return {**record, "seconds": clock.laps}
 
 
 def _fix_operating_point(
-    parent: Predict, cohort: Cohort, pipeline: Pipeline, records: _Store, progress: Progress
+    parent: Stream, cohort: Cohort, pipeline: Pipeline, records: _Store, progress: Progress
 ) -> dict[str, Any] | None:
-    """Fix the decision threshold on the parent, on cases that are not evaluated; None where there is nothing to fix."""
-    if len(pipeline.classes) > 2 or not (cohort.tuning or cohort.train):
-        return None
-    cases, name = (cohort.tuning, "tuning") if cohort.tuning else (cohort.calibration(MOST_TRAIN_CASES), "training")
-    for case in progress.track(cases, "operating point", len(cases)):
+    """Fix the operating point on the parent, on cases that are not evaluated; None where there is nothing to fix."""
+    kind = task(pipeline.task)
+    cases, called = kind.operating_cases(cohort, pipeline)
+    for case in progress.track(cases, "operating point", len(cases)) if cases else ():
         if case.id not in records:
-            output = scores(parent, prepare(cohort.image(case), pipeline), pipeline)
-            records.add(case.id, {"parent": probabilities(output[None], pipeline)[0].tolist()})
-    labelled = [case for case in cases if case.label is not None]
-    labels = np.array([case.label for case in labelled])
-    if len(set(labels.tolist())) < 2:
-        raise LabelError(
-            f"the {len(labelled)} {name} cases are of one class only: no operating point can be fixed on them.",
-            "Give a larger share with --tuning, or a cohort in which both classes occur.",
-        )
-    table = np.array([records[case.id]["parent"] for case in labelled])
-    return {
-        "threshold": best_threshold(table[:, -1], labels),
-        "rule": "youden",
-        "fixed_on": f"{len(labelled)} {name} cases, parent",
-    }
-
-
-def _case_scores(case: Case, record: Mapping[str, Any]) -> CaseScores:
-    return CaseScores(
-        case.id,
-        case.patient,
-        record["parent"],
-        record["compressed"],
-        agreement=record["agreement"],
-        empty=tuple(record["empty"]),
-        subgroups=case.subgroups,
-    )
-
-
-def _case_prediction(case: Case, record: Mapping[str, Any]) -> CasePrediction:
-    return CasePrediction(
-        case.id, case.patient, record["parent"], record["compressed"], label=case.label, subgroups=case.subgroups
-    )
+            image = cohort.image(case)
+            found = predict_one(kind, parent, prepare(image, pipeline), pipeline)
+            records.add(case.id, kind.compare(found, found, None, image, pipeline))
+    return kind.operating_point([records[case.id]["parent"] for case in cases], cases, called) if cases else None
 
 
 class _Store:

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from microtome.evidence.comparison import Pair, label_map
+from microtome.evidence.comparison import Pair
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import prepare
+from microtome.tasks import task
+from microtome.tasks.base import predict_one
 from microtome.types import Array, Case, Image
 
-WORST = 3
 
-
-def choose(parts: dict[str, Any], task: str, metric: str = "dice") -> list[dict[str, Any]]:
-    """Choose the cases that lost most, the compressed network's lowest score, a typical case and the best.
-
-    Args:
-        parts: what `evaluate_pair` returned.
-        task: `segmentation` or `classification`.
-        metric: of segmentation, by which cases are ordered.
-
-    Returns:
-        Entries of `result.json`'s `examples`, each case once, worst first.
-    """
-    rows = parts["cases"]
-    if task == "segmentation":
-        scored = [r for r in rows if r["parent"].get(metric) is not None and r["compressed"].get(metric) is not None]
-        if not scored:
-            ordered = sorted(rows, key=lambda r: r["agreement"])
-            return _unique([("worst", r, f"{r['agreement']:.2%} of voxels as the parent") for r in ordered[:WORST]])
-        lost = sorted(scored, key=lambda r: r["compressed"][metric] - r["parent"][metric])
-        level = sorted(scored, key=lambda r: r["compressed"][metric])
-        chosen = [("worst", r) for r in [*lost[:WORST], level[0]]]
-        chosen += [("typical", level[len(level) // 2]), ("best", level[-1])]
-        return _unique(
-            [(k, r, f"{metric.title()} {r['parent'][metric]:.3f} → {r['compressed'][metric]:.3f}") for k, r in chosen]
-        )
-    moved = sorted(rows, key=lambda r: -abs(r["compressed"]["score"][-1] - r["parent"]["score"][-1]))
-    chosen = [("worst", r) for r in moved[:WORST]] + [("typical", moved[len(moved) // 2]), ("best", moved[-1])]
-    return _unique(
-        [(k, r, f"score {r['parent']['score'][-1]:.3f} → {r['compressed']['score'][-1]:.3f}") for k, r in chosen]
-    )
+def choose(parts: Mapping[str, Any], pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Choose the cases that a reader should look at, worst first: entries of `result.json`'s `examples`."""
+    return task(pipeline.task).choose(parts["cases"])
 
 
 def pictures(
@@ -61,13 +36,13 @@ def pictures(
 
 
 def _maps(case: Case, pair: Pair, cohort: Cohort, pipeline: Pipeline) -> tuple[dict[str, Array], int | None]:
-    image = cohort.image(case)
-    if pipeline.task == "classification":
+    image, kind = cohort.image(case), task(pipeline.task)
+    if not kind.MAPS:
         position = None if image.affine is None and image.array.ndim == 3 else image.spatial[-1] // 2
         return {"image": _displayed(image, position)}, position
-    parent = label_map(pair.parent, cohort, case, pipeline)
-    compressed = label_map(pair.compressed, cohort, case, pipeline)
-    reference = cohort.mask(case, image)
+    prepared = prepare(image, pipeline)
+    parent, compressed = (predict_one(kind, side, prepared, pipeline) for side in (pair.parent, pair.compressed))
+    reference = kind.reference(cohort, case, image)
     position = None
     if parent.ndim == 3:
         shown = reference if reference is not None and reference.any() else parent
@@ -92,10 +67,3 @@ def _displayed(image: Image, position: int | None) -> Array:
         plane = np.moveaxis(image.array, 0, -1).astype(np.float32)
     low, high = np.percentile(plane, (0.5, 99.5))
     return np.asarray(((plane - low) / max(high - low, 1e-6)).clip(0, 1), np.float32)
-
-
-def _unique(chosen: list[tuple[str, dict[str, Any], str]]) -> list[dict[str, Any]]:
-    seen: dict[str, dict[str, Any]] = {}
-    for kind, row, text in chosen:
-        seen.setdefault(row["case"], {"case": row["case"], "kind": kind, "text": text, "slice": None})
-    return list(seen.values())

@@ -16,7 +16,7 @@ from microtome.medical.formats import find_format
 from microtome.medical.formats.table import Row, Table, patient_rule
 from microtome.medical.read import read_image, read_mask
 from microtome.medical.split import assign_roles
-from microtome.types import Array, Case, Image, Role, Task
+from microtome.types import Array, Case, Image, Role
 
 DIGITS = 4
 LOOK_MASKS = 32  # masks that are read to learn how many classes there are, where nothing names them
@@ -31,7 +31,7 @@ class Cohort:
     Attributes:
         path: the file or folder that it was read from.
         format: how that is laid out, such as `decathlon`.
-        task: `segmentation` or `classification`.
+        task: a key of `tasks.TASKS`, such as `segmentation`.
         classes: class names in the order of the label numbers; for segmentation the first is the background. Empty
             where the cohort has no labels.
         cases: in the order of their pseudonyms, which says nothing of the order of the files.
@@ -41,7 +41,7 @@ class Cohort:
 
     path: Path
     format: str
-    task: Task
+    task: str
     classes: tuple[str, ...]
     cases: tuple[Case, ...]
     key: Mapping[str, str] = dataclasses.field(repr=False)
@@ -49,10 +49,8 @@ class Cohort:
 
     @property
     def labelled(self) -> bool:
-        """Whether every case has a reference: a mask, or for classification a label."""
-        if self.task == "segmentation":
-            return all(case.mask is not None for case in self.cases)
-        return all(case.label is not None for case in self.cases)
+        """Whether every case has a reference: a mask or a label."""
+        return all(case.mask is not None or case.label is not None for case in self.cases)
 
     @property
     def train(self) -> tuple[Case, ...]:
@@ -160,23 +158,21 @@ def load_cohort(
     kept = [(row, role) for row, role in zip(table.rows, roles, strict=True) if role is not None]
     _check_classes([row for row, role in kept if role == "evaluation"], table, path, " for evaluation")
     classes = table.classes
-    if table.task == "segmentation" and not classes and any(row.mask for row, _ in kept):
+    if not classes and any(row.mask for row, _ in kept):
         classes = _classes_of_masks([row for row, _ in kept])
     cases, key = _pseudonyms(kept, root, seed)
     return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes))
 
 
 def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, what: str = "") -> None:
-    """Classification needs two classes, or AUROC is undefined; a cohort without any label may pass."""
-    if table.task != "classification":
-        return
+    """Labels that are classes must be of two, or AUROC is undefined; a cohort without any label may pass."""
     found = {row.label for row in rows}
-    if found == {None}:
+    if found == {None} or not table.classes:
         return
     if None in found:
         raise LabelError(f"Some images of {path} have a label and some have none.", "Label all of them, or none.")
     if len(found) == 1:
-        name = table.classes[next(iter(label for label in found if label is not None))]
+        name = table.classes[int(next(iter(label for label in found if label is not None)))]
         raise LabelError(f"{path} has one class only{what}, '{name}'.", "Classification needs at least two.")
 
 
@@ -236,7 +232,8 @@ def _spread(cases: tuple[Case, ...]) -> Iterator[Case]:
     """Cases class by class in turn, and within a class patient by patient in turn."""
     classes: dict[int | None, dict[str, list[Case]]] = {}
     for case in cases:
-        classes.setdefault(case.label, {}).setdefault(case.patient, []).append(case)
+        label = case.label if isinstance(case.label, int) else None  # a reference that is a number makes no classes
+        classes.setdefault(label, {}).setdefault(case.patient, []).append(case)
     labels = sorted(classes, key=lambda label: label or 0)
     queues = [_in_turn(list(classes[label].values())) for label in labels]
     return iter(_in_turn(queues))

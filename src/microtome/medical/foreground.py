@@ -58,7 +58,7 @@ def foreground_points(labels: Array, rng: np.random.Generator, most: int) -> tup
 def window_at(array: Array, centre: Sequence[int], patch: Sequence[int]) -> Array:
     """Return the window (C, *patch) around a voxel, moved to lie within the array (C, *S) as far as that is possible.
 
-    An array that is smaller than the patch gets zeros on both sides, as in `sliding_window`. A view where it can be.
+    An array that is smaller than the patch gets zeros on both sides. A view where it can be.
     """
     sizes = array.shape[1:]
     axes = list(zip(centre, sizes, patch, strict=True))

@@ -1,4 +1,4 @@
-"""Run a network on an image, and turn its output into a label map on the image's own grid or into probabilities."""
+"""From a network's output to a label map on the image's own grid, or to probabilities."""
 
 from __future__ import annotations
 
@@ -10,66 +10,12 @@ import numpy as np
 
 from microtome.errors import DataError, GeometryError
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.prepare import Prepared, prepare, resample, restore
-from microtome.medical.sliding import Predict, sliding_window
-from microtome.types import Array, Image
+from microtome.medical.prepare import Prepared, resample, restore
+from microtome.types import Array
 
 HUGE = 1e30  # stands for infinity in scores, which linear interpolation would turn into NaN
 NAN = ("The network returned NaN.", "Check its weights and the normalization of the image.")
 SLAB = 1 << 16  # voxels per step of an argmax: the running maximum stays in the cache
-
-
-def segment(predict: Predict, image: Image, pipeline: Pipeline, *, batch: int = 1) -> Array:
-    """The label map of an image, on its own grid.
-
-    Args:
-        predict: float32 (N, C, *S) → float32 (N, K, *S); N is 1, or `batch` with a sliding window.
-        image: the image as read.
-        pipeline: what the network wants.
-        batch: windows per call.
-
-    Returns:
-        uint8 label map of the image's spatial shape (uint16 with more than 256 classes).
-
-    Raises:
-        DataError, GeometryError: as `prepare`, `sliding_window` and `finish_segmentation`.
-    """
-    prepared = prepare(image, pipeline)
-    return finish_segmentation(scores(predict, prepared, pipeline, batch=batch), prepared, pipeline)
-
-
-def classify(predict: Predict, image: Image, pipeline: Pipeline) -> Array:
-    """The class probabilities of an image.
-
-    Args:
-        predict: float32 (1, C, *S) → float32 (1, K).
-        image: the image as read.
-        pipeline: what the network wants.
-
-    Returns:
-        float64 (classes,), see `probabilities`.
-
-    Raises:
-        DataError, GeometryError: as `prepare` and `probabilities`.
-    """
-    logits = scores(predict, prepare(image, pipeline), pipeline)
-    result: Array = probabilities(logits[None], pipeline)[0]
-    return result
-
-
-def scores(predict: Predict, prepared: Prepared, pipeline: Pipeline, *, batch: int = 1) -> Array:
-    """The network's output for a prepared image, by sliding window where the pipeline has a patch.
-
-    Returns:
-        float32 (K, *S) for segmentation, (K,) for classification.
-
-    Raises:
-        GeometryError: the output for a window does not have the window's size.
-    """
-    if pipeline.patch is not None:
-        return sliding_window(predict, prepared.array, patch=pipeline.patch, overlap=pipeline.overlap, batch=batch)
-    output: Array = np.asarray(predict(prepared.array[None]), np.float32)[0]
-    return output
 
 
 def probabilities(logits: Array, pipeline: Pipeline) -> Array:

@@ -6,7 +6,6 @@ same code for calibration, evaluation and deployment.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import json
@@ -15,27 +14,13 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import nibabel
-import numpy as np
-
-from microtome.errors import DataError, GeometryError, OptionError
-from microtome.types import Image, Task
-
-if TYPE_CHECKING:
-    from microtome.medical.cohort import Cohort
+from microtome.errors import OptionError
 
 SCHEMA = 1
 Normalize = Literal["none", "unit", "minmax", "zscore", "zscore_nonzero", "fixed"]
 Activation = Literal["softmax", "sigmoid", "none"]
-
-SAMPLE = 8  # images that default_pipeline looks at
-PICTURE_SIZE = 256
-PATCH_LIMIT = 96
-STEP = 16  # what four halvings of a U-Net ask of a size
-SMALL_PICTURE = 64  # pictures up to this size are used as they are: their networks are made for them
-SPACING_SPREAD = 1.1  # spacings that differ by more than 10 % are resampled to their median
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class Pipeline:
     the image's own grid.
 
     Attributes:
-        task: `segmentation` or `classification`.
+        task: a key of `tasks.TASKS`, such as `segmentation`; which fields make sense with it, the task says.
         classes: class names in the order of the label numbers; for segmentation the first is the background.
         channels: input channels of the network.
         spatial_dims: 2 for pictures, 3 for volumes.
@@ -68,6 +53,9 @@ class Pipeline:
         scale: a divisor before `mean` and `std`, for `fixed`.
         patch: size of the sliding window; None gives the network the whole image.
         overlap: share of the patch by which neighbouring windows overlap at least, in [0, 1).
+        mirror: spatial axes of the network's grid along which scores are averaged over both directions, all 2^n ways.
+        skip_empty: do not run windows that hold one value only; they count as background, less than any other window.
+            The result may differ from that of running them.
         divisible: without `patch` and `size`, zeros are appended to each axis up to a multiple of this.
         activation: what turns the network's output into probabilities; `none` if they are probabilities already.
         threshold: probability above which a sigmoid output (or a single output channel) counts as positive.
@@ -76,7 +64,7 @@ class Pipeline:
         OptionError: a value of the wrong type, out of range, or in conflict with another one.
     """
 
-    task: Task
+    task: str
     classes: tuple[str, ...]
     channels: int = 1
     spatial_dims: int = 2
@@ -94,6 +82,8 @@ class Pipeline:
     scale: float = 1.0
     patch: tuple[int, ...] | None = None
     overlap: float = 0.5
+    mirror: tuple[int, ...] = ()
+    skip_empty: bool = False
     divisible: int = 1
     activation: Activation = "softmax"
     threshold: float = 0.5
@@ -153,75 +143,11 @@ def describe(pipeline: Pipeline) -> str:
     steps += [f"clip to percentiles {p.percentiles[0]:g} … {p.percentiles[1]:g}"] if p.percentiles else []
     steps += [f"normalize {p.normalize}"] if p.normalize != "none" else []
     steps += [f"windows of {_times(p.patch)}, overlap {p.overlap:g}"] if p.patch else []
+    steps += [f"mirrored along axes {', '.join(map(str, p.mirror))}"] if p.mirror else []
+    steps += ["windows of one value skipped"] if p.skip_empty else []
     steps += [f"pad to multiples of {p.divisible}"] if p.divisible > 1 and not (p.patch or p.size) else []
     steps += [p.activation] if p.activation != "none" else []
     return ", ".join(steps)
-
-
-def default_pipeline(cohort: Cohort, *, outputs: int | None = None) -> Pipeline:
-    """Guess a pipeline from up to 8 training images, spread over the cohort.
-
-    Pictures are resized to 256×256, or keep a common size that is small or divisible by 16. Volumes are turned to RAS
-    where their orientation is known, resampled to the median spacing where spacings differ by more than 10 %, and
-    segmented in patches of at most 96 voxels a side. `outputs` is the network's number of output channels, if known:
-    one channel, or one per class but the background, means sigmoid.
-
-    Raises:
-        DataError: none of the images can be read.
-        GeometryError: pictures and volumes in one cohort.
-    """
-    images = _sample(cohort)
-    dims = {len(image.spatial) for image in images}
-    if len(dims) > 1:
-        raise GeometryError("The cohort mixes pictures and volumes.", "Split it into two cohorts.")
-    foreground = len(cohort.classes) - (cohort.task == "segmentation")
-    sigmoid = outputs is not None and outputs != len(cohort.classes) and outputs in (1, foreground)
-    common: dict[str, Any] = {
-        "task": cohort.task,
-        "classes": tuple(cohort.classes),
-        "channels": max(image.array.shape[0] for image in images),
-        "spatial_dims": dims.pop(),
-        "activation": "sigmoid" if sigmoid else "softmax",
-    }
-    if common["spatial_dims"] == 2:
-        unit = all(image.array.dtype == np.uint8 for image in images)
-        return Pipeline(**common, size=_picture_size(images), normalize="unit" if unit else "minmax")
-    return Pipeline(**common, **_volume_fields(cohort.task, images), normalize="zscore")
-
-
-def _sample(cohort: Cohort) -> list[Image]:
-    train = [case for case in cohort.cases if case.role == "train"] or list(cohort.cases)
-    images: list[Image] = []
-    for case in train[:: max(1, len(train) // SAMPLE)][:SAMPLE]:
-        with contextlib.suppress(DataError):  # single broken files are counted later, case by case
-            images.append(cohort.image(case))
-    return images or [cohort.image(train[0])]  # raises what is wrong with it
-
-
-def _picture_size(images: Sequence[Image]) -> tuple[int, ...]:
-    sizes = {image.spatial for image in images}
-    fits = len(sizes) == 1 and all(n % STEP == 0 or n <= SMALL_PICTURE for n in images[0].spatial)
-    return sizes.pop() if fits else (PICTURE_SIZE, PICTURE_SIZE)
-
-
-def _volume_fields(task: Task, images: Sequence[Image]) -> dict[str, Any]:
-    known = all(image.affine is not None for image in images)
-    orders = [_ras_order(image) if known else [0, 1, 2] for image in images]
-    sizes = np.array([np.take(image.spatial, order) for image, order in zip(images, orders, strict=True)], dtype=float)
-    spacings = np.array([np.take(image.spacing, order) for image, order in zip(images, orders, strict=True)])
-    fields: dict[str, Any] = {"orientation": "RAS" if known else None}
-    if task == "classification" and np.all(sizes == sizes[0]):
-        return {**fields, "size": tuple(int(n) for n in sizes[0])}
-    if task == "segmentation" and np.any(spacings.max(axis=0) > SPACING_SPREAD * spacings.min(axis=0)):
-        fields["spacing"] = tuple(round(float(s), 4) for s in np.median(spacings, axis=0))
-        sizes = sizes * spacings / np.array(fields["spacing"])
-    block = tuple(min(PATCH_LIMIT, STEP * max(1, math.ceil(n / STEP))) for n in np.median(sizes, axis=0))
-    return {**fields, "patch" if task == "segmentation" else "size": block}
-
-
-def _ras_order(image: Image) -> list[int]:
-    axes = nibabel.orientations.io_orientation(image.affine)[:, 0]
-    return [int(axis) for axis in np.argsort(axes)]
 
 
 def _check_geometry(p: Pipeline) -> None:
@@ -233,16 +159,17 @@ def _check_geometry(p: Pipeline) -> None:
         _require(fits, f"'{name}' must have {dims} positive values, not {value}")
     _require(dims == 3 or not (p.orientation or p.spacing), "'orientation' and 'spacing' are for volumes only")
     _require(not (p.spacing and p.size), "'spacing' and 'size' exclude one another: both set the size of the grid")
-    _require(p.task == "segmentation" or p.patch is None, "'patch' is for segmentation only")
     _require(0 <= p.overlap < 1, f"'overlap' must be at least 0 and below 1, not {p.overlap}")
+    different = len(set(p.mirror)) == len(p.mirror) and set(p.mirror) <= set(range(dims))
+    _require(different, f"'mirror' must name different axes of 0 to {dims - 1}, not {p.mirror}")
     _require(p.divisible >= 1, f"'divisible' must be at least 1, not {p.divisible}")
     axes = None if p.orientation is None else sorted("RLAPSI".find(code) // 2 for code in p.orientation)
     _require(axes in (None, [0, 1, 2]), f"'orientation' must name three axes, such as RAS, not {p.orientation!r}")
 
 
 def _check_values(p: Pipeline) -> None:
-    distinct = len(set(p.classes)) == len(p.classes) >= 2
-    _require(distinct, f"'classes' must hold two or more different names, not {p.classes}")
+    distinct = len(set(p.classes)) == len(p.classes) >= 1
+    _require(distinct, f"'classes' must hold different names, not {p.classes}")
     _require(p.channels >= 1, f"'channels' must be at least 1, not {p.channels}")
     _require(p.window is None or p.window[0] < p.window[1], f"'window' must rise, not {p.window}")
     rises = p.percentiles is None or 0 <= p.percentiles[0] < p.percentiles[1] <= 100

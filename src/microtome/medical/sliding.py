@@ -1,64 +1,24 @@
-"""Segment an image larger than the network's patch: overlapping windows, blended with Gaussian weights."""
+"""Overlapping windows over an image larger than the network's patch, and the Gaussian weights that blend them."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from microtome.errors import GeometryError
 from microtome.types import Array
 
-Predict = Callable[[Array], Array]
-
 SIGMA = 1 / 8  # of the patch; nnU-Net (Isensee et al., Nature Methods 2021)
 
 
-def sliding_window(predict: Predict, array: Array, *, patch: Sequence[int], overlap: float, batch: int = 1) -> Array:
-    """The network's scores for a whole image, patch by patch.
-
-    Windows stand evenly spaced and cover every voxel; neighbours share at least `overlap` of the patch, to a voxel.
-    Scores are blended with Gaussian weights (nnU-Net, Isensee et al. 2021) that add up to one in every voxel. An image
-    smaller than the patch gets zeros on both sides, which are cut off again. Needs memory for one (K, *S) array.
-
-    Args:
-        predict: float32 (batch, C, *patch) → (batch, K, *patch). The last batch is filled up with copies of its last
-            patch, so that the network sees one shape only.
-        array: float32 (C, *S).
-        patch: window size, one number per spatial axis.
-        overlap: in [0, 1).
-        batch: windows per call.
-
-    Returns:
-        float32 (K, *S).
-
-    Raises:
-        GeometryError: the output of the network does not have the size of the patch.
-    """
-    padded, inner = pad(array, patch)
-    axes = [starts(size, p, overlap) for size, p in zip(padded.shape[1:], patch, strict=True)]
-    weights = [blending(begins, p) for begins, p in zip(axes, patch, strict=True)]
-    windows = list(itertools.product(*(range(len(begins)) for begins in axes)))
-    blended: Array | None = None
-    for first in range(0, len(windows), batch):
-        group = windows[first : first + batch]
-        corners = [tuple(begins[i] for begins, i in zip(axes, window, strict=True)) for window in group]
-        tiles = [window_of(padded, corner, patch) for corner in corners]
-        scores = np.asarray(predict(np.stack(tiles + tiles[-1:] * (batch - len(tiles)))))
-        require_windows(scores, batch, patch)
-        if blended is None:
-            blended = np.zeros((scores.shape[1], *padded.shape[1:]), np.float32)
-        for window, corner, tile in zip(group, corners, scores, strict=False):
-            target = window_of(blended, corner, patch)
-            target += tile * _outer([axis[i] for axis, i in zip(weights, window, strict=True)])
-    assert blended is not None  # there is always one window
-    return blended[inner]
-
-
 def tiles(array: Array, *, patch: Sequence[int], overlap: float) -> Iterator[Array]:
-    """The windows (C, *patch) that `sliding_window` would give the network, one by one; views where it can be."""
+    """The windows (C, *patch) that cover an image, as the network gets them, one by one; views where it can be.
+
+    They stand evenly spaced and cover every voxel; neighbours share at least `overlap` of the patch, to a voxel.
+    """
     padded, _ = pad(array, patch)
     axes = [starts(size, p, overlap) for size, p in zip(padded.shape[1:], patch, strict=True)]
     for corner in itertools.product(*axes):
@@ -96,13 +56,6 @@ def blending(begins: Sequence[int], patch: int) -> Array:
     for begin in begins:
         total[begin : begin + patch] += gauss
     return np.array([gauss / total[begin : begin + patch] for begin in begins], np.float32)
-
-
-def _outer(vectors: Sequence[Array]) -> Array:
-    product = vectors[0]
-    for vector in vectors[1:]:
-        product = product[..., None] * vector
-    return product
 
 
 def window_of(array: Array, corner: Sequence[int], patch: Sequence[int]) -> Array:

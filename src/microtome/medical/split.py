@@ -68,7 +68,9 @@ def _draw(patients: set[str], share: float, rows: Sequence[Row], rng: np.random.
     label_of: dict[str, int] = {}
     for row in rows:
         if row.patient in patients:
-            label_of[row.patient] = max(label_of.get(row.patient, -1), -1 if row.label is None else row.label)
+            # a reference that is a number makes no classes
+            label = row.label if isinstance(row.label, int) else -1
+            label_of[row.patient] = max(label_of.get(row.patient, -1), label)
     shuffled = [sorted(patients)[k] for k in rng.permutation(len(patients))]
     drawn: set[str] = set()
     for label in sorted(set(label_of.values())):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 
@@ -38,74 +38,53 @@ class _Undecided(Exception):
     """No error: the difference of two infinite scores says nothing."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What may be asked of a segmentation, beside the pipeline.
+class TimedStream:
+    """A stream, with the time that is spent waiting for its results.
 
     Attributes:
-        overlap: of the windows, instead of the pipeline's; in [0, 1).
-        mirror: spatial axes of the network's grid; scores are averaged over all 2^n ways to mirror them.
-        skip_empty: do not run windows that hold one value only; they count as background, less than any other window.
-            The result may differ from that of running them.
-        batch: windows per call; the last call of an image is filled up with copies.
+        seconds: so far; who reads it may set it back.
     """
 
-    overlap: float | None = None
-    mirror: tuple[int, ...] = ()
-    skip_empty: bool = False
-    batch: int = 1
+    def __init__(self, stream: Stream) -> None:
+        """Start at zero."""
+        self._stream = stream
+        self.seconds = 0.0
 
-    def require(self, pipeline: Pipeline) -> None:
-        """Refuse what makes no sense for a pipeline.
-
-        Raises:
-            OptionError: the overlap is not in [0, 1), an axis is unknown or named twice, or the batch is not positive.
-        """
-        dims = pipeline.spatial_dims
-        if self.overlap is not None and not 0 <= self.overlap < 1:
-            raise OptionError(f"The overlap must be at least 0 and below 1, not {self.overlap}.")
-        if len(set(self.mirror)) < len(self.mirror) or not set(self.mirror) <= set(range(dims)):
-            raise OptionError(f"The axes to mirror must be different ones of 0 to {dims - 1}, not {self.mirror}.")
-        if self.batch < 1:
-            raise OptionError(f"The batch must be at least 1, not {self.batch}.")
+    def __call__(self, batches: Iterable[Array]) -> Iterator[Array]:
+        """Run inputs of one shape, as the stream itself does."""
+        results = self._stream(batches)
+        while True:
+            begin = time.perf_counter()
+            result = next(results, None)
+            self.seconds += time.perf_counter() - begin
+            if result is None:
+                return
+            yield result
 
 
-def segment_streamed(
-    stream: Stream,
-    prepared: Prepared,
-    pipeline: Pipeline,
-    *,
-    overlap: float | None = None,
-    mirror: Sequence[int] = (),
-    skip_empty: bool = False,
-    batch: int = 1,
-) -> Array:
-    """The label map of a prepared image, on the image's own grid: that of `infer.segment`, in less memory and time.
+def segment_streamed(stream: Stream, prepared: Prepared, pipeline: Pipeline, *, batch: int = 1) -> Array:
+    """The label map of a prepared image, on the image's own grid.
 
-    Needs memory for the scores of one row of windows, (K, *rest) times the patch's first size, where `segment` needs
-    those of the whole image. Of two classes only the difference of their scores is blended. Both round differently from
-    `segment` in the last bit, so that a voxel may differ where two classes are equal but for rounding. Of windows in a
-    row that hold one value only, the same one, the first is run.
+    Windows stand as the pipeline says, and scores are blended with Gaussian weights (nnU-Net, Isensee et al., Nature
+    Methods 2021) that add up to one in every voxel. Needs memory for the scores of one row of windows, (K, *rest) times
+    the patch's first size. Of two classes only the difference of their scores is blended. Of windows in a row that hold
+    one value only, the same one, the first is run.
 
     Args:
         stream: the network, such as the `stream` of a runtime's session.
         prepared: what `prepare` returned for the image.
         pipeline: the one that prepared it.
-        overlap: as in `Settings`, like the following.
-        mirror: axes.
-        skip_empty: leave out windows of one value.
-        batch: windows per call.
+        batch: windows per call; the last call is filled up with copies.
 
     Returns:
         uint8 label map of the image's spatial shape (uint16 with more than 256 classes).
 
     Raises:
-        OptionError: an overlap, axis or batch that does not exist.
+        OptionError: the batch is not positive.
         DataError: NaN in the scores, or a number of channels that does not fit the classes.
         GeometryError: the output does not have the spatial size of the input.
     """
-    settings = Settings(overlap, tuple(mirror), skip_empty, batch)
-    with contextlib.closing(segment_each(stream, [prepared], pipeline, settings)) as each:
+    with contextlib.closing(segment_each(stream, [prepared], pipeline, batch=batch)) as each:
         labels = next(each)
     if isinstance(labels, DataError):
         raise labels
@@ -113,7 +92,7 @@ def segment_streamed(
 
 
 def segment_each(
-    stream: Stream, images: Iterable[Prepared], pipeline: Pipeline, settings: Settings | None = None
+    stream: Stream, images: Iterable[Prepared], pipeline: Pipeline, *, batch: int = 1
 ) -> Generator[Array | DataError, None, None]:
     """The label maps of many prepared images, in order, as `segment_streamed` makes them.
 
@@ -124,11 +103,11 @@ def segment_each(
         An image's label map, or what was wrong with the network's output for it; the others go on.
 
     Raises:
-        OptionError: settings that make no sense for the pipeline.
+        OptionError: the batch is not positive.
     """
-    settings = settings or Settings()
-    settings.require(pipeline)
-    tasks = (_Task(prepared, pipeline, settings) for prepared in images)
+    if batch < 1:
+        raise OptionError(f"The batch must be at least 1, not {batch}.")
+    tasks = (_Task(prepared, pipeline, batch) for prepared in images)
     if pipeline.input_shape is not None:
         yield from _through(stream, tasks)
         return
@@ -144,17 +123,16 @@ class _Task:
         left: results that have not come yet.
     """
 
-    def __init__(self, prepared: Prepared, pipeline: Pipeline, settings: Settings) -> None:
-        overlap = pipeline.overlap if settings.overlap is None else settings.overlap
-        self.plan = plan_windows(prepared, pipeline, overlap, settings.mirror, settings.skip_empty)
-        self._prepared, self._pipeline, self._settings = prepared, pipeline, settings
-        batch, runs = settings.batch, [window for window in self.plan.windows if not window.again]
+    def __init__(self, prepared: Prepared, pipeline: Pipeline, batch: int) -> None:
+        self.plan = plan_windows(prepared, pipeline)
+        self._prepared, self._pipeline, self._batch = prepared, pipeline, batch
+        runs = [window for window in self.plan.windows if not window.again]
         self._groups = [runs[first : first + batch] for first in range(0, len(runs), batch)]
         self.left = len(self._groups)
 
     def inputs(self) -> Iterator[Array]:
         """What the network is given: float32 (batch, C, *patch)."""
-        array, patch, batch = self.plan.array, self.plan.patch, self._settings.batch
+        array, patch, batch = self.plan.array, self.plan.patch, self._batch
         for group in self._groups:
             tiles = [window.flip(window_of(array, window.corner, patch)) for window in group]
             yield tiles[0][None] if batch == 1 else np.stack(tiles + tiles[-1:] * (batch - len(tiles)))
@@ -180,7 +158,7 @@ class _Task:
             if self._pipeline.patch is None:
                 require_size(scores[0], self._prepared)
             else:
-                require_windows(scores, self._settings.batch, self.plan.patch)
+                require_windows(scores, self._batch, self.plan.patch)
             yield from scores[: len(group)]
 
     def labels(self, results: Iterator[Array], *, difference: bool = True) -> Array:
@@ -197,7 +175,7 @@ class _Task:
         first = next(outputs)
         channels = first[1].shape[0]
         threshold = foreground_threshold(channels, pipeline)
-        base = threshold - BELOW * (1 + abs(threshold)) if threshold is not None and self._settings.skip_empty else 0.0
+        base = threshold - BELOW * (1 + abs(threshold)) if threshold is not None and pipeline.skip_empty else 0.0
         whole = not streamable(prepared, pipeline)
         difference = difference and threshold is None and channels == 2 and not whole
         blocks = blend(itertools.chain([first], outputs), self.plan, difference=difference, base=base)

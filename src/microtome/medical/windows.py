@@ -66,21 +66,16 @@ def streamable(prepared: Prepared, pipeline: Pipeline) -> bool:
     return prepared.crop == prepared.content or pipeline.spatial_dims == 3
 
 
-def plan_windows(
-    prepared: Prepared, pipeline: Pipeline, overlap: float, mirror: Sequence[int], skip_empty: bool
-) -> Plan:
+def plan_windows(prepared: Prepared, pipeline: Pipeline) -> Plan:
     """Set windows on a prepared image, evenly spaced; without a patch, one window is the whole of it.
 
-    Args:
-        prepared: the image.
-        pipeline: says the patch.
-        overlap: share of the patch by which neighbours overlap at least.
-        mirror: axes; every window is there once for each of the 2^n ways to mirror them.
-        skip_empty: leave out windows that hold one value only.
+    Every window is there once for each of the 2^n ways to mirror the pipeline's axes. With `skip_empty`, those that
+    hold one value only are left out.
     """
+    mirror = pipeline.mirror
     patch = pipeline.patch or prepared.array.shape[1:]
     array, inner = pad(prepared.array, patch)
-    begins = [starts(size, p, overlap) for size, p in zip(array.shape[1:], patch, strict=True)]
+    begins = [starts(size, p, pipeline.overlap) for size, p in zip(array.shape[1:], patch, strict=True)]
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
     windows: list[Window] = []
     last: bytes | None = None
@@ -89,7 +84,7 @@ def plan_windows(
         value = _constant(window_of(array, corner, patch))
         if value is None:
             windows += [Window(corner, index, axes, constant=False, again=False) for axes in flips]
-        elif not skip_empty:
+        elif not pipeline.skip_empty:
             for axes in flips:
                 windows.append(Window(corner, index, axes, constant=True, again=value == last))
                 last = value

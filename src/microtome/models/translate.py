@@ -61,32 +61,32 @@ def _outputs(draft: Draft, declared: Declared) -> bool:
     """Set task, classes, activation and threshold; return whether they are known."""
     prediction = declared.prediction
     spatial = prediction.get("spatial_shape")
-    image = prediction.get("format") == "segmentation" or (isinstance(spatial, list) and any(n != 1 for n in spatial))
-    task = "segmentation" if image else "classification"
+    maps = prediction.get("format") == "segmentation" or (isinstance(spatial, list) and any(n != 1 for n in spatial))
     post = declared.transforms("postprocessing", "post_transforms") or []
     merged: dict[str, Any] = {}
     for kind, settings in post:
         if kind in ("Activations", "AsDiscrete"):
             merged |= {k: v[0] if isinstance(v, list) and v else v for k, v in settings.items()}
-        elif task == "segmentation" and kind in ("KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles"):
+        elif maps and kind in ("KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles"):
             draft.notes.append(f"the bundle's transform {kind} is not in microtome's pipeline; results are without it")
     definition = prediction.get("channel_def")
     names = [str(name) for name in definition.values()] if isinstance(definition, Mapping) else []
     sigmoid = merged.get("sigmoid") is True or (len(names) == 1 and not merged.get("softmax"))
-    if task == "segmentation" and sigmoid and names and names[0].lower() not in ("background", "bg"):
+    if maps and sigmoid and names and names[0].lower() not in ("background", "bg"):
         names = ["background", *names]
         if len(names) > 2:
             draft.notes.append(
                 "The bundle's output channels may overlap; microtome gives each voxel the one with the highest score."
             )
-    elif task == "classification" and len(names) == 1:
+    elif not maps and len(names) == 1:
         names = [f"no {names[0]}", names[0]]
     if len(names) < 2 or len(set(names)) < len(names):
         return False
+    task = "segmentation" if maps else "classification"
     draft.fields |= {"task": task, "classes": tuple(names), "activation": "sigmoid" if sigmoid else "softmax"}
     threshold = merged.get("threshold")
     if sigmoid and isinstance(threshold, float) and 0 < threshold < 1:
         draft.fields["threshold"] = threshold
-    if task == "classification":
+    if not maps:
         draft.fields.pop("patch", None)
     return True

@@ -7,29 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from microtome.report import drawing, plots, words
+from microtome.metrics import base
+from microtome.report import plots, words
 from microtome.report.files import Examples, Result
 from microtome.report.headline import main_metric
 from microtome.report.pictures import example_panels, structure_color, structures
+from microtome.report.view import View
 
 MAX_FOREST = 16  # rows; above, only the structures of the verdict's metric are drawn
 MAX_CASES = 500  # rows of the table of all cases
 KINDS = {"worst": "Worst", "typical": "Typical", "best": "Best"}
-EMPTY_RULE = (
-    "Empty masks: where reference and prediction are both empty, a structure's metric is undefined; the case is left "
-    "out of that mean. Where only one of them is empty, Dice and NSD are 0 and HD95 is the diagonal of the image."
-)
 
 
 def metrics(result: Result) -> list[str]:
     """All metrics in their first order, each followed by its structures."""
     sources = [words.mapping(result[side].get("metrics")) for side in ("parent", "compressed")]
     names = list(dict.fromkeys(str(name) for source in (*sources, result["difference"]) for name in source))
-    order = {base: place for place, base in enumerate(dict.fromkeys(words.base(name) for name in names))}
-    return sorted(names, key=lambda name: (order[words.base(name)], "/" in name))
+    order = {first: place for place, first in enumerate(dict.fromkeys(base(name) for name in names))}
+    return sorted(names, key=lambda name: (order[base(name)], "/" in name))
 
 
-def accuracy(result: Result) -> dict[str, Any]:
+def accuracy(result: Result, view: View) -> dict[str, Any]:
     """Table, forest plots and sentences of the section on accuracy."""
     chosen = main_metric(result)
     names = metrics(result)
@@ -37,15 +35,15 @@ def accuracy(result: Result) -> dict[str, Any]:
     return {
         "rows": rows,
         "forests": [plot for plot in _forests(result, names, chosen) if plot],
-        "drawings": [plot for plot in _drawings(result, chosen) if plot["svg"]],
-        "agreement": _agreement(result),
+        "drawings": [plot for plot in view.drawings(result, _pairs(result, view)) if plot["svg"]],
+        "agreement": _agreement(result, view),
         "empty": _empty(result),
-        "rule": EMPTY_RULE if result["task"] == "segmentation" else "",
+        "rule": view.RULE,
         "operating_point": _operating_point(result),
         "explained": {
-            words.metric_name(base): words.EXPLAINED[base]
-            for base in dict.fromkeys(words.base(name) for name in names)
-            if base in words.EXPLAINED
+            words.metric_name(name): words.about(name).words
+            for name in dict.fromkeys(base(name) for name in names)
+            if words.about(name).words
         },
     }
 
@@ -55,7 +53,7 @@ def _metric_row(result: Mapping[str, Any], metric: str, *, strong: bool) -> dict
         "name": words.structure(metric) or words.metric_name(metric),
         "inner": "/" in metric,
         "strong": strong,
-        "lower": words.base(metric) in words.LOWER_IS_BETTER and "/" not in metric,
+        "lower": words.about(metric).lower_is_better and "/" not in metric,
     }
     for side in ("parent", "compressed"):
         value = words.mapping(words.mapping(result.get(side)).get("metrics")).get(metric)
@@ -70,7 +68,7 @@ def _metric_row(result: Mapping[str, Any], metric: str, *, strong: bool) -> dict
 def _forests(result: Result, names: list[str], chosen: str) -> list[str]:
     shares = [name for name in names if not words.unit(name)]
     if len(shares) > MAX_FOREST:
-        shares = [name for name in shares if "/" not in name or words.base(name) == words.base(chosen)]
+        shares = [name for name in shares if "/" not in name or base(name) == base(chosen)]
     lengths = [name for name in names if words.unit(name)]
     margin = words.number(result["verdict"].get("margin"))
     return [
@@ -97,75 +95,19 @@ def _forest_rows(result: Result, names: list[str], chosen: str) -> list[plots.Fo
     ]
 
 
-def _drawings(result: Result, chosen: str) -> list[dict[str, str]]:
-    """Scatter of the cases, and ROC curves for two classes, each with a caption."""
-    pairs = [(case_value(result, case, "parent"), case_value(result, case, "compressed")) for case in result["cases"]]
-    parent, compressed = (np.array([pair[side] for pair in pairs], dtype=float) for side in (0, 1))
-    if result["task"] == "segmentation":
-        what = words.metric_name(chosen) if chosen else "metric"
-        scatter = plots.pairs(parent, compressed, name="cases", what=what)
-        moved = plots.changes(parent, compressed, name="changes", what=what)
-        return [
-            {"svg": scatter, "caption": f"{what} of every case. On the dashed line nothing changed."},
-            {"svg": moved, "caption": f"How much {what} of every case changed. Below the dashed line is worse."},
-        ]
-    threshold = words.number(result["operating_point"].get("threshold"))
-    binary = _is_binary(result)
-    what = "score" if binary else "score of the true class"
-    scatter = plots.pairs(parent, compressed, name="cases", what=what, threshold=threshold if binary else None)
-    caption = "Score of every case. On the dashed line nothing changed."
-    if binary and threshold is not None:
-        caption += " A point in the upper left or lower right field of the threshold lines got another decision."
+def _pairs(result: Result, view: View) -> list[tuple[float | None, float | None]]:
+    """The number of every case, of both networks."""
     return [
-        {"svg": _roc(result, parent, compressed) if binary else "", "caption": "ROC curves and operating points."},
-        {"svg": scatter, "caption": caption},
+        (view.case_value(result, case, "parent"), view.case_value(result, case, "compressed"))
+        for case in result["cases"]
     ]
 
 
-def _roc(result: Result, parent: Any, compressed: Any) -> str:
-    labels = np.array([words.number(case.get("label")) for case in result["cases"]], dtype=float)
-    keep = np.isfinite(labels) & np.isfinite(parent) & np.isfinite(compressed)
-    if not keep.any():
-        return ""
-    sides = (("parent", parent, drawing.PARENT), ("compressed", compressed, drawing.COMPRESSED))
-    curves = [
-        plots.RocCurve(side, scores[keep], color, _operating_place(words.mapping(result[side].get("metrics"))))
-        for side, scores, color in sides
-    ]
-    return plots.roc(curves, labels[keep] > 0, name="roc")
-
-
-def _operating_place(found: Mapping[str, Any]) -> tuple[float, float] | None:
-    sensitivity = words.interval(found.get("sensitivity")).value
-    specificity = words.interval(found.get("specificity")).value
-    return None if sensitivity is None or specificity is None else (1 - specificity, sensitivity)
-
-
-def _is_binary(result: Result) -> bool:
-    """Two classes, or one score per case."""
-    scores = (words.mapping(case.get("parent")).get("score") for case in result["cases"])
-    lengths = {len(score) if isinstance(score, list) else 1 for score in scores if score is not None}
-    return bool(lengths) and max(lengths) <= 2
-
-
-def case_value(result: Result, case: Mapping[str, Any], side: str) -> float | None:
-    """One number per case: its main metric, or its score (of class 1 for two classes, else of its true class)."""
-    values = words.mapping(case.get(side))
-    if result["task"] == "segmentation":
-        return words.interval(values.get(main_metric(result))).value
-    score = values.get("score")
-    if not isinstance(score, list):
-        return words.number(score)
-    place = words.number(case.get("label")) if len(score) > 2 else len(score) - 1
-    return words.number(score[int(place)]) if place is not None and 0 <= place < len(score) else None
-
-
-def _agreement(result: Result) -> str:
+def _agreement(result: Result, view: View) -> str:
     value = words.interval(result["agreement"]).value
     if value is None:
         return ""
-    what = "of all voxels carry" if result["task"] == "segmentation" else "of all cases get"
-    noun = "label" if result["task"] == "segmentation" else "decision"
+    what, noun = view.AGREEMENT
     spread = result["agreement"]
     low, high = words.number(spread.get("low")), words.number(spread.get("high"))
     between = f" ({words.share(low)} to {words.share(high)})" if low is not None and high is not None else ""
@@ -196,18 +138,14 @@ def _operating_point(result: Result) -> str:
     return sentence + ". Sensitivity and specificity of both networks are taken there."
 
 
-def case_table(result: Result) -> dict[str, Any]:
-    """All cases, those that lost most first (segmentation) or moved most first (classification)."""
+def case_table(result: Result, view: View) -> dict[str, Any]:
+    """All cases, those that matter most to the task first."""
     rows = []
-    for case in result["cases"]:
-        before, after = case_value(result, case, "parent"), case_value(result, case, "compressed")
+    for case, (before, after) in zip(result["cases"], _pairs(result, view), strict=True):
         moved = None if before is None or after is None else after - before
         rows.append((moved, case, before, after))
-    if result["task"] == "segmentation":
-        rows.sort(key=lambda row: np.inf if row[0] is None else row[0])
-    else:
-        rows.sort(key=lambda row: np.inf if row[0] is None else -abs(row[0]))
-    metric = main_metric(result) if result["task"] == "segmentation" else "score"
+    rows.sort(key=lambda row: np.inf if row[0] is None else view.worst_first(row[0]))
+    metric = view.case_title(result)
     shown = [
         {
             "case": words.text(case.get("case")),
@@ -219,8 +157,8 @@ def case_table(result: Result) -> dict[str, Any]:
         }
         for moved, case, before, after in rows[:MAX_CASES]
     ]
-    what = words.metric_name(metric) if result["task"] == "segmentation" else "Score"
-    return {"rows": shown, "total": len(rows), "what": what or "Metric"}
+    what = words.metric_name(metric)
+    return {"rows": shown, "total": len(rows), "what": what[:1].upper() + what[1:] or "Metric"}
 
 
 def class_name(result: Result, label: Any) -> str:

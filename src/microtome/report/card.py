@@ -12,17 +12,19 @@ import jinja2
 from microtome.errors import ReadError
 from microtome.report import accuracy, files, headline, technical, words
 from microtome.report.html import TEMPLATES, about
+from microtome.report.view import ViewOf
 
 
-def write_model_card(folder: Path) -> Path:
+def write_model_card(folder: Path, view_of: ViewOf) -> Path:
     """Write `MODEL_CARD.md` into a package folder and return its path.
 
-    Reads `result.json` and, where it is there, `pipeline.json`. Raises ReadError when one of them is broken or the
-    result is missing, OutputError when the card cannot be written.
+    `view_of` gives what is the task's own. Reads `result.json` and, where it is there, `pipeline.json`.
+    Raises ReadError when one of them is broken or the result is missing, OutputError when the card cannot be written.
     """
     folder = Path(folder)
     result = files.read_result(folder)
-    with words.lengths_of(result):
+    view = view_of(result["task"])
+    with words.reading(result, view.OWN):
         card = (
             _environment()
             .get_template("card.md.j2")
@@ -31,7 +33,7 @@ def write_model_card(folder: Path) -> Path:
                 about=about(result),
                 version=words.text(result.get("microtome")),
                 head=headline.headline(result),
-                accuracy=accuracy.accuracy(result),
+                accuracy=accuracy.accuracy(result, view),
                 subgroups=accuracy.subgroups(result),
                 speed=technical.speed(result),
                 integer=technical.layers(result),

@@ -16,7 +16,6 @@ from microtome.errors import OutputError, ReadError
 from microtome.types import Array
 
 SCHEMA = 1
-TASKS = ("segmentation", "classification")
 OBJECTS = (
     "parent",
     "compressed",
@@ -69,8 +68,8 @@ def read_result(folder: Path) -> Result:
     if raw.get("schema") != SCHEMA or isinstance(raw.get("schema"), bool):
         found = json.dumps(raw.get("schema"))[:40]
         raise ReadError(f"{path} has schema {found}; this version reads schema {SCHEMA}.", HINT)
-    if raw.get("task") not in TASKS:
-        raise ReadError(f"{path}: `task` must be one of {', '.join(TASKS)}.", HINT)
+    if not isinstance(raw.get("task"), str):
+        raise ReadError(f"{path}: `task` must be the name of a task.", HINT)
     result = dict(raw)
     for name in (*OBJECTS, *TABLES, *LISTS):
         result[name] = _field(path, name, raw.get(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from microtome.report import words
@@ -19,7 +20,7 @@ VERDICTS = {
 UNDECIDED = ("unsure", "No verdict", "No verdict was recorded for this network.")
 
 
-def main_metric(result: Result) -> str:
+def main_metric(result: Mapping[str, Any]) -> str:
     """The metric of the verdict, otherwise the first one measured; empty when there is none."""
     named = result["verdict"].get("metric")
     if isinstance(named, str) and named:

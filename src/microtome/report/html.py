@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from microtome.report import accuracy, diagnosis, files, headline, technical, words
+from microtome.report.view import View, ViewOf
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -23,30 +24,32 @@ def environment() -> jinja2.Environment:
     )
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, view_of: ViewOf) -> Path:
     """Write `report.html` into a package folder and return its path.
 
-    Reads `result.json` and, where it is there, `examples.npz`. Fields that are missing or null leave their part of
+    `view_of` gives what is the task's own. Reads `result.json` and, where it is there, `examples.npz`.
+    Fields that are missing or null leave their part of
     the page out. Raises ReadError when a file is missing, broken or of another schema, OutputError when the page
     cannot be written.
     """
     folder = Path(folder)
     result = files.read_result(folder)
     arrays = files.read_examples(folder, [str(entry.get("case")) for entry in result["examples"]])
-    with words.lengths_of(result):
-        page = environment().get_template("report.html.j2").render(page_of(result, arrays, folder))
+    view = view_of(result["task"])
+    with words.reading(result, view.OWN):
+        page = environment().get_template("report.html.j2").render(page_of(result, arrays, folder, view))
     return files.write_text(folder / "report.html", page)
 
 
-def page_of(result: files.Result, arrays: files.Examples, folder: Path) -> dict[str, Any]:
+def page_of(result: files.Result, arrays: files.Examples, folder: Path, view: View) -> dict[str, Any]:
     """Everything that the report's template shows, by section."""
     return {
         "title": words.text(result.get("title") or "Compressed network"),
         "version": words.text(result.get("microtome") or ""),
         "about": about(result),
         "head": headline.headline(result),
-        "accuracy": accuracy.accuracy(result),
-        "cases": accuracy.case_table(result),
+        "accuracy": accuracy.accuracy(result, view),
+        "cases": accuracy.case_table(result, view),
         "examples": accuracy.examples(result, arrays),
         "speed": technical.speed(result),
         "layers": technical.layers(result),

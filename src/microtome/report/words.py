@@ -7,35 +7,19 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
+from microtome import metrics
+from microtome.metrics import Metric
 from microtome.types import Interval
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
-METRICS = {
-    "dice": "Dice",
-    "nsd": "NSD",
-    "hd95": "HD95",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "accuracy": "Accuracy",
-}
-LENGTHS = frozenset({"hd95"})
 # What lengths are measured in while one page is written: millimetres, or pixels where images have no physical grid.
 LENGTH: ContextVar[str] = ContextVar("LENGTH", default="mm")
-LOWER_IS_BETTER = frozenset({"hd95"})
-EXPLAINED = {
-    "dice": "overlap of two masks, 0 to 1",
-    "nsd": "share of the surface within the tolerance, 0 to 1",
-    "hd95": "95th percentile of the surface distance; lower is better",
-    "auroc": "area under the ROC curve, 0.5 is chance",
-    "auprc": "area under the precision-recall curve",
-    "sensitivity": "share of the positive cases found, at the operating point",
-    "specificity": "share of the negative cases left alone, at the operating point",
-}
+# Metrics that a task has beside those of `microtome.metrics`, while a page of its result is written.
+OWN: ContextVar[Mapping[str, Metric]] = ContextVar("OWN", default=MappingProxyType({}))
 
 
 def number(value: Any) -> float | None:
@@ -69,35 +53,37 @@ def text(value: Any, limit: int = 400) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def base(metric: str) -> str:
-    """`dice` of `dice/anterior`."""
-    return metric.split("/", 1)[0]
+def about(metric: str) -> Metric:
+    """What is known of a metric, or of a structure's."""
+    return metrics.about(metric, OWN.get())
 
 
 def structure(metric: str) -> str:
     """`anterior` of `dice/anterior`; empty for `dice`."""
-    return text(metric.split("/", 1)[1]) if "/" in metric else ""
+    return text(metrics.part(metric)) if metrics.part(metric) else ""
 
 
 def metric_name(metric: str) -> str:
     """`Dice · anterior` for `dice/anterior`."""
-    name = METRICS.get(base(metric), text(base(metric)))
+    name = text(about(metric).title)
     return f"{name} · {structure(metric)}" if structure(metric) else name
 
 
 def unit(metric: str) -> str:
-    """` mm` (or ` px`) for distances, empty for shares."""
-    return f" {LENGTH.get()}" if base(metric) in LENGTHS else ""
+    """` mm` (or ` px`) for distances, a unit of its own where a metric has one, empty for shares."""
+    found = about(metric).unit
+    return "" if not found else f" {LENGTH.get() if found == 'length' else found}"
 
 
 @contextmanager
-def lengths_of(result: Mapping[str, Any]) -> Iterator[None]:
-    """Write lengths in the unit that a result was measured in."""
-    token = LENGTH.set(str(result.get("length_unit") or "mm"))
+def reading(result: Mapping[str, Any], own: Mapping[str, Metric] | None = None) -> Iterator[None]:
+    """Write lengths in the unit that a result was measured in, and call a task's own metrics by their names."""
+    length, known = LENGTH.set(str(result.get("length_unit") or "mm")), OWN.set(own or {})
     try:
         yield
     finally:
-        LENGTH.reset(token)
+        LENGTH.reset(length)
+        OWN.reset(known)
 
 
 def plain(value: float | None, decimals: int) -> str:

@@ -16,6 +16,7 @@ from microtome.batches.calibration import inputs
 from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
 from microtome.errors import MicrotomeError
 from microtome.evidence.candidates import Judge
+from microtome.evidence.comparison import streamed
 from microtome.files import write_json
 from microtome.graph import pt2
 from microtome.graph.network import Network
@@ -56,7 +57,7 @@ def choose(
     folder = staging.work / "auto"
     folder.mkdir(exist_ok=True)
     judge = Judge(
-        eager(task.loaded.network.to("cpu"), task.options.threads),
+        streamed(eager(task.loaded.network.to("cpu"), task.options.threads)),
         task.cohort,
         task.cohort.tuning,
         task.pipeline,
@@ -170,7 +171,7 @@ class _Climb:
         return round(float(latency), 4)
 
     def _judged(self, name: str, session: Session) -> dict[str, Any]:
-        found = self.judge(session.run, f"{name} on the tuning cases")
+        found = self.judge(session.stream, f"{name} on the tuning cases")
         return {
             "name": name,
             "metric": self.judge.metric,

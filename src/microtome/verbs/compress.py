@@ -14,7 +14,7 @@ from microtome.batches.training import TrainingBatches, TuningBatches
 from microtome.deployment.deploy import Running, deploy
 from microtome.deployment.placement import Placement, measured_placement
 from microtome.deployment.timing import eager
-from microtome.evidence.comparison import Judgement, Pair, evaluate_pair
+from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.provenance import provenance
@@ -24,9 +24,12 @@ from microtome.graph.network import Network
 from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
 from microtome.progress import Progress, Silent, Stopwatch, TrainingBar
 from microtome.staging import Staging
+from microtome.tasks import task as kind
+from microtome.tasks.base import Judgement
 from microtome.types import Array
 from microtome.verbs.auto import choose as choose_recipe
 from microtome.verbs.options import RULES, CompressOptions
+from microtome.verbs.report import write_pages
 from microtome.verbs.request import AUTO, FLOAT, Task, identity, read_task, settings
 from microtome.verbs.result import assemble
 
@@ -97,14 +100,14 @@ def compress(
             progress=progress,
         )
         seconds.lap("export and bench")
-        pair = Pair(eager(task.loaded.network, options.threads), deployed.session.run)
-        judgement = Judgement(options.metric, options.margin, options.seed)
+        pair = Pair(streamed(eager(task.loaded.network, options.threads)), deployed.session.stream)
+        judgement = Judgement(kind(task.pipeline.task).metric(options.metric), options.margin, options.seed)
         store = staging.work / "cases.jsonl"
         evaluation = evaluate_pair(
             pair, task.cohort, task.pipeline, judgement=judgement, store=store, progress=progress
         )
         seconds.lap("evaluate")
-        examples, arrays = pictures(choose(evaluation.parts, task.pipeline.task), pair, task.cohort, task.pipeline)
+        examples, arrays = pictures(choose(evaluation.parts, task.pipeline), pair, task.cohort, task.pipeline)
         seconds.lap("examples")
         result = assemble(task, network, deployed, evaluation)
         result["examples"], result["seconds"] = examples, seconds.laps
@@ -206,9 +209,6 @@ def _write(
     task: Task, network: Network, result: dict[str, Any], arrays: dict[str, Array], staging: Staging, progress: Progress
 ) -> None:
     """Fill the package folder."""
-    from microtome.report.card import write_model_card
-    from microtome.report.html import write_report
-
     folder = staging.package
     progress.say("write the package")
     write_json(folder / "result.json", result)
@@ -222,5 +222,4 @@ def _write(
         folder / "provenance.json",
         provenance(task.loaded, task.cohort, calibration_cohort, cases, result, folder, progress),
     )
-    write_report(folder)
-    write_model_card(folder)
+    write_pages(folder)

@@ -14,17 +14,20 @@ import numpy as np
 from microtome.deployment.timing import eager
 from microtome.environment import describe, peak_memory_mib
 from microtome.errors import SplitError
-from microtome.evidence.comparison import Judgement, Pair, evaluate_pair
+from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.provenance import hash_case
 from microtome.files import write_json, writing
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.sliding import Predict
+from microtome.medical.stream import Stream
 from microtome.package import SCHEMA, open_package
 from microtome.progress import Progress, Silent
 from microtome.staging import Staging
+from microtome.tasks import task
+from microtome.tasks.base import Judgement
 from microtome.verbs.options import CompressOptions
+from microtome.verbs.report import write_pages
 from microtome.verbs.request import read_cohort, read_network
 from microtome.version import __version__
 
@@ -61,10 +64,10 @@ def evaluate(
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
-    reference = predict
+    reference, kind = predict, task(pipeline.task)
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
-        reference = eager(loaded.network, options.threads)
+        reference = streamed(eager(loaded.network, options.threads))
     staging = Staging(
         out, {"evaluate": str(model), "parent": str(parent), "cohort": str(cohort), "options": str(options)}
     )
@@ -74,12 +77,12 @@ def evaluate(
             pair,
             cases,
             pipeline,
-            judgement=Judgement(options.metric, options.margin, options.seed),
+            Judgement(kind.metric(options.metric), options.margin, options.seed),
             operating_point=known.get("operating_point"),
             store=staging.work / "cases.jsonl",
             progress=progress,
         )
-        examples, arrays = pictures(choose(evaluation.parts, pipeline.task), pair, cases, pipeline)
+        examples, arrays = pictures(choose(evaluation.parts, pipeline), pair, cases, pipeline)
         result = {
             "schema": SCHEMA,
             "microtome": __version__,
@@ -108,26 +111,24 @@ def evaluate(
             }
         write_json(staging.package / "result.json", result)
         np.savez_compressed(staging.package / "examples.npz", **arrays)  # type: ignore[arg-type]
-        from microtome.report.html import write_report
-
-        write_report(staging.package)
+        write_pages(staging.package, card=False)
         staging.finish()
     return result
 
 
-def _open(model: str | Path, cohort: Cohort, options: CompressOptions) -> tuple[Predict, Pipeline, dict[str, Any]]:
+def _open(model: str | Path, cohort: Cohort, options: CompressOptions) -> tuple[Stream, Pipeline, dict[str, Any]]:
     """Return how to run the model, its pipeline, and what its package knows."""
     folder = Path(model)
     if not (folder / "result.json").exists():
         loaded, pipeline = read_network(model, cohort, options)
-        return eager(loaded.network, options.threads), pipeline, {}
+        return streamed(eager(loaded.network, options.threads)), pipeline, {}
     package = open_package(folder, threads=options.threads)
     known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
     record = folder / "provenance.json"
     if record.exists():
         origin = json.loads(record.read_text())["cohort"]
         known["calibrated"] = [entry["image"] for entry in origin["calibration_sha256"].values()]
-    return package.session.run, package.pipeline, known
+    return package.session.stream, package.pipeline, known
 
 
 def _without_calibration(cohort: Cohort, calibrated: Sequence[str]) -> Cohort:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import LabelError, OptionError
-from microtome.evidence.comparison import check_metric
 from microtome.evidence.provenance import hash_case
 from microtome.files import writing
 from microtome.medical.cohort import Cohort, load_cohort
-from microtome.medical.pipeline import Pipeline, default_pipeline
+from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
+from microtome.tasks import task as kind
+from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
 from microtome.verbs.options import MEASURED, RULES, CompressOptions
 from microtome.version import __version__
@@ -92,7 +93,7 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
     if options.recipe != AUTO:
         recipes.recipe(options.recipe, target.capabilities(), recipes.Settings(**_asked(options)))
     cohort = read_cohort(cohort_path, options)
-    check_metric(cohort.task, options.metric)
+    kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
     calibration = _calibration(cohort, pipeline, options)
     return Task(options, loaded, pipeline, cohort, calibration, target)
@@ -174,6 +175,7 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
         pipeline = default_pipeline(cohort, outputs=outputs)
         note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}"
         loaded = replace(loaded, notes=(*loaded.notes, note))
+    kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, cohort, outputs)
     return loaded, pipeline
 
@@ -208,12 +210,7 @@ def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: in
             f"{pipeline.channels} in {pipeline.spatial_dims}-D.",
             "Give a --pipeline that declares what the network was trained with.",
         )
-    allowed = {len(pipeline.classes)}
-    if pipeline.activation == "sigmoid":
-        allowed |= {len(pipeline.classes) - 1}
-    if pipeline.task == "classification" and len(pipeline.classes) == 2:
-        allowed |= {1}
-    if outputs not in allowed:
+    if outputs not in kind(pipeline.task).outputs(pipeline):
         raise LabelError(
             f"the network has {outputs} outputs, but there are {len(pipeline.classes)} classes "
             f"({', '.join(pipeline.classes)}).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from typing import Any
 
 from microtome.core.affine import real_range
@@ -72,6 +73,7 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
             "runtime": options.target,
             "file": deployed.path.name,
             "precision": deployed.precision,
+            "pipeline_sha256": hashlib.sha256(task.pipeline.to_json().encode()).hexdigest(),
             "sha256": {file.name: sha256(file) for file in target.files(deployed.path)},
         },
         "input": {"shape": [1, *network.shape], "pipeline": describe_pipeline(task.pipeline)},

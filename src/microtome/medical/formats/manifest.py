@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats.table import (
     MANY_CLASSES,
+    REFERENCES,
     SPLIT_NAMES,
     PatientOf,
     Row,
@@ -21,12 +23,11 @@ from microtome.medical.formats.table import (
     listing,
     patient_in_name,
 )
-from microtome.types import Task
 
 NAME = "manifest"
 LOOKS_LIKE = "a .csv file with a column image and a column mask or label, or a folder with one such file"
 
-COLUMNS = ("image", "mask", "label", "patient", "split")
+COLUMNS = ("image", *REFERENCES, "patient", "split")
 LOOKS_MISSPELT = 0.8  # difflib ratio: `patient_id` and `labels` are above, `site` and `slice` below
 
 
@@ -74,14 +75,15 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     columns, lines = _read(file)
     if patient_of is not None and "patient" in columns:
         raise OptionError(f"{file} has a patient column, so a patient pattern is not needed.", "Drop it.")
-    task: Task = "classification" if "label" in columns and "mask" not in columns else "segmentation"
-    classes, labels = _labels(file, lines) if task == "classification" else ((), [None] * len(lines))
-    used = {"image", "mask", "patient", "split"} | ({"label"} if task == "classification" else set())
+    name = next((name for name in REFERENCES if name in columns), next(iter(REFERENCES)))
+    reference = REFERENCES[name]
+    classes, labels = _labels(file, lines, name) if reference.cell != "file" else ((), [None] * len(lines))
+    used = {"image", name, "patient", "split"}
     rule = patient_of or patient_in_name
     found = []
     for line, label in zip(lines, labels, strict=True):
         image = _images(file, line)
-        mask = _path(file, line, "mask") if line.cells.get("mask") else None
+        mask = _path(file, line, name) if reference.cell == "file" and line.cells.get(name) else None
         found.append(
             Row(
                 patient=_patient(file, line) if "patient" in columns else rule(image[0]),
@@ -93,12 +95,12 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
             )
         )
     named = file.with_name("dataset.json")
-    if task == "segmentation" and "mask" in columns and named.is_file():
+    if reference.cell == "file" and name in columns and named.is_file():
         classes = label_names(named)
-    return _checked(Table(task, tuple(found), classes), file, columns)
+    return _checked(Table(reference.task, tuple(found), classes), file, name if name in columns else None, columns)
 
 
-def _checked(table: Table, file: Path, columns: Sequence[str]) -> Table:
+def _checked(table: Table, file: Path, name: str | None, columns: Sequence[str]) -> Table:
     splits = [row.split for row in table.rows]
     if any(splits) and not all(splits):
         raise DataError(
@@ -106,12 +108,17 @@ def _checked(table: Table, file: Path, columns: Sequence[str]) -> Table:
         )
     notes = []
     kept = table.rows
-    if "mask" in columns:
+    if name is not None and REFERENCES[name].cell == "file":
         kept = tuple(row for row in kept if row.mask is not None)
         if len(kept) < len(table.rows):
-            notes.append(f"{count_of(len(table.rows) - len(kept), 'line')} without mask left out.")
-        if "label" in columns:
-            notes.append("The manifest has masks and labels: the task is segmentation, and the label is a subgroup.")
+            notes.append(f"{count_of(len(table.rows) - len(kept), 'line')} without {name} left out.")
+    others = [other for other in REFERENCES if other in columns and other != name]
+    if others:
+        notes.append(
+            f"The manifest has masks and labels: the task is {table.task}, and the {others[0]} is a subgroup."
+            if (name, others) == ("mask", ["label"])
+            else f"The manifest's references are in the column {name}; {', '.join(others)} is a subgroup."
+        )
     if not kept:
         raise DataError(f"{file} lists no cases.", "Fill in image and mask or label.")
     return Table(table.task, kept, table.classes, tuple(notes))
@@ -181,11 +188,14 @@ def _split(file: Path, line: _Line) -> Split | None:
     return SPLIT_NAMES[name.lower()] if name else None
 
 
-def _labels(file: Path, lines: Sequence[_Line]) -> tuple[tuple[str, ...], list[int | None]]:
+def _labels(file: Path, lines: Sequence[_Line], column: str) -> tuple[tuple[str, ...], Sequence[int | float | None]]:
+    """Class names and the class of each line; or no names and a number for each line."""
     for line in lines:
-        if not line.cells["label"]:
-            raise LabelError(f"{file}, line {line.number}, has no label.", "Fill it in or remove the line.")
-    names = [line.cells["label"] for line in lines]
+        if not line.cells[column]:
+            raise LabelError(f"{file}, line {line.number}, has no {column}.", "Fill it in or remove the line.")
+    names = [line.cells[column] for line in lines]
+    if REFERENCES[column].cell == "number":
+        return (), [_number(file, line, column) for line in lines]
     numbers = [_whole(name) for name in names]
     if all(number is not None for number in numbers):
         top = max(number for number in numbers if number is not None)
@@ -194,6 +204,16 @@ def _labels(file: Path, lines: Sequence[_Line]) -> tuple[tuple[str, ...], list[i
         return tuple(str(k) for k in range(top + 1)), list(numbers)
     classes = tuple(sorted(set(names)))
     return classes, [classes.index(name) for name in names]
+
+
+def _number(file: Path, line: _Line, column: str) -> float:
+    try:
+        value = float(line.cells[column])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise LabelError(f"{file}, line {line.number}, has no number in the column {column}.", "Correct the line.")
+    return value
 
 
 def _whole(name: str) -> int | None:

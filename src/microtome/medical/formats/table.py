@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 
 from microtome.errors import DataError, OptionError, ReadError
 from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
-from microtome.types import Task
 
 Split = Literal["train", "val", "test"]
 IMAGE_SUFFIXES = frozenset(SUFFIXES) - {".npz"}
@@ -33,13 +32,33 @@ PATIENT_PATTERNS = (re.compile(r"person\d+"), re.compile(r"IM-\d+"))
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A column of a manifest that holds references.
+
+    Attributes:
+        task: what such references are for.
+        cell: what a cell holds: a `file` beside the manifest, the number or name of a `class`, or a `number`.
+    """
+
+    task: str
+    cell: Literal["file", "class", "number"]
+
+
+# Of several such columns in one manifest, the first of these is the reference; the others are subgroups.
+REFERENCES: Mapping[str, Reference] = {
+    "mask": Reference("segmentation", "file"),
+    "label": Reference("classification", "class"),
+}
+
+
+@dataclass(frozen=True)
 class Row:
     """One examination as a format found it, with the patient's real name or number: private to this package."""
 
     patient: str
     image: tuple[Path, ...]
     mask: Path | None = None
-    label: int | None = None
+    label: int | float | None = None
     index: int | None = None
     split: Split | None = None
     subgroups: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +71,7 @@ class Table:
     `classes` is empty where there are no labels, or where the masks have to be looked at to know them.
     """
 
-    task: Task
+    task: str
     rows: tuple[Row, ...]
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,0 +1,90 @@
+"""The metrics, in one table: how they are called, what is better, and what loss is acceptable unless somebody says.
+
+A metric of a structure compares two masks of one case; `computed_by` names its function of `clinical.masks.Masks`. A
+metric of classes is one number for a cohort; its function takes probabilities, labels, a threshold and weights, as
+`clinical.classification.auroc` does. Metrics of other kinds belong to a task of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+STRUCTURE, CLASSES = "structure", "classes"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric, whatever its value.
+
+    Attributes:
+        title: as it is written in tables and sentences.
+        words: what it says, for people who do not know it.
+        of: `structure`, `classes`, or a task's own kind.
+        computed_by: `module:function`; empty where the task computes it.
+        unit: empty for shares, `length` for what is measured in millimetres (or pixels), or a unit's own symbol.
+        better: which values are better.
+        margin: the acceptable loss by default; None where a user must say it.
+        best: what a perfect result has.
+        worst: what stands for a structure that only one of two masks has; None is the diagonal of the image.
+    """
+
+    title: str
+    words: str
+    of: str = ""
+    computed_by: str = ""
+    unit: str = ""
+    better: Literal["higher", "lower"] = "higher"
+    margin: float | None = None
+    best: float = 1.0
+    worst: float | None = 0.0
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value is a better one."""
+        return self.better == "lower"
+
+
+# fmt: off
+METRICS: Mapping[str, Metric] = {
+    "dice": Metric("Dice", "overlap of two masks, 0 to 1", STRUCTURE, "microtome.clinical.overlap:dice_of_masks", margin=0.005),
+    "nsd": Metric("NSD", "share of the surface within the tolerance, 0 to 1", STRUCTURE, "microtome.clinical.surface:nsd_of_masks"),
+    "hd95": Metric("HD95", "95th percentile of the surface distance; lower is better", STRUCTURE, "microtome.clinical.surface:hd95_of_masks", unit="length", better="lower", best=0.0, worst=None),
+    "auroc": Metric("AUROC", "area under the ROC curve, 0.5 is chance", CLASSES, "microtome.clinical.classification:auroc", margin=0.01),
+    "auprc": Metric("AUPRC", "area under the precision-recall curve", CLASSES, "microtome.clinical.classification:auprc"),
+    "sensitivity": Metric("Sensitivity", "share of the positive cases found, at the operating point", CLASSES, "microtome.clinical.classification:sensitivity"),
+    "specificity": Metric("Specificity", "share of the negative cases left alone, at the operating point", CLASSES, "microtome.clinical.classification:specificity"),
+}
+# fmt: on
+
+
+def named(of: str) -> tuple[str, ...]:
+    """Return the names of the metrics of one kind, in the order in which they are shown."""
+    return tuple(name for name, metric in METRICS.items() if metric.of == of)
+
+
+def base(name: str) -> str:
+    """Return `dice` of `dice/anterior`."""
+    return name.partition("/")[0]
+
+
+def part(name: str) -> str:
+    """Return `anterior` of `dice/anterior`; empty for `dice`."""
+    return name.partition("/")[2]
+
+
+def about(name: str, own: Mapping[str, Metric] | None = None) -> Metric:
+    """Return what is known of a metric; one that nobody has described gets its own name as title.
+
+    Args:
+        name: such as `dice` or `dice/anterior`.
+        own: metrics of a task, over those of the table.
+    """
+    key = base(name)
+    return (own or {}).get(key) or METRICS.get(key) or Metric(key, "")
+
+
+def title(name: str, own: Mapping[str, Metric] | None = None) -> str:
+    """Return a metric as it is written in a sentence: `dice/anterior` → "Dice (anterior)"."""
+    return about(name, own).title + (f" ({part(name)})" if part(name) else "")

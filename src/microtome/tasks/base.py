@@ -1,0 +1,210 @@
+"""What a task says of itself: references, predictions, scores, operating point, loss, and how it is reported."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from microtome.errors import DataError, OptionError
+from microtome.medical.cohort import Cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import Prepared
+from microtome.medical.stream import Stream
+from microtome.metrics import Metric, base
+from microtome.types import Array, Case, Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+Record = Mapping[str, Any]
+"""What is kept of an evaluated case, as JSON holds it."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a verdict rests on.
+
+    Attributes:
+        metric: its name, such as `dice` or `dice/anterior`.
+        margin: the acceptable loss; None takes the metric's default.
+        seed: of the bootstrap.
+    """
+
+    metric: str
+    margin: float | None = None
+    seed: int = 0
+
+
+class Task(ABC):
+    """One kind of prediction. Instances hold nothing: two of a class are the same.
+
+    Attributes:
+        NAME: as pipelines and results call it.
+        MAPS: whether a prediction is a label map on the image's own grid, not a few numbers for the image.
+        METRICS: names of the metrics that a verdict may rest on, the usual one first.
+        OWN: descriptions of metrics that are not in `microtome.metrics`.
+        RULE: how absent structures count, for the report; empty where that cannot be.
+        AGREEMENT: the two halves of "99 % … the … that the parent gives them".
+    """
+
+    NAME: ClassVar[str]
+    MAPS: ClassVar[bool]
+    METRICS: ClassVar[tuple[str, ...]]
+    OWN: ClassVar[Mapping[str, Metric]] = MappingProxyType({})
+    RULE: ClassVar[str] = ""
+    AGREEMENT: ClassVar[tuple[str, str]]
+
+    def metric(self, asked: str | None) -> str:
+        """Return the metric of the verdict; the usual one if None.
+
+        Raises:
+            OptionError: the task does not measure it.
+        """
+        chosen = asked or self.METRICS[0]
+        if base(chosen) not in self.METRICS:
+            raise OptionError(
+                f"--metric {chosen} does not fit {self.NAME}.", f"Choose one of {', '.join(self.METRICS)}."
+            )
+        return chosen
+
+    @abstractmethod
+    def check(self, pipeline: Pipeline) -> None:
+        """Refuse a pipeline that makes no sense for the task.
+
+        Raises:
+            OptionError: what is wrong with it.
+        """
+
+    @abstractmethod
+    def outputs(self, pipeline: Pipeline) -> frozenset[int]:
+        """Return the numbers of output channels that a network for the pipeline may have."""
+
+    @abstractmethod
+    def reference(self, cohort: Cohort, case: Case, image: Image) -> Any:
+        """Read a case's reference; None where it has none.
+
+        Raises:
+            DataError: it cannot be read, or does not fit the image.
+        """
+
+    @abstractmethod
+    def predict(
+        self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
+    ) -> Generator[Array | DataError, None, None]:
+        """Run a network on prepared images, in order; the next ones are taken while earlier ones run.
+
+        Yields:
+            A prediction, or what was wrong with the network's output for an image; the others go on.
+        """
+
+    @abstractmethod
+    def compare(
+        self,
+        parent: Array,
+        compressed: Array,
+        reference: Any,
+        image: Image,
+        pipeline: Pipeline,
+        *,
+        metrics: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Score both predictions of a case.
+
+        Args:
+            parent: the parent's prediction.
+            compressed: the compressed network's.
+            reference: what `reference` returned.
+            image: the image; its voxels may be gone.
+            pipeline: of both networks.
+            metrics: of the case, where not all are wanted.
+
+        Returns:
+            A record, plain values.
+        """
+
+    @abstractmethod
+    def summarise(
+        self, rows: Sequence[tuple[Case, Record]], judgement: Judgement, point: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return the parts of `result.json` that follow from the records of all cases.
+
+        Raises:
+            DataError: no cases.
+            LabelError: the metric was not measured in any.
+            OptionError: metric or margin make no sense.
+        """
+
+    def operating_cases(self, cohort: Cohort, pipeline: Pipeline) -> tuple[Sequence[Case], str]:
+        """Return the cases that the operating point is fixed on, and what they are called; none where there is none."""
+        return (), ""
+
+    def operating_point(self, predictions: Sequence[Any], cases: Sequence[Case], called: str) -> dict[str, Any] | None:
+        """Fix the operating point on the parent's predictions (as `compare` records them).
+
+        Raises:
+            LabelError: it cannot be fixed on these cases.
+        """
+        return None
+
+    def training_target(self, case: Case, labels: Array | None) -> Array | float:
+        """Return what training compares a case's output with; `labels` is its label map on the network's grid."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def loss(self, pipeline: Pipeline) -> Loss:
+        """Return the loss of training: (student's output, teacher's output, target or None) → scalar."""
+
+    @abstractmethod
+    def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Choose example cases from the `cases` of a result: the worst, a typical one, the best; each once."""
+
+    def row(self, prediction: Array, pipeline: Pipeline, point: Mapping[str, Any] | None) -> dict[str, str]:
+        """Return a prediction as cells of a table, by column. Only where predictions are no maps."""
+        raise NotImplementedError
+
+    # What the report shows.
+
+    @abstractmethod
+    def case_value(self, result: Mapping[str, Any], case: Mapping[str, Any], side: str) -> float | None:
+        """Return the number that stands for a case of a result in plots and tables."""
+
+    @abstractmethod
+    def case_title(self, result: Mapping[str, Any]) -> str:
+        """Return the metric or the word for that number."""
+
+    @abstractmethod
+    def worst_first(self, moved: float) -> float:
+        """Return the key by which cases are listed, from how far their number moved."""
+
+    @abstractmethod
+    def drawings(
+        self, result: Mapping[str, Any], pairs: Sequence[tuple[float | None, float | None]]
+    ) -> list[dict[str, str]]:
+        """Draw the cases: SVG and caption of each plot. `pairs` are the cases' numbers, parent and compressed."""
+
+
+def predict_one(kind: Task, stream: Stream, prepared: Prepared, pipeline: Pipeline) -> Array:
+    """Return the prediction for one prepared image.
+
+    Raises:
+        DataError: the network's output cannot be used.
+    """
+    with contextlib.closing(kind.predict(stream, [prepared], pipeline)) as each:
+        found = next(each)
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def examples(chosen: Sequence[tuple[str, Mapping[str, Any], str]]) -> list[dict[str, Any]]:
+    """Return entries of `result.json`'s `examples` from (kind, case, text), each case once."""
+    seen: dict[str, dict[str, Any]] = {}
+    for kind, case, text in chosen:
+        seen.setdefault(case["case"], {"case": case["case"], "kind": kind, "text": text, "slice": None})
+    return list(seen.values())

@@ -1,0 +1,219 @@
+"""Classification: probabilities of classes for every image."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microtome.clinical.cases import CasePrediction
+from microtome.clinical.classification import decide
+from microtome.clinical.classification import operating_point as best_threshold
+from microtome.clinical.summary import summarise_classification
+from microtome.errors import DataError, LabelError, OptionError
+from microtome.medical.cohort import Cohort
+from microtome.medical.infer import probabilities
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import Prepared
+from microtome.medical.stream import Stream
+from microtome.metrics import CLASSES, named
+from microtome.report import drawing, plots, words
+from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.types import Array, Case, Image
+
+if TYPE_CHECKING:
+    from microtome.tasks.base import Loss
+
+MOST_TRAIN_CASES = 256  # for the operating point, where there are no tuning cases
+WORST = 3  # example cases whose score moved most
+
+
+class Classification(Task):
+    """Class probabilities, judged over the whole cohort."""
+
+    NAME = "classification"
+    MAPS = False
+    METRICS = named(CLASSES)
+    AGREEMENT = ("of all cases get", "decision")
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Refuse windows, and less than two classes."""
+        problem = ""
+        if len(pipeline.classes) < 2:
+            problem = f"'classes' must hold two or more different names, not {pipeline.classes}"
+        elif pipeline.patch is not None:
+            problem = "'patch' is for segmentation only"
+        elif pipeline.mirror or pipeline.skip_empty:
+            problem = "'mirror' and 'skip_empty' are for segmentation only"
+        if problem:
+            raise OptionError(f"Pipeline: {problem}.", "Correct pipeline.json.")
+
+    def outputs(self, pipeline: Pipeline) -> frozenset[int]:
+        """One per class; a single one for two classes."""
+        classes = len(pipeline.classes)
+        fewer = {classes - 1} if pipeline.activation == "sigmoid" else set()
+        return frozenset({classes} | fewer | ({1} if classes == 2 else set()))
+
+    def reference(self, cohort: Cohort, case: Case, image: Image) -> int | None:
+        """Return the class number."""
+        return None if case.label is None else int(case.label)
+
+    def predict(
+        self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
+    ) -> Generator[Array | DataError, None, None]:
+        """Yield class probabilities, float64 (classes,)."""
+        inputs = (prepared.array[None] for prepared in images)
+        streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
+        for result in itertools.chain.from_iterable(streams):
+            try:
+                outcome: Array | DataError = probabilities(np.asarray(result)[:1], pipeline)[0]
+            except DataError as error:
+                outcome = error
+            yield outcome
+
+    def compare(
+        self,
+        parent: Array,
+        compressed: Array,
+        reference: Any,
+        image: Image,
+        pipeline: Pipeline,
+        *,
+        metrics: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Keep both networks' probabilities: the metrics need all cases together."""
+        return {"parent": parent.tolist(), "compressed": compressed.tolist()}
+
+    def summarise(
+        self, rows: Sequence[tuple[Case, Record]], judgement: Judgement, point: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return the metrics of the cohort at the operating point, differences and the verdict."""
+        cases = [
+            CasePrediction(
+                case.id,
+                case.patient,
+                record["parent"],
+                record["compressed"],
+                label=None if case.label is None else int(case.label),
+                subgroups=case.subgroups,
+            )
+            for case, record in rows
+        ]
+        parts = summarise_classification(
+            cases,
+            threshold=point["threshold"] if point else None,
+            metric=judgement.metric,
+            margin=judgement.margin,
+            seed=judgement.seed,
+        )
+        return {**parts, "operating_point": point}
+
+    def operating_cases(self, cohort: Cohort, pipeline: Pipeline) -> tuple[Sequence[Case], str]:
+        """Take the tuning cases of a test between two classes, or train cases if there are none."""
+        if len(pipeline.classes) > 2 or not (cohort.tuning or cohort.train):
+            return (), ""
+        return (cohort.tuning, "tuning") if cohort.tuning else (cohort.calibration(MOST_TRAIN_CASES), "training")
+
+    def operating_point(self, predictions: Sequence[Any], cases: Sequence[Case], called: str) -> dict[str, Any] | None:
+        """Fix the decision threshold by Youden's rule."""
+        labelled = [(p, int(case.label)) for p, case in zip(predictions, cases, strict=True) if case.label is not None]
+        labels = np.array([label for _, label in labelled])
+        if len(set(labels.tolist())) < 2:
+            raise LabelError(
+                f"the {len(labelled)} {called} cases are of one class only: no operating point can be fixed on them.",
+                "Give a larger share with --tuning, or a cohort in which both classes occur.",
+            )
+        scores = np.array([prediction[-1] for prediction, _ in labelled])
+        return {
+            "threshold": best_threshold(scores, labels),
+            "rule": "youden",
+            "fixed_on": f"{len(labelled)} {called} cases, parent",
+        }
+
+    def training_target(self, case: Case, labels: Array | None) -> Array | float:
+        """Return the class number."""
+        assert case.label is not None
+        return case.label
+
+    def loss(self, pipeline: Pipeline) -> Loss:
+        """Return the divergence from the teacher; no labels are needed."""
+        from microtome.core.distillation import distillation_loss
+
+        sigmoid = pipeline.activation == "sigmoid"
+        return lambda student, teacher, target: distillation_loss(student, teacher, sigmoid=sigmoid)
+
+    def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Choose the cases whose score moved most, a typical one and the one that moved least."""
+        moved = sorted(rows, key=lambda r: -abs(float(r["compressed"]["score"][-1] - r["parent"]["score"][-1])))
+        chosen = [("worst", r) for r in moved[:WORST]] + [("typical", moved[len(moved) // 2]), ("best", moved[-1])]
+        return examples(
+            [(k, r, f"score {r['parent']['score'][-1]:.3f} → {r['compressed']['score'][-1]:.3f}") for k, r in chosen]
+        )
+
+    def row(self, prediction: Array, pipeline: Pipeline, point: Mapping[str, Any] | None) -> dict[str, str]:
+        """Return the decision at the operating point, and the probability of each class."""
+        decision = int(decide(prediction[None], threshold=None if point is None else point["threshold"])[0])
+        columns = {f"probability {n}": f"{value:.9g}" for n, value in zip(pipeline.classes, prediction, strict=True)}
+        return {"decision": pipeline.classes[decision], **columns}
+
+    def case_value(self, result: Mapping[str, Any], case: Mapping[str, Any], side: str) -> float | None:
+        """Return the case's score: that of class 1 for two classes, else that of its true class."""
+        score = words.mapping(case.get(side)).get("score")
+        if not isinstance(score, list):
+            return words.number(score)
+        place = words.number(case.get("label")) if len(score) > 2 else len(score) - 1
+        return words.number(score[int(place)]) if place is not None and 0 <= place < len(score) else None
+
+    def case_title(self, result: Mapping[str, Any]) -> str:
+        """Return the word for it."""
+        return "score"
+
+    def worst_first(self, moved: float) -> float:
+        """List those that moved most first."""
+        return -abs(moved)
+
+    def drawings(
+        self, result: Mapping[str, Any], pairs: Sequence[tuple[float | None, float | None]]
+    ) -> list[dict[str, str]]:
+        """Draw ROC curves for two classes, and the scores of parent against compressed."""
+        parent, compressed = (np.array([pair[side] for pair in pairs], dtype=float) for side in (0, 1))
+        threshold = words.number(result["operating_point"].get("threshold"))
+        binary = _is_binary(result)
+        what = "score" if binary else "score of the true class"
+        scatter = plots.pairs(parent, compressed, name="cases", what=what, threshold=threshold if binary else None)
+        caption = "Score of every case. On the dashed line nothing changed."
+        if binary and threshold is not None:
+            caption += " A point in the upper left or lower right field of the threshold lines got another decision."
+        roc = _roc(result, parent, compressed) if binary else ""
+        return [
+            {"svg": roc, "caption": "ROC curves and operating points."},
+            {"svg": scatter, "caption": caption},
+        ]
+
+
+def _roc(result: Mapping[str, Any], parent: Array, compressed: Array) -> str:
+    labels = np.array([words.number(case.get("label")) for case in result["cases"]], dtype=float)
+    keep = np.isfinite(labels) & np.isfinite(parent) & np.isfinite(compressed)
+    if not keep.any():
+        return ""
+    sides = (("parent", parent, drawing.PARENT), ("compressed", compressed, drawing.COMPRESSED))
+    curves = [
+        plots.RocCurve(side, scores[keep], color, _operating_place(words.mapping(result[side].get("metrics"))))
+        for side, scores, color in sides
+    ]
+    return plots.roc(curves, labels[keep] > 0, name="roc")
+
+
+def _operating_place(found: Mapping[str, Any]) -> tuple[float, float] | None:
+    sensitivity = words.interval(found.get("sensitivity")).value
+    specificity = words.interval(found.get("specificity")).value
+    return None if sensitivity is None or specificity is None else (1 - specificity, sensitivity)
+
+
+def _is_binary(result: Mapping[str, Any]) -> bool:
+    """Two classes, or one score per case."""
+    scores = (words.mapping(case.get("parent")).get("score") for case in result["cases"])
+    lengths = {len(score) if isinstance(score, list) else 1 for score in scores if score is not None}
+    return bool(lengths) and max(lengths) <= 2

@@ -1,0 +1,166 @@
+"""Segmentation: a label for every voxel, on the image's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from microtome.clinical.cases import CaseScores
+from microtome.clinical.overlap import agreement
+from microtome.clinical.segmentation import empty_structures, score_segmentation
+from microtome.clinical.summary import summarise_segmentation
+from microtome.errors import DataError, OptionError
+from microtome.medical.cohort import Cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import Prepared
+from microtome.medical.stream import Stream, segment_each
+from microtome.metrics import STRUCTURE, about, named
+from microtome.report import plots, words
+from microtome.report.headline import main_metric
+from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.types import Array, Case, Image
+
+if TYPE_CHECKING:
+    from microtome.tasks.base import Loss
+
+# How far apart two borders may lie and still count as the same (NSD): a voxel of usual size; two pixels of a picture.
+TOLERANCE_MM = 1.0
+TOLERANCE_PIXELS = 2.0
+WORST = 3  # example cases that lost most
+
+
+class Segmentation(Task):
+    """Label maps, judged structure by structure."""
+
+    NAME = "segmentation"
+    MAPS = True
+    METRICS = tuple(name for name in named(STRUCTURE) if not about(name).lower_is_better)
+    RULE = (
+        "Empty masks: where reference and prediction are both empty, a structure's metric is undefined; the case is "
+        "left out of that mean. Where only one of them is empty, Dice and NSD are 0 and HD95 is the diagonal of the "
+        "image."
+    )
+    AGREEMENT = ("of all voxels carry", "label")
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Refuse a pipeline without a structure beside the background."""
+        if len(pipeline.classes) < 2:
+            raise OptionError(
+                f"Pipeline: 'classes' must hold the background and at least one structure, not {pipeline.classes}.",
+                "Correct pipeline.json.",
+            )
+
+    def outputs(self, pipeline: Pipeline) -> frozenset[int]:
+        """One channel per class, or with sigmoid one per structure."""
+        classes = len(pipeline.classes)
+        return frozenset({classes, classes - 1} if pipeline.activation == "sigmoid" else {classes})
+
+    def reference(self, cohort: Cohort, case: Case, image: Image) -> Array | None:
+        """Read the reference mask on the image's grid."""
+        return cohort.mask(case, image)
+
+    def predict(
+        self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
+    ) -> Generator[Array | DataError, None, None]:
+        """Yield label maps on the images' own grids, streamed plane by plane."""
+        return segment_each(stream, images, pipeline)
+
+    def compare(
+        self,
+        parent: Array,
+        compressed: Array,
+        reference: Any,
+        image: Image,
+        pipeline: Pipeline,
+        *,
+        metrics: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Score both label maps against the reference, and say how alike they are."""
+        record: dict[str, Any] = {"agreement": agreement(parent, compressed)}
+        if reference is None:
+            return {**record, "parent": {}, "compressed": {}, "empty": []}
+        labels = {i: name for i, name in enumerate(pipeline.classes) if i > 0}
+        tolerance = TOLERANCE_PIXELS if image.affine is None else TOLERANCE_MM
+        how: dict[str, Any] = {"labels": labels, "spacing": image.spacing, "tolerance": tolerance, "metrics": metrics}
+        for side, prediction in (("parent", parent), ("compressed", compressed)):
+            record[side] = score_segmentation(prediction, reference, **how)
+        record["empty"] = list(empty_structures(reference, labels=labels))
+        return record
+
+    def summarise(
+        self, rows: Sequence[tuple[Case, Record]], judgement: Judgement, point: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return means over cases, differences and the verdict."""
+        cases = [
+            CaseScores(
+                case.id,
+                case.patient,
+                record["parent"],
+                record["compressed"],
+                agreement=record["agreement"],
+                empty=tuple(record["empty"]),
+                subgroups=case.subgroups,
+            )
+            for case, record in rows
+        ]
+        return summarise_segmentation(cases, metric=judgement.metric, margin=judgement.margin, seed=judgement.seed)
+
+    def training_target(self, case: Case, labels: Array | None) -> Array | float:
+        """Return the label map."""
+        assert labels is not None
+        return labels
+
+    def loss(self, pipeline: Pipeline) -> Loss:
+        """Return the divergence from the teacher beside the soft Dice loss; no labels are needed."""
+        from microtome.core.distillation import distillation_loss
+
+        sigmoid = pipeline.activation == "sigmoid"
+        return lambda student, teacher, target: distillation_loss(student, teacher, sigmoid=sigmoid)
+
+    def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Choose the cases that lost most Dice, the lowest, a typical one and the best."""
+        metric = self.METRICS[0]
+        scored = [r for r in rows if r["parent"].get(metric) is not None and r["compressed"].get(metric) is not None]
+        if not scored:
+            ordered = sorted(rows, key=lambda r: float(r["agreement"]))
+            return examples([("worst", r, f"{r['agreement']:.2%} of voxels as the parent") for r in ordered[:WORST]])
+        lost = sorted(scored, key=lambda r: float(r["compressed"][metric] - r["parent"][metric]))
+        level = sorted(scored, key=lambda r: float(r["compressed"][metric]))
+        chosen = [("worst", r) for r in [*lost[:WORST], level[0]]]
+        chosen += [("typical", level[len(level) // 2]), ("best", level[-1])]
+        title = about(metric).title
+        return examples(
+            [(k, r, f"{title} {r['parent'][metric]:.3f} → {r['compressed'][metric]:.3f}") for k, r in chosen]
+        )
+
+    def case_value(self, result: Mapping[str, Any], case: Mapping[str, Any], side: str) -> float | None:
+        """Return the case's main metric."""
+        return words.interval(words.mapping(case.get(side)).get(main_metric(result))).value
+
+    def case_title(self, result: Mapping[str, Any]) -> str:
+        """Return the main metric."""
+        return main_metric(result)
+
+    def worst_first(self, moved: float) -> float:
+        """List those that lost most first."""
+        return moved
+
+    def drawings(
+        self, result: Mapping[str, Any], pairs: Sequence[tuple[float | None, float | None]]
+    ) -> list[dict[str, str]]:
+        """Draw parent against compressed, and how much each case changed."""
+        parent, compressed = (np.array([pair[side] for pair in pairs], dtype=float) for side in (0, 1))
+        chosen = main_metric(result)
+        what = words.metric_name(chosen) if chosen else "metric"
+        return [
+            {
+                "svg": plots.pairs(parent, compressed, name="cases", what=what),
+                "caption": f"{what} of every case. On the dashed line nothing changed.",
+            },
+            {
+                "svg": plots.changes(parent, compressed, name="changes", what=what),
+                "caption": f"How much {what} of every case changed. Below the dashed line is worse.",
+            },
+        ]
