@@ -412,10 +412,6 @@ def test_on_the_command_line(volumes, tmp_path: Path):
     assert result.exit_code == 2
     said = json.loads(result.output)
     assert (said["cases"], said["skipped"], len(said["failed"])) == (0, 2, 1)
-    for option in (["--mirror", "0", "--mirror", "1"], ["--skip-empty"]):
-        result = CliRunner().invoke(app, [*call, *option])
-        assert result.exit_code == 2
-        assert "another package or of other settings" in " ".join(result.output.split())
     help_ = " ".join(CliRunner().invoke(app, ["predict", "--help"]).output.split())
     assert "Example: microtome predict" in help_
 
