@@ -14,7 +14,7 @@ PACKAGE = Path(microtome.__file__).parent
 
 
 def modules_of(room: str) -> list[str]:
-    found = pkgutil.walk_packages([str(PACKAGE / room)], f"microtome.{room}.")
+    found = pkgutil.walk_packages([str(PACKAGE / room.replace(".", "/"))], f"microtome.{room}.")
     return [f"microtome.{room}", *(module.name for module in found)]
 
 
@@ -34,6 +34,10 @@ def test_the_package_alone_loads_nothing_heavy():
 @pytest.mark.parametrize("room", ["medical", "clinical", "report"])
 def test_rooms_that_work_without_torch(room: str):
     assert not loaded_by(*modules_of(room)) & {*HEAVY, "openvino", "onnxruntime"}
+
+
+def test_asking_what_models_look_like_needs_no_torch():
+    assert not loaded_by(*modules_of("models.sources"), "microtome.models") & {*HEAVY, "nibabel"}
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microtome.errors import ReadError
+from microtome.errors import OptionError, ReadError
 from microtome.files import sha256
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.runtimes import runtime
+from microtome.runtimes import TARGETS, runtime
 from microtome.runtimes.base import Session
 from microtome.tasks import task
 from microtome.tasks.base import predict_one
@@ -29,7 +30,7 @@ class Package:
         folder: where it lies.
         pipeline: pre- and post-processing.
         session: the runtime with the model file loaded.
-        result: the whole of `result.json`.
+        result: the whole of the target's `result.json`.
     """
 
     folder: Path
@@ -42,19 +43,22 @@ class Package:
         return predict_one(task(self.pipeline.task), self.session.stream, prepare(image, self.pipeline), self.pipeline)
 
 
-def open_package(folder: Path | str, *, threads: int = 0) -> Package:
+def open_package(folder: Path | str, *, target: str | None = None, threads: int = 0) -> Package:
     """Open a package that `compress` wrote. Needs the runtime that it was made for, and no torch.
 
     Args:
         folder: the package.
+        target: which of its targets; None is the first. A runtime of another package is imported only if it is named
+            here, by its dotted path, or is imported already.
         threads: of the runtime; 0 lets it choose.
 
     Raises:
         ReadError: it is no package, a file is missing, or a file is not the one that was measured.
+        OptionError: it has no such target.
         MissingExtraError: its runtime is not installed.
     """
     folder = Path(folder)
-    result = read_result(folder)
+    place, result = _part(folder, target)
     pipeline_file = folder / "pipeline.json"
     if not pipeline_file.exists():
         raise ReadError(f"{folder} has no pipeline.json.", "Copy the whole package folder.")
@@ -63,11 +67,16 @@ def open_package(folder: Path | str, *, threads: int = 0) -> Package:
         raise ReadError(f"{folder}/result.json does not say which runtime the package is for.", "Compress again.")
     if sha256(pipeline_file) != deployed.get("pipeline_sha256", sha256(pipeline_file)):
         raise _changed(pipeline_file)
-    chosen = runtime(deployed["runtime"])
-    model = folder / deployed["file"]
+    name = deployed["runtime"]
+    if name not in (*TARGETS, target) and name not in sys.modules:
+        raise ReadError(
+            f"{folder} is for the runtime {name} of another package.", f"If you trust it, name it: target={name!r}."
+        )
+    chosen = runtime(name)
+    model = place / deployed["file"]
     for file in chosen.files(model):
         if not file.exists():
-            raise ReadError(f"{folder} has no {file.name}.", "Copy the whole package folder.")
+            raise ReadError(f"{place} has no {file.name}.", "Copy the whole package folder.")
         if sha256(file) != deployed["sha256"].get(file.name):
             raise _changed(file)
     session = chosen.open_session(model, threads=threads, precision=deployed["precision"])
@@ -79,6 +88,25 @@ def _changed(file: Path) -> ReadError:
         f"{file} is not the file that was measured: its SHA-256 differs from the one in result.json.",
         "Copy the package again from its source, or compress again.",
     )
+
+
+def target_folder(name: str) -> Path:
+    """Return where a package has the files of a target, relative to its folder."""
+    return Path("targets", name)
+
+
+def _part(folder: Path, target: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return the result of a target, and the folder that its files are named from."""
+    result = read_result(folder)
+    deployed = result.get("session") or {}
+    targets = result.get("targets") or {result.get("target"): deployed}  # older packages have one, and no list
+    found = next((name for name, entry in targets.items() if target in (name, entry.get("runtime"))), None)
+    if target is None or found == result.get("target"):
+        return folder, result
+    if found is None:
+        raise OptionError(f"{folder} has no target {target!r}.", f"It has {', '.join(map(str, targets))}.")
+    place = folder / target_folder(found)
+    return place, read_result(place)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,19 @@ from microtome.errors import OutputError
 from microtome.files import writing
 
 STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one part of the work is done.
+
+    Attributes:
+        work: checkpoints and finished cases, which do not become part of the package.
+        package: what does.
+    """
+
+    work: Path
+    package: Path
 
 
 class Staging:
@@ -46,6 +60,13 @@ class Staging:
             for part in (self.work, self.package):
                 part.mkdir(parents=True, exist_ok=True)
             state.write_text(key)
+
+    def part(self, work: str, package: Path) -> Place:
+        """Make room for a part of the work: a folder for its checkpoints, and a folder of the package."""
+        place = Place(self.work / work, self.package / package)
+        for folder in (place.work, place.package):
+            folder.mkdir(parents=True, exist_ok=True)
+        return place
 
     def require(self, size: int) -> None:
         """Check that so many bytes are free: runtimes write truncated files on a full disk without a word.

@@ -130,6 +130,11 @@ def inspect_table(result: dict[str, Any]) -> None:
         f"{'×'.join(map(str, result['input']))}",
         highlight=False,
     )
+    for side in ("inputs", "outputs"):
+        for port in result[side]:
+            sizes = "other sizes too" if any(port["dynamic"][1:]) else "no other size"
+            shape = "×".join(map(str, port["shape"]))
+            console.print(f"{side.removesuffix('s')} {port['name']}: {shape}, {sizes}", highlight=False)
     for note in result["notes"]:
         console.print(f"[dim]{note}[/]", highlight=False)
 

@@ -112,6 +112,26 @@ class Capabilities:
     readers: Mapping[str, QType] = field(default_factory=dict)
 
 
+FREE = -1
+"""The size of an axis that a model file leaves open."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output of a network.
+
+    Attributes:
+        name: under which it is given or returned.
+        shape: without the batch: (channels, *spatial) of the example that the network was captured with. A model file
+            may leave a size open: FREE there.
+        dynamic: for the batch and each following axis, whether other sizes are allowed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dynamic: tuple[bool, ...]
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval; None where it cannot be computed."""

@@ -16,6 +16,7 @@ from microtome.clinical.overlap import dice
 from microtome.graph.program import export_graph, network_from_export
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image, read_mask
+from microtome.types import Port
 from plain import segment
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -98,7 +99,8 @@ def test_vit_is_captured_with_plain_logits() -> None:
     pytest.importorskip("monai")
     torch.manual_seed(0)
     module = networks.vit(1, 2, (32, 32), width=64, layers=1).eval()
-    network = network_from_export(export_graph(module, (1, 32, 32), (True, False, False)))
+    port = Port("input", (1, 32, 32), (True, False, False))
+    network = network_from_export(export_graph(module, [port]))
     assert network.notes == ()  # no output was left out
     x = torch.randn(3, 1, 32, 32)
     assert network(x).shape == (3, 2)

@@ -77,7 +77,8 @@ def test_layers_are_named_as_in_the_module_and_counted():
 def test_of_several_outputs_the_first_stays_and_a_note_says_so():
     module = TwoOutputs().eval()
     network = capture(module, (1, 8, 8))
-    assert network.notes == ("The network has 2 outputs; only the first is kept.",)
+    note = "The network has 2 outputs; only the first is kept: main, not deep supervision.0."
+    assert network.notes == (note,)
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(network(x), module(x)["main"])

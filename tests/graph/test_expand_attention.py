@@ -12,6 +12,7 @@ from microtome.graph.program import export_graph, network_from_export
 from microtome.graph.quantizers import quantizers
 from microtome.graph.structure.attention import expand_attention, products
 from microtome.graph.uneven import insert_uneven
+from microtome.types import Port
 from networks import captured, images, randomize
 
 # the same sums in another order, float32
@@ -94,7 +95,8 @@ def test_other_einsums_stay(equation: str):
             return torch.einsum(equation, x.reshape(x.shape[0], *[2] * (len(first) - 1)), other)
 
     count = 2 ** (len(equation.split(",", maxsplit=1)[0]) - 1)
-    network = network_from_export(export_graph(Other(), (count,), (False, False)))
+    port = Port("input", (count,), (False, False))
+    network = network_from_export(export_graph(Other(), [port]))
     targets = [node.target for node in expand_attention(network).graph_module.graph.nodes]
     assert aten.einsum.default in targets
 

@@ -113,11 +113,19 @@ def test_anybodys_pt2_is_read(tmp_path):
         torch.testing.assert_close(loaded(x), module(x))
 
 
-def test_a_pt2_with_two_inputs_is_refused(tmp_path):
-    x = torch.randn(1, 1, 8, 8)
+def test_anybodys_pt2_with_two_inputs_takes_them_by_name(tmp_path):
+    x, y = torch.randn(2, 1, 1, 8, 8)
     with quiet():
-        torch.export.save(torch.export.export(TwoInputs(), (x, x)), tmp_path / "a.pt2")
-    with pytest.raises(CaptureError, match=r"2 inputs \(image, prompt\)"):
+        torch.export.save(torch.export.export(TwoInputs(), (x,), {"prompt": y}), tmp_path / "a.pt2")
+    loaded = pt2.load(tmp_path / "a.pt2")
+    assert [port.name for port in loaded.inputs] == ["image", "prompt"]
+    assert torch.equal(loaded({"prompt": y, "image": x}), x + y)
+
+
+def test_a_pt2_whose_input_is_no_tensor_is_refused(tmp_path):
+    with quiet():
+        torch.export.save(torch.export.export(TwoInputs(), (torch.randn(1, 1, 8, 8), 2)), tmp_path / "a.pt2")
+    with pytest.raises(CaptureError, match="takes prompt, which is no tensor"):
         pt2.load(tmp_path / "a.pt2")
 
 

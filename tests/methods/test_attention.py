@@ -18,7 +18,7 @@ from microtome.graph.watching.observe import Observed
 from microtome.methods.attention import QuantizeAttention
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from microtome.types import Capabilities, OperatorSupport, QType
+from microtome.types import Capabilities, OperatorSupport, Port, QType
 from networks import EVERYTHING, UNSIGNED, captured, images, randomize, sqnr_db
 
 GRIDS = [("uniform", "uniform"), ("twin", "uniform"), ("log2", "uniform"), ("logsqrt2", "uniform"), ("uniform", "twin")]
@@ -64,7 +64,8 @@ def swin() -> Network:
             return self.blocks(self.embed(x))
 
     torch.manual_seed(0)
-    return network_from_export(export_graph(randomize(Blocks()), (1, 16, 16), (True, False, False, False)))
+    port = Port("input", (1, 16, 16), (True, False, False, False))
+    return network_from_export(export_graph(randomize(Blocks()), [port]))
 
 
 NETWORKS = {"transformer": lambda: captured("transformer"), "vit": vit, "swin": swin}

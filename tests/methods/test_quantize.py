@@ -12,7 +12,7 @@ from microtome.graph.network import Network
 from microtome.graph.quantizers import input_quantizer, quantizers, weight_quantizer
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from microtome.types import Capabilities, OperatorSupport, QType
+from microtome.types import Capabilities, OperatorSupport, Port, QType
 from networks import EVERYTHING, REAL, captured, images, sqnr_db
 
 # 8 bits keep a layer's output to about 40 dB (6 dB per bit, less the peak-to-mean ratio of what flows); the noise of up
@@ -124,7 +124,8 @@ def _log_network(module: nn.Module) -> Network:
     # captured on positive images: the check of the capture compares with the module, and NaN equals nothing
     from microtome.graph.program import export_graph, network_from_export
 
-    return network_from_export(export_graph(module, (1, 8, 8), (True, False, False, False)))
+    port = Port("input", (1, 8, 8), (True, False, False, False))
+    return network_from_export(export_graph(module, [port]))
 
 
 def test_no_calibration_images_are_refused():

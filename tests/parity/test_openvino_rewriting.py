@@ -11,6 +11,7 @@ from microtome import recipes
 from microtome.graph.capture import capture
 from microtome.graph.program import export_graph, network_from_export
 from microtome.runtimes import openvino
+from microtome.types import Port
 from networks import images, randomize, sqnr_db
 
 
@@ -76,7 +77,8 @@ def test_attention_in_shifted_windows_is_one_kernel(tmp_path: Path):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.blocks(self.stem(x)))
 
-    network = network_from_export(export_graph(Net().eval(), (1, 16, 16), (True, False, False, False)))
+    port = Port("input", (1, 16, 16), (True, False, False, False))
+    network = network_from_export(export_graph(Net().eval(), [port]))
     session = openvino.open_session(openvino.export(network, tmp_path), threads=1, precision="bf16")
     x = images((1, 16, 16))[0]
     assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > 27

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ VOLUMES = Pipeline(
 )
 FILES = {
     "weights.safetensors",
-    "result.json", "report.html", "MODEL_CARD.md", "network.pt2", "model.xml", "model.bin", "pipeline.json",
+    "result.json", "report.html", "MODEL_CARD.md", "network.pt2", "pipeline.json",
+    "targets/openvino/model.xml", "targets/openvino/model.bin",
     "provenance.json", "examples.npz",
 }  # fmt: skip
 
@@ -47,7 +49,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_package_is_whole_and_non_inferior(package: Path) -> None:
     result = json.loads((package / "result.json").read_text())
-    assert {file.name for file in package.iterdir()} == FILES
+    assert {file.relative_to(package).as_posix() for file in package.rglob("*") if file.is_file()} == FILES
+    assert result["session"]["file"] == result["compressed"]["file"] == "targets/openvino/model.xml"
     assert result["schema"] == 1
     assert result["integer"] == {"requested": 3, "executed": 3}
     assert result["compressed"]["metrics"]["dice"]["value"] > 0.9
@@ -56,7 +59,7 @@ def test_package_is_whole_and_non_inferior(package: Path) -> None:
     assert result["counts"]["evaluation"] == len(result["cases"]) == 20
     assert result["counts"]["calibration"] == 8
     assert set(result["subgroups"]["site"]) <= {"A", "B"}
-    assert result["compressed"]["bytes"] == sum((package / f).stat().st_size for f in ("model.xml", "model.bin"))
+    assert result["compressed"]["bytes"] == sum(file.stat().st_size for file in (package / "targets").rglob("*.*"))
     assert not package.with_name("package.partial").exists()
 
 
@@ -84,7 +87,7 @@ def test_roles_are_disjoint_by_patient_and_hashes_hold(package: Path) -> None:
 
 
 def test_no_file_name_reaches_the_package(package: Path) -> None:
-    for file in package.iterdir():
+    for file in filter(Path.is_file, package.rglob("*")):
         assert b"person" not in file.read_bytes(), file.name
 
 
@@ -99,11 +102,11 @@ def test_package_opens_without_torch_and_predicts(package: Path) -> None:
 
 
 def test_changed_model_file_is_refused(package: Path, tmp_path: Path) -> None:
-    for file in package.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    content = bytearray((tmp_path / "model.bin").read_bytes())
+    shutil.copytree(package, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "targets" / "openvino" / "model.bin"
+    content = bytearray(weights.read_bytes())
     content[10] ^= 1
-    (tmp_path / "model.bin").write_bytes(content)
+    weights.write_bytes(content)
     with pytest.raises(microtome.errors.ReadError, match="not the file that was measured"):
         microtome.open_package(tmp_path)
 

@@ -61,7 +61,7 @@ class NetworkFeatures:
             def look(node: Node, value: Tensor, found: dict[Node, Tensor] = found) -> None:
                 found[node] = value.movedim(self._channels[node], 0).flatten(1).mean(1).cpu()
 
-            Observed(self._network, self._channels, look)(torch.from_numpy(image[None]).to(self._network.device))
+            Observed(self._network, self._channels, look)(torch.from_numpy(image[None]))
             rows.append(torch.cat([found[node] for node in self._channels]) if found else torch.zeros(0))
         mean: Array = torch.stack(rows).mean(0).numpy()
         return mean

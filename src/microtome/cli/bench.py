@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from microtome.cli.app import app
-from microtome.cli.options import InputShape, Json, Model, PipelineFile, Target, Threads, Weights, shape
+from microtome.cli.options import InputShape, Json, Model, OneTarget, PipelineFile, Threads, Weights, shape
 from microtome.cli.running import run_verb, show
 
 
 @app.command(epilog="Example: microtome bench package/ --threads 2")
 def bench(
     model: Model,
-    target: Target = "openvino",
+    target: OneTarget = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
     input_shape: InputShape = None,

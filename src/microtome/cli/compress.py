@@ -21,7 +21,7 @@ from microtome.cli.options import (
     PatientPattern,
     PipelineFile,
     Seed,
-    Target,
+    Targets,
     Threads,
     Weights,
     options_of,
@@ -34,7 +34,7 @@ def compress(
     model: Model,
     cohort: CohortPath,
     out: Out,
-    target: Target = "openvino",
+    target: Targets = None,
     recipe: Annotated[
         str,
         typer.Option(

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from microtome.models import looked_for
+from microtome.runtimes import TARGETS
+
 if TYPE_CHECKING:
     from microtome.verbs.options import CompressOptions
 
 Model = Annotated[
     str,
-    typer.Argument(help="file.py:factory, package.module:factory, a .pt2 file, a MONAI bundle folder, or a package."),
+    typer.Argument(help=f"One of: {looked_for()}. Or another package's: their_pkg.their_source::NAME."),
 ]
 CohortPath = Annotated[Path, typer.Argument(help="Labelled cases: a folder, an .npz file, or a CSV manifest.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")]
@@ -41,7 +44,18 @@ Key = Annotated[
     Path | None,
     typer.Option(help="Also write which file each pseudonym stands for. Identifies patients: keep it in the hospital."),
 ]
-Target = Annotated[str, typer.Option(help="openvino, onnxruntime or reference.")]
+Target = Annotated[str, typer.Option(help=f"{', '.join(TARGETS)}, or another package's module.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        help=f"{', '.join(TARGETS)}, or another package's module; openvino if none is given. May be repeated: the "
+        "verdict is the first one's.",
+    ),
+]
+OneTarget = Annotated[
+    str | None, typer.Option("--target", help="Which of a package's; for a model any. None is the first, or openvino.")
+]
 
 
 def shape(text: str | None) -> tuple[int, ...] | None:
@@ -76,6 +90,8 @@ def options_of(given: Mapping[str, Any]) -> CompressOptions:
         "flips": tuple(given.get("flip") or ()),
         "skip": tuple(given.get("skip") or ()),
     }
+    if "target" in given:
+        read["target"] = tuple(given["target"] or ("openvino",))
     for width in ("weight_bits", "activation_bits"):
         if width in given:
             read[width] = bits(given[width], f"--{width.replace('_', '-')}")

@@ -15,7 +15,7 @@ from microtome.errors import MicrotomeError
 from microtome.graph.network import Network
 from microtome.progress import Progress, Silent
 from microtome.runtimes.base import Runtime, Session
-from microtome.staging import Staging
+from microtome.staging import Place
 from microtome.types import Array
 
 # How much faster the network must be with its float part in bf16 before that is chosen.
@@ -54,7 +54,7 @@ def deploy(
     network: Network,
     target: Runtime,
     x: Array,
-    staging: Staging,
+    place: Place,
     *,
     title: str,
     running: Running | None = None,
@@ -67,7 +67,7 @@ def deploy(
         network: compressed.
         target: the runtime.
         x: one input, float32 (1, C, *S).
-        staging: takes the files.
+        place: takes the files.
         title: of the compressed network in the table of times, such as the recipe's name.
         running: threads and precision.
         progress: told what is done.
@@ -79,9 +79,9 @@ def deploy(
     threads, precision = running.threads, running.precision
     parent, network = parent.to("cpu"), network.to("cpu")
     progress.say(f"export to {target.NAME}")
-    baseline = staging.work / "parent"
+    baseline = place.work / "parent"
     baseline.mkdir(exist_ok=True)
-    parent_path, path = target.export(parent, baseline), target.export(network, staging.package)
+    parent_path, path = target.export(parent, baseline), target.export(network, place.package)
 
     progress.say("time parent and compressed network, interleaved")
     run_parent = eager(parent, threads)

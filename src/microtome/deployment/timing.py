@@ -103,14 +103,10 @@ def _row(candidate: Candidate, milliseconds: Array) -> dict[str, Any]:
 
 def eager(network: Network, threads: int) -> Callable[[Array], Array]:
     """Return a function that runs the network in eager PyTorch."""
-    import torch
-
-    from microtome.runtimes.reference import limited
+    from microtome.runtimes.reference import run_network
 
     def run(x: Array) -> Array:
-        with torch.inference_mode(), limited(threads):
-            tensor = torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(network.device)
-            output: Array = network(tensor).cpu().numpy()
+        output: Array = run_network(network, x, threads)
         return output
 
     return run

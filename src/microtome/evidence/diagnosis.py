@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from microtome.core.affine import real_range
-from microtome.graph.network import Layer, Network
+from microtome.graph.network import Batch, Layer, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import Quantizer
 from microtome.graph.watching.grid_use import GridUse, GridUses, decibels
@@ -77,7 +77,7 @@ class _Clock:
 def diagnose(
     parent: Network,
     network: Network,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     most_batches: int = MOST_BATCHES,
     seconds: float = SECONDS,
@@ -105,7 +105,7 @@ def diagnose(
         `alone_db` (at the network's output, when it alone is quantized: the sensitivity).
     """
     clock = _Clock(seconds)
-    inputs = [batch.to(network.device) for batch in itertools.islice(batches, most_batches)]
+    inputs = list(itertools.islice(batches, most_batches))
     twin, reference = _twin(parent, network, inputs)
     uses = GridUses(network, twin)
     for place, x in enumerate(inputs):
@@ -139,7 +139,7 @@ def _plan(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "bytes": row["bytes"], "loss": row["loss"], "chosen": same}
 
 
-def _twin(parent: Network, network: Network, inputs: list[Tensor]) -> tuple[Network, str]:
+def _twin(parent: Network, network: Network, inputs: list[Batch]) -> tuple[Network, str]:
     """Return the float network to compare with: with the parent's weights where that gives what the parent gives."""
     parent = parent.to(network.device)
     if "folded" in network.state and "folded" not in parent.state:
@@ -173,7 +173,7 @@ def _row(network: Network, quantizer: Quantizer, use: GridUse | None) -> dict[st
 
 
 @torch.no_grad()
-def _sensitivity(network: Network, twin: Network, inputs: list[Tensor], clock: _Clock) -> dict[str, Any]:
+def _sensitivity(network: Network, twin: Network, inputs: list[Batch], clock: _Clock) -> dict[str, Any]:
     """Measure each layer, as far as the time goes."""
     simulated = without_mutation(network)
     probes = [_probe(network, twin, *pair) for pair in zip(network.layers, twin.layers, strict=True)]
@@ -219,7 +219,7 @@ def _probe(network: Network, twin: Network, layer: Layer, reference: Layer) -> _
     return _Probe(layer, reference, input_rounding(network, layer), arguments if changed else ())
 
 
-def _look_inside(probes: list[_Probe], simulated: Network, twin: Network, x: Tensor, clock: _Clock) -> None:
+def _look_inside(probes: list[_Probe], simulated: Network, twin: Network, x: Batch, clock: _Clock) -> None:
     """Run both networks side by side and compare them behind each layer."""
     stops = {probe.twin.node: probe for probe in probes}
     ours = Replay(simulated, [layer.node for layer in simulated.layers])(x)
@@ -241,7 +241,7 @@ def _worst_first(probes: list[_Probe], affordable: int) -> list[_Probe]:
     return sorted(known, key=lambda probe: probe.db("own") or 0.0)[: max(affordable, 1)]
 
 
-def _one_at_a_time(probes: list[_Probe], twin: Network, x: Tensor, clock: _Clock) -> None:
+def _one_at_a_time(probes: list[_Probe], twin: Network, x: Batch, clock: _Clock) -> None:
     """Run the float network, and from each layer on once more with that layer as compressed."""
     expected = twin(x)
     stops = {probe.twin.node: probe for probe in probes}

@@ -66,8 +66,8 @@ def provenance(
             "calibration_sha256": {case.id: value for (_, case), value in zip(calibrated, used, strict=True)},
         },
         "package": {
-            file.name: sha256(file)
-            for file in sorted(folder.iterdir())
+            file.relative_to(folder).as_posix(): sha256(file)
+            for file in sorted(folder.rglob("*"))
             if file.is_file() and file.name != "provenance.json"
         },
         "environment": result["environment"],

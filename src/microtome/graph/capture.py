@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,53 +13,63 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from microtome.errors import CaptureError, WeightsError
-from microtome.graph.network import Network
-from microtome.graph.program import ONE_INPUT, ONE_OUTPUT, export_graph, network_from_export
+from microtome.graph.network import INPUT, Network
+from microtome.graph.program import ONE_OUTPUT, export_graph, network_from_export, output_names
 from microtome.graph.quiet import first_line
+from microtome.types import Port
+
+Shape = tuple[int, ...]
 
 # Window attention with free sizes keeps torch.export busy for minutes (SwinUNETR: 1,481 nodes) and then fails.
 MOST_NODES_FOR_FREE_SIZES = 1200
 # The captured graph does the same operations in the same order; another algorithm inside a kernel moves the last bits.
 CAPTURE_TOLERANCE = 1e-4
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+SEVERAL_INPUTS = "Wrap it so that all but the image are constants; or, in Python, give the shape of each input by name."
 
 
-def capture(module: nn.Module, shape: tuple[int, ...]) -> Network:
+def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequence[str] | None = None) -> Network:
     """Turn a module into a graph, in evaluation mode, with as many free axes as it allows.
 
     The batch is free where that is possible, and the spatial axes too; fixed sizes are what is left otherwise.
 
     Args:
-        module: any module with one input tensor; its weights are copied, it is not changed.
-        shape: (channels, *spatial) of an input that the module can take.
+        module: any module of tensors; its weights are copied, it is not changed.
+        shape: (channels, *spatial) of an input that the module can take; of several inputs by the names of `forward`'s
+            parameters.
+        keep: names of the outputs to keep, the one with the scores first: the keys of a dict, the fields of a named
+            tuple or dataclass; `output`, `output_1`, … where they have no names. None keeps the first.
 
     Raises:
         WeightsError: a weight is NaN or infinite.
-        CaptureError: torch.export fails, or the graph computes something else than the module; the error names the
-            line of the model.
+        CaptureError: torch.export fails, or the graph computes something else than the module, and the error names the
+            line of the model; or there is no such input or output.
     """
     check_finite(module.state_dict())
-    _check_inputs(module)
+    by_name = isinstance(shape, Mapping)
+    shapes: Mapping[str, Shape] = shape if isinstance(shape, Mapping) else {INPUT: shape}
+    _check_inputs(module, tuple(shapes) if by_name else None)
     training = {part: part.training for part in module.modules()}
     module.eval()
-    free, fixed = (True,) * (len(shape) - 1), (False,) * (len(shape) - 1)
     failure: Exception | None = None
     captured: Network | None = None
     try:
-        expected = _run(module, shape)
-        for dynamic in ((True, False, *fixed), (False, False, *fixed), (True, False, *free)):
-            wanted = captured is None or (dynamic[-1] and captured.dynamic[0] and _is_small(captured))
+        expected = _run(module, shapes, by_name)
+        for batch, space in ((True, False), (False, False), (True, True)):
+            wanted = captured is None or (space and captured.dynamic[0] and _is_small(captured))
             if not wanted:
                 continue
             try:
-                network = network_from_export(export_graph(module, shape, dynamic))
+                program = export_graph(module, _ports(shapes, batch, space), by_name=by_name)
+                network = network_from_export(program, inputs=tuple(shapes), keep=keep)
             except CaptureError:
                 raise
             except Exception as error:  # torch.export raises many kinds; each means that this freedom is not allowed
                 failure = failure or error
                 continue
-            if dynamic[0] and not network.dynamic[0]:
+            if batch and not network.dynamic[0]:
                 continue
-            if _agrees(network, expected, shape):
+            if _agrees(network, expected, shapes):
                 captured = network
             else:
                 failure = failure or ValueError("the captured graph computes something else than the module")
@@ -86,17 +97,24 @@ def check_finite(tensors: dict[str, Tensor], where: str = "the network") -> None
         )
 
 
-def _check_inputs(module: nn.Module) -> None:
-    """Raise CaptureError if `forward` needs more than one argument, or takes none."""
+def _check_inputs(module: nn.Module, names: Sequence[str] | None) -> None:
+    """Raise CaptureError if `forward` takes something else than inputs of these names; None is one of any name."""
     if isinstance(module, GraphModule | torch.jit.ScriptModule):
         return
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    needed = [p.name for p in named if p.default is p.empty]
-    if len(needed) > 1 or not parameters:
-        raise CaptureError(
-            f"{type(module).__name__}.forward takes {len(needed)} inputs ({', '.join(needed) or 'none'}).", ONE_INPUT
-        )
+    parameters = inspect.signature(module.forward).parameters
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    named = [name for name, kind in kinds.items() if kind in (*BY_NAME, inspect.Parameter.POSITIONAL_ONLY)]
+    needed = [name for name in named if parameters[name].default is inspect.Parameter.empty]
+    title = f"{type(module).__name__}.forward"
+    if names is None and (len(needed) > 1 or not parameters):
+        raise CaptureError(f"{title} takes {len(needed)} inputs ({', '.join(needed) or 'none'}).", SEVERAL_INPUTS)
+    open_ended = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    for name in names or ():
+        if kinds.get(name) not in BY_NAME and not open_ended:
+            raise CaptureError(f"{title} has no input {name!r}.", f"It takes {', '.join(named) or 'none'}.")
+    missing = [name for name in needed if name not in names] if names is not None else []
+    if missing:
+        raise CaptureError(f"{title} takes {', '.join(missing)} too.", "Give a shape for each of its inputs.")
 
 
 def _is_small(network: Network) -> bool:
@@ -104,35 +122,52 @@ def _is_small(network: Network) -> bool:
     return len(network.graph_module.graph.nodes) <= MOST_NODES_FOR_FREE_SIZES
 
 
-def _run(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Run the module once on a fixed random image of batch 1."""
+def _ports(shapes: Mapping[str, Shape], batch: bool, space: bool) -> tuple[Port, ...]:
+    """Return inputs whose batch, and whose axes of space, are free or not; channels never are."""
+    return tuple(
+        Port(name, shape, (batch, *(space and axis > 0 for axis in range(len(shape)))))
+        for name, shape in shapes.items()
+    )
+
+
+def _run(module: nn.Module, shapes: Mapping[str, Shape], by_name: bool) -> dict[str, Tensor]:
+    """Run the module once on a fixed random image of batch 1, and return its outputs by name."""
+    examples = _examples(module, shapes)
     try:
         with torch.no_grad():
-            output = module(_example(module, shape))
+            output = module(**examples) if by_name else module(*examples.values())
     except Exception as error:
         line = _user_line(error)
+        sizes = ", ".join(str((1, *shape)) for shape in shapes.values())
         raise CaptureError(
-            f"{type(module).__name__} cannot run on an input of shape {(1, *shape)}"
+            f"{type(module).__name__} cannot run on an input of shape {sizes}"
             f"{f' (at {line})' if line else ''}: {first_line(error)}.",
             "Give the shape that it was trained with: --input-shape C,H,W or C,D,H,W.",
         ) from error
-    tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+    values = zip(output_names(output, shapes), tree_leaves(output), strict=True)
+    tensors = {name: value for name, value in values if isinstance(value, Tensor)}
     if not tensors:
         raise CaptureError(f"{type(module).__name__} returns no tensor but {type(output).__name__}.", ONE_OUTPUT)
-    return tensors[0]
+    return tensors
 
 
-def _example(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+def _examples(module: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
     parameter = next((p for p in module.parameters()), None)
     generator = torch.Generator().manual_seed(0)
-    example = torch.randn((1, *shape), generator=generator)
-    return example if parameter is None else example.to(parameter.device, parameter.dtype)
+    examples = {name: torch.randn((1, *shape), generator=generator) for name, shape in shapes.items()}
+    if parameter is None:
+        return examples
+    return {name: example.to(parameter.device, parameter.dtype) for name, example in examples.items()}
 
 
-def _agrees(network: Network, expected: Tensor, shape: tuple[int, ...]) -> bool:
+def _agrees(network: Network, expected: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> bool:
     with torch.no_grad():
-        output = network(_example(network.graph_module, shape).to(network.device))
-    if output.shape != expected.shape:
+        outputs = network.run(_examples(network.graph_module, shapes))
+    return all(_is_close(output, expected.get(name)) for name, output in outputs.items())
+
+
+def _is_close(output: Tensor, expected: Tensor | None) -> bool:
+    if expected is None or output.shape != expected.shape:
         return False
     scale = max(float(expected.abs().max()), 1e-6)
     return float((output - expected).abs().max()) <= CAPTURE_TOLERANCE * scale

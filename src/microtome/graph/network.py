@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,8 +14,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from microtome.core.formats import Encoding
+from microtome.errors import DataError
 from microtome.graph.operators import constant_source, is_weighted, kind
 from microtome.graph.quiet import quiet
+from microtome.types import Port
+
+INPUT, OUTPUT = "input", "output"  # names where the model gives none
+Batch = Tensor | Mapping[str, Tensor]
+"""What a network takes: (N, C, *S); of several inputs all by name."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,10 @@ class Network:
     """A network as a graph. Methods map one Network to a new one; nothing changes a Network in place.
 
     Attributes:
-        graph_module: the ATen graph and its tensors; callable.
-        shape: the input's (channels, *spatial) that it was captured with.
-        dynamic: for the batch and each following axis, whether other sizes are allowed.
+        graph_module: the ATen graph and its tensors; takes the inputs in order, and returns the output, or a tuple of
+            several.
+        inputs: what it takes, with the shapes that it was captured with; the image is the first.
+        outputs: what it returns; the scores are the first.
         state: what methods have done to the graph so far, such as `folded` or `quantized`.
         history: one record per method: name, settings, seconds.
         notes: what the user should know, such as an output that was left out.
@@ -48,17 +56,48 @@ class Network:
     """
 
     graph_module: GraphModule
-    shape: tuple[int, ...]
-    dynamic: tuple[bool, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     state: frozenset[str] = frozenset()
     history: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = field(default=())
     formats: Mapping[str, Encoding] = field(default_factory=dict)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Run the graph: (N, C, *S) → (N, K, *S) or (N, K)."""
-        output: Tensor = self.graph_module(x)
+    def __call__(self, x: Batch) -> Tensor:
+        """Run the graph and return its first output: (N, C, *S) → (N, K, *S) or (N, K).
+
+        Raises:
+            DataError: see `arguments`.
+        """
+        output: Tensor = first(self.graph_module(*self.arguments(x)))
         return output
+
+    def run(self, x: Batch) -> dict[str, Tensor]:
+        """Run the graph and return all outputs by name.
+
+        Raises:
+            DataError: see `arguments`.
+        """
+        output = self.graph_module(*self.arguments(x))
+        values = output if isinstance(output, tuple) else (output,)
+        return {port.name: value for port, value in zip(self.outputs, values, strict=True)}
+
+    def arguments(self, x: Batch) -> tuple[Tensor, ...]:
+        """Return what `graph_module` takes, on its device: a tensor is the only input, a mapping has all by name.
+
+        Raises:
+            DataError: an input is missing, or unknown.
+        """
+        given = {self.inputs[0].name: x} if isinstance(x, Tensor) else x
+        names = [port.name for port in self.inputs]
+        if set(given) != set(names):
+            raise DataError(f"the network takes {', '.join(names)}, not {', '.join(given)}.", "Give each by its name.")
+        device = self.device
+        return tuple(given[name].to(device) for name in names)
+
+    def blank(self, batch: int = 1) -> dict[str, Tensor]:
+        """Return zeros for all inputs, of the shapes that the network was captured with."""
+        return {port.name: torch.zeros((batch, *port.shape), device=self.device) for port in self.inputs}
 
     def copy(self) -> Network:
         """Return an independent copy whose graph may be edited."""
@@ -73,8 +112,18 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        tensors = self.graph_module.state_dict().values()
+        tensors = itertools.chain(self.graph_module.parameters(), self.graph_module.buffers())
         return next((t.device for t in tensors), torch.device("cpu"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The (channels, *spatial) of the first input that the network was captured with."""
+        return self.inputs[0].shape
+
+    @property
+    def dynamic(self) -> tuple[bool, ...]:
+        """For the batch and each following axis of the first input, whether other sizes are allowed."""
+        return self.inputs[0].dynamic
 
     @property
     def spatial_dims(self) -> int:
@@ -118,6 +167,8 @@ class Network:
         digest = hashlib.sha256()
         operations = 0
         labels: dict[Node, str] = {}  # names of nodes may change when a graph is saved; their order does not
+        placeholders = self.graph_module.graph.find_nodes(op="placeholder")
+        labels.update({node: f"input {place}" for place, node in enumerate(placeholders) if place})
         for node in self.graph_module.graph.nodes:
             if node.op == "call_function":
                 settings = torch.fx.map_arg((node.args, dict(node.kwargs)), labels.get)
@@ -126,7 +177,14 @@ class Network:
                 operations += 1
             elif node.op == "get_attr":
                 labels[node] = str(node.target)
+            elif node.op == "output" and len(self.outputs) > 1:
+                digest.update(f"{torch.fx.map_arg(node.args[0], labels.get)}".encode())
         for name, tensor in self.constants().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def first(output: Any) -> Any:
+    """Return the first output of what a graph returns: one value, or a tuple of several."""
+    return output[0] if isinstance(output, tuple) else output

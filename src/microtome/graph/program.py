@@ -5,60 +5,95 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from microtome.errors import CaptureError
-from microtome.graph.network import Network
+from microtome.graph.network import INPUT, OUTPUT, Network
 from microtome.graph.operators import aten, kind
 from microtome.graph.quiet import quiet
+from microtome.types import FREE, Port
 
 # Batch size of the example: torch.export takes sizes 0 and 1 for constants.
 EXAMPLE_BATCH = 2
-ONE_INPUT = "microtome compresses networks of one image tensor: wrap the module so that the others are constants."
 ONE_OUTPUT = "Return the scores as a tensor (N, K, *spatial) or (N, K)."
 
 
 def exported(network: Network) -> ExportedProgram:
     """Return a network's graph as an ExportedProgram, with the same dynamic axes."""
-    return export_graph(network.graph_module, network.shape, network.dynamic)
+    return export_graph(network.graph_module, network.inputs)
 
 
-def export_graph(module: nn.Module, shape: tuple[int, ...], dynamic: tuple[bool, ...]) -> ExportedProgram:
-    """Run torch.export with an example of `shape`; `dynamic` has one entry per axis, the batch first."""
+def export_graph(module: nn.Module, inputs: Sequence[Port], *, by_name: bool = False) -> ExportedProgram:
+    """Run torch.export with an example of the inputs.
+
+    Args:
+        module: what to export.
+        inputs: what it takes; the axes that they call dynamic are left free as far as the module allows.
+        by_name: give them as keyword arguments.
+    """
     _register_meta_kernels()
     parameter = next((p for p in module.parameters()), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    example = torch.zeros((EXAMPLE_BATCH if dynamic[0] else 1, *shape), device=device)
-    axes = {axis: Dim.AUTO for axis, free in enumerate(dynamic) if free}
+    examples = {
+        port.name: torch.zeros((EXAMPLE_BATCH if port.dynamic[0] else 1, *port.shape), device=device) for port in inputs
+    }
+    free = {
+        port.name: {axis: Dim.AUTO for axis, dynamic in enumerate(port.dynamic) if dynamic} or None for port in inputs
+    }
+    args, kwargs = ((), examples) if by_name else (tuple(examples.values()), {})
     # torch.export prints the whole graph to stderr when it fails; the exception says it in a line.
     with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
-        return torch.export.export(module, (example,), dynamic_shapes=(axes or None,))
+        return torch.export.export(module, args, kwargs, dynamic_shapes=free if by_name else tuple(free.values()))
 
 
-def network_from_export(program: ExportedProgram) -> Network:
-    """Wrap an ExportedProgram: one input, one output tensor, identities and guards removed.
+def network_from_export(
+    program: ExportedProgram,
+    *,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    keep: Sequence[str] | None = None,
+) -> Network:
+    """Wrap an ExportedProgram; identities and guards are removed.
+
+    Args:
+        program: anybody's.
+        inputs: names of its input tensors, in order; None takes the program's own, or `input` where there is one.
+        outputs: names of its output tensors, in order; None takes what the program calls them: the keys of a dict, the
+            fields of a named tuple or dataclass; `output`, `output_1`, … where they have no names.
+        keep: names of the outputs to keep, in the order wanted; None keeps the first, and notes what is left out.
 
     Raises:
-        CaptureError: the program has several input tensors, or none.
+        CaptureError: the program has no input tensor, an input that is none, no output tensor, or not the one to keep.
     """
     graph_module = program.module()
     assert isinstance(graph_module, GraphModule)
-    inputs = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
-        raise CaptureError(
-            f"the network takes {len(inputs)} inputs ({', '.join(n.name for n in inputs) or 'none'}).", ONE_INPUT
-        )
-    sizes = inputs[0].meta["val"].shape
-    notes = tuple(_simplify(graph_module))
+    graph = graph_module.graph
+    placeholders = graph.find_nodes(op="placeholder")
+    others = [node.name for node in placeholders if not isinstance(node.meta.get("val"), Tensor)]
+    if others or not placeholders:
+        what = f"{', '.join(others)}, which is no tensor" if others else "no input"
+        raise CaptureError(f"the network takes {what}.", "Wrap the module so that all but tensors are constants.")
+    if inputs is None:
+        inputs = [INPUT] if len(placeholders) == 1 else [node.name for node in placeholders]
+    _simplify(graph_module)
+    end = next(iter(graph.find_nodes(op="output")))
+    values: Any = end.args[0] if isinstance(end.args[0], list | tuple) else [end.args[0]]
+    named = zip(outputs or _output_names(program, inputs), values, strict=True)
+    found = {n: v for n, v in named if isinstance(v, Node) and isinstance(v.meta.get("val"), Tensor)}
+    kept, notes = _chosen(found, keep)
+    end.args = (tuple(kept.values()) if len(kept) > 1 else next(iter(kept.values())),)
+    _finish(graph_module)
     return Network(
         graph_module,
-        shape=tuple(_hint(size) for size in sizes[1:]),
-        dynamic=tuple(not isinstance(size, int) for size in sizes),
+        inputs=tuple(_port(name, node) for name, node in zip(inputs, placeholders, strict=True)),
+        outputs=tuple(_port(name, node) for name, node in kept.items()),
         notes=notes,
     )
 
@@ -77,28 +112,70 @@ def _register_meta_kernels() -> torch.library.Library:
     return library
 
 
+def _port(name: str, node: Node) -> Port:
+    sizes = node.meta["val"].shape
+    return Port(name, tuple(_hint(size) for size in sizes[1:]), tuple(not isinstance(size, int) for size in sizes))
+
+
 def _hint(size: Any) -> int:
-    """Return a dimension's size in the example."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    """Return a dimension's size in the example; FREE where it depends on values."""
+    if isinstance(size, int):
+        return size
+    return FREE if size.node.hint is None else int(size.node.hint)
 
 
-def _simplify(graph_module: GraphModule) -> list[str]:
-    """Remove guards and identities, keep one output tensor; return notes."""
+def output_names(structure: Any, taken: Iterable[str]) -> list[str]:
+    """Return a name for each leaf of what a module returns, tensor or not; none is in `taken`."""
+    used, names = set(taken), []
+    for place, (path, _) in enumerate(pytree.tree_flatten_with_path(structure)[0]):
+        parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+        named = any(not isinstance(key, pytree.SequenceKey) for key in path)
+        name = ".".join(parts) if named else f"{OUTPUT}_{place}" if place else OUTPUT
+        name = next(n for k in range(len(used) + 1) if (n := f"{name}_{k}" if k else name) not in used)
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def _output_names(program: ExportedProgram, taken: Iterable[str]) -> list[str]:
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    return output_names(pytree.tree_unflatten(list(range(spec.num_leaves)), spec), taken)
+
+
+def _chosen(found: Mapping[str, Node], keep: Sequence[str] | None) -> tuple[dict[str, Node], tuple[str, ...]]:
+    """Return the outputs to keep, and a note where others are left out unasked."""
+    if not found:
+        raise CaptureError("the network returns no tensor.", ONE_OUTPUT)
+    if keep is not None:
+        unknown = [name for name in keep if name not in found]
+        if unknown or not keep:
+            raise CaptureError(
+                f"the network has no output {unknown[0]!r}." if unknown else "no output of the network is to be kept.",
+                f"It has {', '.join(found)}.",
+            )
+        return {name: found[name] for name in keep}, ()
+    first, *others = found
+    if not others:
+        return dict(found), ()
+    note = f"The network has {len(found)} outputs; only the first is kept: {first}, not {', '.join(others)}."
+    return {first: found[first]}, (note,)
+
+
+def _simplify(graph_module: GraphModule) -> None:
+    """Remove guards and identities."""
     graph = graph_module.graph
-    notes = []
     for node in list(graph.nodes):
         if node.op == "call_module" and "_guards_fn" in str(node.target):
             graph.erase_node(node)
         elif kind(node) == "identity" or node.target is aten.detach_.default:  # in place: cannot be exported again
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    output = next(n for n in graph.nodes if n.op == "output")
-    tensors = _tensors(output.args[0])
-    if len(tensors) != 1:
-        notes.append(f"The network has {len(tensors)} outputs; only the first is kept.")
-    if not tensors:
-        raise CaptureError("the network returns no tensor.", ONE_OUTPUT)
-    output.args = (tensors[0],)
+
+
+def _finish(graph_module: GraphModule) -> None:
+    """Drop what no output needs, and compile the graph for plain arguments."""
+    graph = graph_module.graph
     graph.set_codegen(torch.fx.graph.CodeGen())
     for node in list(reversed(graph.nodes)):  # assertions on sizes have no users but count as impure
         if not node.users and node.op == "call_function" and "assert" in str(node.target):
@@ -107,13 +184,5 @@ def _simplify(graph_module: GraphModule) -> list[str]:
     graph_module.recompile()
     if hasattr(graph_module, "_guards_fn"):
         del graph_module._guards_fn
-    return notes
-
-
-def _tensors(value: Any) -> list[Node]:
-    """Flatten an output structure into its tensor nodes, in order."""
-    if isinstance(value, Node):
-        return [value] if isinstance(value.meta.get("val"), Tensor) else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [node for item in value for node in _tensors(item)] if isinstance(value, list | tuple) else []
+    arguments = (0,) * len(graph.find_nodes(op="placeholder"))  # torch checks each call against this
+    graph_module._in_spec = pytree.tree_structure((arguments, {}))

@@ -11,7 +11,7 @@ import torch
 
 from microtome.core.formats import encoding_from_record, encoding_record
 from microtome.errors import ModelError, ReadError
-from microtome.graph.network import Network
+from microtome.graph.network import INPUT, OUTPUT, Network
 from microtome.graph.program import exported, network_from_export
 from microtome.graph.quiet import first_line, quiet
 
@@ -21,8 +21,8 @@ METADATA = "microtome.json"
 def save(network: Network, path: Path) -> None:
     """Write a network's graph, its weights and its history."""
     metadata = {
-        "shape": list(network.shape),
-        "dynamic": list(network.dynamic),
+        "inputs": [port.name for port in network.inputs],
+        "outputs": [port.name for port in network.outputs],
         "state": sorted(network.state),
         "history": list(network.history),
         "notes": list(network.notes),
@@ -37,11 +37,12 @@ def save(network: Network, path: Path) -> None:
 
 
 def load(path: Path) -> Network:
-    """Read a `.pt2` file, ours or anybody's.
+    """Read a `.pt2` file, ours or anybody's; of the outputs of anybody else's the first is kept.
 
     Raises:
         ReadError: missing, not a `.pt2` file, or truncated.
-        ModelError: it has several inputs.
+        CaptureError: its inputs or outputs are no tensors.
+        ModelError: our own part of it is broken.
     """
 
     if not path.is_file():
@@ -55,11 +56,15 @@ def load(path: Path) -> Network:
             f"{path} is not a .pt2 file that torch {torch.__version__} can read ({first_line(error)}).",
             "Save it with torch.export.save, or pass the model as file.py:factory with --weights.",
         ) from error
-    network = network_from_export(program)
     if not extra[METADATA]:
-        return network
+        return network_from_export(program)
     try:
         metadata = json.loads(extra[METADATA])
+        inputs, outputs = (
+            metadata.get("inputs", [INPUT]),
+            metadata.get("outputs", [OUTPUT]),
+        )  # older files: one each
+        network = network_from_export(program, inputs=inputs, outputs=outputs, keep=outputs)
         return replace(
             network,
             state=frozenset(metadata["state"]),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar, Protocol
 
-from torch import Tensor
+from microtome.graph.network import Batch, Network
 
-from microtome.graph.network import Network
-
-Batches = Iterable[Tensor]
-"""Calibration input: tensors (N, C, *S), float32; can be iterated more than once and streams from disk."""
+Batches = Iterable[Batch]
+"""Calibration input: tensors (N, C, *S), float32, or several inputs by name; can be iterated more than once and streams
+from disk.
+"""
 
 
 class Method(Protocol):

@@ -15,7 +15,7 @@ from microtome.core.affine import fake_quantize
 from microtome.core.columns import Geometry, column_sum, rows
 from microtome.errors import DataError
 from microtome.graph import edit
-from microtome.graph.network import Layer, Network
+from microtome.graph.network import Batch, Layer, Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.graph.watching.distribution import mean_is_removed
@@ -73,7 +73,7 @@ class _First:
     def __init__(self, batches: Batches, most: int) -> None:
         self._batches, self._most = batches, most
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         return itertools.islice(iter(self._batches), self._most)
 
 
@@ -107,7 +107,7 @@ def _correct_each(network: Network, layers: dict[Node, Layer], batches: Batches)
 
     run = Unquantized(network, layers, look)
     for batch in batches:
-        run(batch.to(network.device))
+        run(batch)
     for node, layer in layers.items():
         weight, grid = network.tensor(str(layer.weight.target)), weight_quantizer(network, layer)
         assert grid is not None
@@ -151,12 +151,12 @@ def _correct_in_sequence(network: Network, layers: dict[Node, Layer], batches: B
     expected = _Means()
     run = Unquantized(network, layers, lambda node, _, value: expected.add(node, value))
     for batch in batches:
-        run(batch.to(network.device))
+        run(batch)
     for node, layer in layers.items():
         actual = _Means()
         watched = Observed(network, [node], actual.add)
         for batch in batches:
-            watched(batch.to(network.device))
+            watched(batch)
         edit.shift_bias(network, layer, (expected.of(node) - actual.of(node)).float())
 
 

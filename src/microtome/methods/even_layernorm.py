@@ -53,7 +53,7 @@ class EvenLayerNorm:
 
         watched = Observed(network, [norm.node for norm in norms], look)
         for batch in batches:
-            watched(batch.to(network.device))
+            watched(batch)
         if norms and not lows:
             raise DataError("there are no calibration images.", "Give at least one training case.")
         for norm in norms:

@@ -108,7 +108,7 @@ class Smooth:
 
         run = Unquantized(network, seen, look)
         for batch in batches:
-            run(batch.to(network.device))
+            run(batch)
         return {node: [scales[errors[node].index(min(errors[node]))]] for node, scales in trials.items()}
 
     def _error(
@@ -150,7 +150,7 @@ def _extremes(network: Network, chain: Sequence[Pair], batches: Batches) -> _Ext
 
     run = Unquantized(network, nodes, look)
     for batch in batches:
-        run(batch.to(network.device))
+        run(batch)
     if nodes and not found:
         raise DataError("there are no calibration images.", "Give at least one training case.")
     return found

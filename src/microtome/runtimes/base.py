@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, overload
 
-from microtome.types import Array, Capabilities
+import numpy as np
+
+from microtome.errors import DataError
+from microtome.types import Array, Capabilities, Port
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
+
+Batch = Array | Mapping[str, Array]
+"""What a session takes: float32 (N, C, *S); of several inputs all by name."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +41,50 @@ class LayerRun:
 class Session(Protocol):
     """A model file, loaded and ready to run."""
 
-    def run(self, x: Array) -> Array:
-        """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What it takes; the image is the first."""
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What it returns; the scores are the first."""
+
+    @overload
+    def run(self, x: Array) -> Array: ...
+
+    @overload
+    def run(self, x: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def run(self, x: Batch) -> Array | dict[str, Array]:
+        """Run an array, float32 (N, C, *S), and return the first output, float32 (N, K, *S) or (N, K).
+
+        A mapping has all inputs by name, and all outputs are returned by name.
+
+        Raises:
+            DataError: an input is missing, or unknown.
+        """
 
     def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
         """Run inputs that all have one shape, several at a time where the runtime can; results in order.
+
+        For networks with one input; of several outputs only the first is returned.
 
         The next inputs are taken while earlier ones run. A result is valid until the next one is asked for, and must
         not be written to. Closing the iterator early is safe.
         """
 
-    def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
+    def layer_runs(self, x: Batch) -> tuple[LayerRun, ...]:
         """Run `x` with profiling and return what each operator did."""
 
 
-class Runtime(Protocol):
-    """A runtime module: these names are what it must define."""
+class Exporter(Protocol):
+    """The half of a runtime module that writes model files: these names are what it must define."""
 
     NAME: str
     EXTRA: str
-    PRECISIONS: tuple[str, ...]
-    RUNS_INTEGERS: bool  # False: they are simulated, and nothing is faster
 
     def capabilities(self) -> Capabilities:
-        """Return what this machine's runtime runs in integers."""
+        """Return what the runtime runs in integers."""
 
     def export(self, network: Network, folder: Path) -> Path:
         """Write the network into `folder` and return the file that a session opens."""
@@ -66,8 +92,40 @@ class Runtime(Protocol):
     def files(self, path: Path) -> tuple[Path, ...]:
         """Return all files that belong to a model file: they count as its bytes and travel together."""
 
+
+class Runner(Protocol):
+    """The half that runs them."""
+
+    PRECISIONS: tuple[str, ...]
+    RUNS_INTEGERS: bool  # False: they are simulated, and nothing is faster
+
+    def measurable(self) -> bool:
+        """Return whether this machine can run the target's files: for one that it cannot, there is no evidence."""
+
     def open_session(self, path: Path, *, threads: int, precision: str) -> Session:
         """Load a model file; `precision` is for what the file leaves in float."""
+
+
+class Runtime(Exporter, Runner, Protocol):
+    """A runtime module: it writes model files, and runs them where the machine can."""
+
+
+def arrays(x: Batch, inputs: Sequence[Port]) -> list[Array]:
+    """Return what a model takes, in order, as contiguous float32.
+
+    Raises:
+        DataError: an input is missing, or unknown.
+    """
+    given = x if isinstance(x, Mapping) else {inputs[0].name: x}
+    names = [port.name for port in inputs]
+    if set(given) != set(names):
+        raise DataError(f"the model takes {', '.join(names)}, not {', '.join(given)}.", "Give each by its name.")
+    return [np.ascontiguousarray(given[name], np.float32) for name in names]
+
+
+def answer(x: Batch, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+    """Return all outputs where the inputs came by name, and the first one otherwise."""
+    return dict(outputs) if isinstance(x, Mapping) else next(iter(outputs.values()))
 
 
 def one_by_one(run: Callable[[Array], Array], batches: Iterable[Array]) -> Iterator[Array]:

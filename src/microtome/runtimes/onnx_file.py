@@ -20,6 +20,7 @@ from microtome.graph.quantizers import quantizers
 from microtome.graph.quiet import first_line, quiet
 from microtome.runtimes.onnx_dynamic import fold_dynamic_ranges
 from microtome.runtimes.onnx_int4 import store_in_4_bits
+from microtome.runtimes.onnx_names import name_dims, name_ports
 
 OPSET = 21
 STORED_BITS = 8
@@ -29,7 +30,8 @@ WEIGHTED_KINDS = frozenset(WEIGHTED.values())
 def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> None:
     """Write the network as ONNX; quantized weights are stored as integers, layers keep their names.
 
-    The input is `input`, float32 (N, C, *S); the output `output`.
+    Inputs and outputs have the network's names, `input` and `output` where there is one of each; float32. Free sizes
+    are named too, see `onnx_names`.
 
     Args:
         network: with quantizers or without.
@@ -53,8 +55,6 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
         with quiet():
             written = torch.onnx.export(
                 program,
-                input_names=["input"],
-                output_names=["output"],
                 opset_version=OPSET,
                 custom_translation_table=_translations(),
                 dynamo=True,
@@ -69,6 +69,8 @@ def export_onnx(network: Network, path: Path, *, zero_points: bool = True) -> No
     assert written is not None
     model = written.model_proto
     _name_layers(model, network, program)
+    name_ports(model, [port.name for port in network.inputs], [port.name for port in network.outputs])
+    name_dims(model)
     fold_dynamic_ranges(model)
     _fold_weights(model)
     if all(q.kind == "weight" for q in quantizers(network)):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, overload
 
 from microtome.errors import MissingExtraError, ReadError, TargetError
-from microtome.runtimes.base import LayerRun, one_by_one
-from microtome.types import Array, Capabilities, OperatorSupport, QType
+from microtome.runtimes.base import Batch, LayerRun, answer, arrays, one_by_one
+from microtome.types import FREE, Array, Capabilities, OperatorSupport, Port, QType
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -61,6 +60,11 @@ def files(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
+def measurable() -> bool:
+    """Return whether onnxruntime is installed."""
+    return find_spec("onnxruntime") is not None
+
+
 def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Session:
     """Load an `.onnx` file; `precision` must be f32."""
     assert precision in PRECISIONS
@@ -83,23 +87,30 @@ class Session:
         self._path = path
         self._threads = threads
         self._session = self._open({})
-        self._input = self._session.get_inputs()[0].name
+        self.inputs = tuple(_port(port) for port in self._session.get_inputs())
+        self.outputs = tuple(_port(port) for port in self._session.get_outputs())
 
-    def run(self, x: Array) -> Array:
-        """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
-        output: Array = self._session.run(None, {self._input: np.ascontiguousarray(x, np.float32)})[0]
-        return output
+    @overload
+    def run(self, x: Array) -> Array: ...
+
+    @overload
+    def run(self, x: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def run(self, x: Batch) -> Array | dict[str, Array]:
+        """Run an array and return the first output, or all inputs by name and return all outputs by name."""
+        names = [port.name for port in (self.outputs if isinstance(x, Mapping) else self.outputs[:1])]
+        return answer(x, dict(zip(names, self._session.run(names, self._given(x)), strict=True)))
 
     def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
         """Run inputs of one shape, one after another."""
         return one_by_one(self.run, batches)
 
-    def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
+    def layer_runs(self, x: Batch) -> tuple[LayerRun, ...]:
         """Run `x` with profiling; kernels are the operators of the optimized graph."""
         with tempfile.TemporaryDirectory() as scratch:
             session = self._open({"enable_profiling": True, "profile_file_prefix": str(Path(scratch) / "profile")})
             for _ in range(2):
-                session.run(None, {self._input: np.ascontiguousarray(x, np.float32)})
+                session.run(None, self._given(x))
             events = json.loads(Path(session.end_profiling()).read_text())
         last: dict[str, LayerRun] = {}
         for event in events:
@@ -111,6 +122,9 @@ class Session:
                     (_layer_name(name),), kind, "int8" if integer else "f32", kind, event["dur"] / 1e3
                 )
         return tuple(last.values())
+
+    def _given(self, x: Batch) -> dict[str, Array]:
+        return dict(zip((port.name for port in self.inputs), arrays(x, self.inputs), strict=True))
 
     def _open(self, settings: dict[str, Any]) -> Any:
         onnxruntime = _module()
@@ -136,6 +150,11 @@ def _module() -> Any:
     except ImportError as error:
         raise MissingExtraError("The target onnxruntime", EXTRA) from error
     return onnxruntime
+
+
+def _port(port: Any) -> Port:
+    shape = tuple(size if isinstance(size, int) else FREE for size in port.shape[1:])
+    return Port(port.name, shape, tuple(not isinstance(size, int) for size in port.shape))
 
 
 def _layer_name(name: str) -> str:

@@ -10,14 +10,15 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from microtome.errors import MissingExtraError, ReadError, TargetError
-from microtome.runtimes.base import LayerRun
-from microtome.types import Array, Capabilities, OperatorSupport, QType
+from microtome.runtimes.base import Batch, LayerRun, answer, arrays
+from microtome.types import FREE, Array, Capabilities, OperatorSupport, Port, QType
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -103,9 +104,18 @@ def files(path: Path) -> tuple[Path, ...]:
     return (path, path.with_suffix(".bin"))
 
 
+def measurable() -> bool:
+    """Return whether openvino is installed."""
+    return find_spec("openvino") is not None
+
+
 def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Session:
     """Load a model file; `threads` 0 lets OpenVINO choose."""
     return Session(path, threads=threads, precision=precision)
+
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Of all inputs, in order, the batch included."""
 
 
 class Session:
@@ -142,23 +152,34 @@ class Session:
         if threads:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         self._streams = min(threads or _processors(), self.MOST_STREAMS)
-        self._requests: dict[tuple[int, ...], Any] = {}
-        self._streaming: dict[tuple[int, ...], Any] = {}
+        self.inputs = tuple(_port(port) for port in self._model.inputs)
+        self.outputs = tuple(_port(port) for port in self._model.outputs)
+        self._requests: dict[Shapes, Any] = {}
+        self._streaming: dict[Shapes, Any] = {}
 
-    def run(self, x: Array) -> Array:
-        """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
-        if x.shape not in self._requests:
+    @overload
+    def run(self, x: Array) -> Array: ...
+
+    @overload
+    def run(self, x: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def run(self, x: Batch) -> Array | dict[str, Array]:
+        """Run an array and return the first output, or all inputs by name and return all outputs by name."""
+        given = arrays(x, self.inputs)
+        shapes = tuple(array.shape for array in given)
+        if shapes not in self._requests:
             self._make_room(self._requests)
-            self._requests[x.shape] = self._compile(x.shape, {}).create_infer_request()
-        request = self._requests[x.shape]
-        request.infer({0: np.ascontiguousarray(x, np.float32)}, share_inputs=True)
-        return np.array(request.get_output_tensor(0).data)
+            self._requests[shapes] = self._compile(shapes, {}).create_infer_request()
+        request = self._requests[shapes]
+        request.infer(dict(enumerate(given)), share_inputs=True)
+        names = [port.name for port in (self.outputs if isinstance(x, Mapping) else self.outputs[:1])]
+        return answer(x, {name: np.array(request.get_output_tensor(k).data) for k, name in enumerate(names)})
 
     def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
         """Run inputs that all have one shape, as many at a time as there are threads (8 at most); results in order.
 
         The next input is taken from `batches` while earlier ones run. Fewer inputs than streams run one after another
-        on all threads, as `run` does: one thread each would leave the others idle.
+        on all threads, as `run` does: one thread each would leave the others idle. Of several outputs the first counts.
 
         Yields:
             The runtime's own memory, valid until the next result is asked for. Closing early waits for what runs.
@@ -169,12 +190,12 @@ class Session:
             for x in itertools.chain(first, batches):
                 yield self.run(x)
             return
-        compiled = self._compiled_for_streams(first[0].shape)
+        compiled = self._compiled_for_streams((first[0].shape,))
         idle = [compiled.create_infer_request() for _ in range(self._streams + 1)]
         flying: collections.deque[tuple[Any, Array]] = collections.deque()  # inputs are shared, so they are held here
         try:
             for x in itertools.chain(first, batches):
-                request, shared = idle.pop(), np.ascontiguousarray(x, np.float32)
+                request, (shared,) = idle.pop(), arrays(x, self.inputs)
                 request.start_async({0: shared}, share_inputs=True)
                 flying.append((request, shared))
                 if not idle:
@@ -188,12 +209,13 @@ class Session:
                 with contextlib.suppress(RuntimeError):  # its result is not wanted any more
                     request.wait()
 
-    def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
+    def layer_runs(self, x: Batch) -> tuple[LayerRun, ...]:
         """Run `x` twice with profiling and return the operators of the second run."""
-        compiled = self._compile(x.shape, {"PERF_COUNT": True})
+        given = arrays(x, self.inputs)
+        compiled = self._compile(tuple(array.shape for array in given), {"PERF_COUNT": True})
         request = compiled.create_infer_request()
         for _ in range(2):
-            request.infer({0: np.ascontiguousarray(x, np.float32)})
+            request.infer(dict(enumerate(given)))
         runs = []
         for node in compiled.get_runtime_model().get_ordered_ops():
             info = {key: value.astype(str) for key, value in node.get_rt_info().items() if _is_text(value)}
@@ -206,25 +228,25 @@ class Session:
             runs.append(LayerRun(names, kind, _precision(kernel), kernel, milliseconds))
         return tuple(runs)
 
-    def _compiled_for_streams(self, shape: tuple[int, ...]) -> Any:
-        if shape not in self._streaming:
+    def _compiled_for_streams(self, shapes: Shapes) -> Any:
+        if shapes not in self._streaming:
             self._make_room(self._streaming)
             settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": self._streams}
-            self._streaming[shape] = self._compile(shape, settings)
-        return self._streaming[shape]
+            self._streaming[shapes] = self._compile(shapes, settings)
+        return self._streaming[shapes]
 
-    def _make_room(self, cache: dict[tuple[int, ...], Any]) -> None:
+    def _make_room(self, cache: dict[Shapes, Any]) -> None:
         while len(cache) >= self.MOST_SHAPES:
             del cache[next(iter(cache))]
 
-    def _compile(self, shape: tuple[int, ...], extra: Mapping[str, Any]) -> Any:
+    def _compile(self, shapes: Shapes, extra: Mapping[str, Any]) -> Any:
         model = self._model.clone()
         try:
-            model.reshape(list(shape))
+            model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
             return _core().compile_model(model, "CPU", {**self._settings, **extra})
         except RuntimeError as error:
             raise TargetError(
-                f"OpenVINO cannot run this network on an input of shape {shape} in "
+                f"OpenVINO cannot run this network on an input of shape {', '.join(map(str, shapes))} in "
                 f"{self._settings['INFERENCE_PRECISION_HINT']}: {_reason(error)}.",
                 "Check the patch size in pipeline.json, or choose the other float precision.",
             ) from error
@@ -248,6 +270,12 @@ def _finished(request: Any) -> Array:
     request.wait()
     output: Array = request.get_output_tensor(0).data
     return output
+
+
+def _port(port: Any) -> Port:
+    _, *sizes = port.get_partial_shape()
+    shape = tuple(size.get_length() if size.is_static else FREE for size in sizes)
+    return Port(port.get_any_name(), shape, tuple(size.is_dynamic for size in port.get_partial_shape()))
 
 
 def _is_text(value: Any) -> bool:

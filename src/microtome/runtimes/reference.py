@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, overload
 
 from microtome.errors import MissingExtraError
-from microtome.runtimes.base import LayerRun, one_by_one
-from microtome.types import Array, Capabilities, OperatorSupport, QType
+from microtome.runtimes.base import Batch, LayerRun, arrays, one_by_one
+from microtome.types import Array, Capabilities, OperatorSupport, Port, QType
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -54,6 +53,11 @@ def files(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
+def measurable() -> bool:
+    """Return whether torch is installed."""
+    return find_spec("torch") is not None
+
+
 def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Session:
     """Load a `.pt2` file; `precision` must be f32."""
     assert precision in PRECISIONS
@@ -80,24 +84,63 @@ class Session:
         """The graph that this session runs."""
         return self._network
 
-    def run(self, x: Array) -> Array:
-        """Run float32 (N, C, *S) → float32 (N, K, *S) or (N, K)."""
-        import torch
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What the network takes."""
+        return self._network.inputs
 
-        with torch.inference_mode(), limited(self._threads):
-            output: Array = self._network(torch.from_numpy(np.ascontiguousarray(x, np.float32))).numpy()
-        return output
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What the network returns."""
+        return self._network.outputs
+
+    @overload
+    def run(self, x: Array) -> Array: ...
+
+    @overload
+    def run(self, x: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def run(self, x: Batch) -> Array | dict[str, Array]:
+        """Run an array and return the first output, or all inputs by name and return all outputs by name."""
+        return run_network(self._network, x, self._threads)
 
     def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
         """Run inputs of one shape, one after another."""
         return one_by_one(self.run, batches)
 
-    def layer_runs(self, x: Array) -> tuple[LayerRun, ...]:
+    def layer_runs(self, x: Batch) -> tuple[LayerRun, ...]:
         """Return one record per layer; times are not measured."""
         return tuple(
             LayerRun((layer.name,), layer.op, "f32", "torch (simulated integers)", None)
             for layer in self._network.layers
         )
+
+
+@overload
+def run_network(network: Network, x: Array, threads: int) -> Array: ...
+
+
+@overload
+def run_network(network: Network, x: Batch, threads: int) -> Array | dict[str, Array]: ...
+
+
+def run_network(network: Network, x: Batch, threads: int) -> Array | dict[str, Array]:
+    """Run a network in eager PyTorch on arrays; see `Session.run`.
+
+    Args:
+        network: on any device.
+        x: float32 (N, C, *S), or several inputs by name.
+        threads: of torch; 0 leaves them as they are.
+    """
+    import torch
+
+    names = [port.name for port in network.inputs]
+    with torch.inference_mode(), limited(threads):
+        given = dict(zip(names, map(torch.from_numpy, arrays(x, network.inputs)), strict=True))
+        if not isinstance(x, Mapping):
+            output: Array = network(given).cpu().numpy()
+            return output
+        return {name: value.cpu().numpy() for name, value in network.run(given).items()}
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from microtome.graph.network import Network
 from microtome.progress import Progress, TrainingBar
 from microtome.recipes import Data, Settings
 from microtome.runtimes.base import Session
-from microtome.staging import Staging
+from microtome.staging import Place
 from microtome.types import Array
 from microtome.verbs.request import Task
 
@@ -44,7 +44,7 @@ class Trial:
 
 
 def choose(
-    task: Task, data: Data[Any], settings: Settings, staging: Staging, progress: Progress
+    task: Task, data: Data[Any], settings: Settings, staging: Place, progress: Progress
 ) -> tuple[Network, list[dict[str, Any]]]:
     """Return the first network that is non-inferior on the tuning cases and as fast as any, and all that was tried.
 
@@ -157,7 +157,7 @@ class _Climb:
 
     def _time(self, session: Session) -> float:
         """Return the median latency, as it compares with the fastest so far in the same run."""
-        target = self.task.options.target
+        target = self.task.runtime.NAME
         session.run(self.example)
         candidates = [Candidate("this", target, "", session.run)]
         if self.fastest is not None:

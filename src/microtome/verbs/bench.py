@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def bench(
     model: str | Path,
     *,
-    target: str = "openvino",
+    target: str | None = None,
     weights: Path | None = None,
     pipeline: Path | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -37,7 +37,7 @@ def bench(
 
     Args:
         model: a package, or anything that `compress` takes.
-        target: for models; a package knows its own.
+        target: which of a package's, None is its first; for models any, None is openvino.
         weights: for `file.py:factory`.
         pipeline: for models without one.
         input_shape: (C, *S); None takes what the pipeline or the package says.
@@ -52,31 +52,31 @@ def bench(
     """
     progress = progress or Silent()
     if (Path(model) / "result.json").exists():
-        return _bench_package(Path(model), input_shape, threads, progress)
+        return _bench_package(Path(model), target, input_shape, threads, progress)
     from microtome.models import load_model
 
     declared = Pipeline.from_json(pipeline.read_text()) if pipeline is not None else None
     loaded = load_model(str(model), weights=weights, input_shape=input_shape, pipeline=declared)
-    return _bench_network(loaded.network, runtime(target), input_shape or loaded.network.shape, threads, progress)
+    return _bench_network(loaded.network, runtime(target or "openvino"), threads, progress)
 
 
-def _bench_package(folder: Path, shape: tuple[int, ...] | None, threads: int, progress: Progress) -> dict[str, Any]:
-    package = open_package(folder, threads=threads)
+def _bench_package(
+    folder: Path, target: str | None, shape: tuple[int, ...] | None, threads: int, progress: Progress
+) -> dict[str, Any]:
+    package = open_package(folder, target=target, threads=threads)
     deployed, result = package.session, package.result
     name = f"{result['target']} {result['recipe']}"
     candidate = Candidate(
         name, result["target"], result["recipe"], deployed.run, result["compressed"]["bytes"], compressed=True
     )
-    layers = [row["name"] for row in result["layers"]]
+    layers = [row["name"] for row in result.get("layers", ())]
     x = _noise(shape or result["input"]["shape"][1:])
     deployed.run(x)
     return _measure([candidate], deployed, layers, x, threads, progress)
 
 
-def _bench_network(
-    network: Network, chosen: Runtime, shape: tuple[int, ...], threads: int, progress: Progress
-) -> dict[str, Any]:
-    x = _noise(shape)
+def _bench_network(network: Network, chosen: Runtime, threads: int, progress: Progress) -> dict[str, Any]:
+    x = _noise(network.shape)
     run = eager(network, threads)
     run(x)
     candidates = [Candidate("eager f32", "pytorch", "f32", run)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from microtome.files import write_json, writing
 from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
+from microtome.package import target_folder
 from microtome.progress import Progress, Silent, Stopwatch, TrainingBar
-from microtome.staging import Staging
+from microtome.staging import Place, Staging
 from microtome.tasks import task as kind
 from microtome.tasks.base import Judgement
 from microtome.types import Array
@@ -32,6 +34,7 @@ from microtome.verbs.options import RULES, CompressOptions
 from microtome.verbs.report import write_pages
 from microtome.verbs.request import AUTO, FLOAT, Task, identity, read_task, settings
 from microtome.verbs.result import assemble
+from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,46 +84,66 @@ def compress(
         progress.say("going on where the last run stopped")
     seconds.lap("read")
     with writing(out):
-        staging.require(ROOM * 4 * task.loaded.network.parameters)
-        placement = _placement(task, progress)
-        if placement is not None and placement.in_float:
-            progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {options.recipe}")
-            task = replace(task, options=replace(options, recipe=FLOAT))
-        seconds.lap("place")
-        network, trials = _compressed(task, placement, staging, progress)
-        seconds.lap("compress")
-        deployed = deploy(
-            task.loaded.network,
-            network,
-            task.runtime,
-            _example(task),
-            staging,
-            title=task.options.recipe,
-            running=Running(options.threads, _precision(options, placement)),
-            progress=progress,
-        )
-        seconds.lap("export and bench")
-        pair = Pair(streamed(eager(task.loaded.network, options.threads)), deployed.session.stream)
-        judgement = Judgement(kind(task.pipeline.task).metric(options.metric), options.margin, options.seed)
-        store = staging.work / "cases.jsonl"
-        evaluation = evaluate_pair(
-            pair, task.cohort, task.pipeline, judgement=judgement, store=store, progress=progress
-        )
-        seconds.lap("evaluate")
-        examples, arrays = pictures(choose(evaluation.parts, task.pipeline), pair, task.cohort, task.pipeline)
-        seconds.lap("examples")
-        result = assemble(task, network, deployed, evaluation)
-        result["examples"], result["seconds"] = examples, seconds.laps
-        result["packed"] = {"bytes": packed_bytes(network), "theoretical_bytes": theoretical_bytes(network)}
-        _add_diagnosis(result, task, network)
-        seconds.lap("diagnose")
-        if trials:
-            result["trials"] = trials
-        if placement is not None:
-            result["placement"] = list(placement.tried)
-        _write(task, network, result, arrays, staging, progress)
+        staging.require(ROOM * 4 * task.loaded.network.parameters * len(options.targets))
+        made: list[Made] = []
+        for part in for_each_target(task):
+            place = staging.part(part.runtime.NAME, target_folder(part.runtime.NAME))
+            if part.runtime.measurable():
+                made.append(_measured(part, place, seconds if not made else Stopwatch(), progress))
+            else:
+                made.append(_exported(part, place, made[0], progress))
+        result = listed(made)
+        _write(task, made, result, staging, progress)
         staging.finish()
     return result
+
+
+def _measured(task: Task, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
+    """Compress for one target, and measure what that did."""
+    options = task.options
+    placement = _placement(task, progress)
+    if placement is not None and placement.in_float:
+        progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {options.recipe}")
+        task = replace(task, options=replace(options, recipe=FLOAT))
+    seconds.lap("place")
+    network, trials = _compressed(task, placement, place, progress)
+    seconds.lap("compress")
+    deployed = deploy(
+        task.loaded.network,
+        network,
+        task.runtime,
+        _example(task),
+        place,
+        title=task.options.recipe,
+        running=Running(options.threads, _precision(options, placement)),
+        progress=progress,
+    )
+    seconds.lap("export and bench")
+    pair = Pair(streamed(eager(task.loaded.network, options.threads)), deployed.session.stream)
+    judgement = Judgement(kind(task.pipeline.task).metric(options.metric), options.margin, options.seed)
+    store = place.work / "cases.jsonl"
+    evaluation = evaluate_pair(pair, task.cohort, task.pipeline, judgement, store=store, progress=progress)
+    seconds.lap("evaluate")
+    examples, arrays = pictures(choose(evaluation.parts, task.pipeline), pair, task.cohort, task.pipeline)
+    seconds.lap("examples")
+    result = assemble(task, network, deployed, evaluation)
+    result["examples"], result["seconds"] = examples, seconds.laps
+    result["packed"] = {"bytes": packed_bytes(network), "theoretical_bytes": theoretical_bytes(network)}
+    _add_diagnosis(result, task, network)
+    seconds.lap("diagnose")
+    if trials:
+        result["trials"] = trials
+    if placement is not None:
+        result["placement"] = list(placement.tried)
+    return Made(task.runtime.NAME, network, result, arrays)
+
+
+def _exported(task: Task, place: Place, first: Made, progress: Progress) -> Made:
+    """Compress for a target that this machine cannot run, and export that: there is no evidence."""
+    network, _ = _compressed(task, None, place, progress)
+    progress.say(f"export to {task.runtime.NAME}, which this machine cannot run: nothing is measured")
+    path = task.runtime.export(network.to("cpu"), place.package)
+    return Made(task.runtime.NAME, network, without_evidence(task, network, path, first.result), {})
 
 
 def _example(task: Task) -> Array:
@@ -154,7 +177,7 @@ def _precision(options: CompressOptions, placement: Placement | None) -> str | N
 
 
 def _compressed(
-    task: Task, placement: Placement | None, staging: Staging, progress: Progress
+    task: Task, placement: Placement | None, staging: Place, progress: Progress
 ) -> tuple[Network, list[dict[str, Any]]]:
     """Run the recipe; with `auto` also return what was tried."""
     options, told = task.options, settings(task)
@@ -205,15 +228,17 @@ def _data(task: Task, progress: Progress) -> recipes.Data[CalibrationBatches]:
     return recipes.Data(calibration, training, tuning)
 
 
-def _write(
-    task: Task, network: Network, result: dict[str, Any], arrays: dict[str, Array], staging: Staging, progress: Progress
-) -> None:
-    """Fill the package folder."""
-    folder = staging.package
+def _write(task: Task, made: Sequence[Made], result: dict[str, Any], staging: Staging, progress: Progress) -> None:
+    """Fill the package folder: the first target's result, network and weights; of each other its own result."""
+    folder, (first, *others) = staging.package, made
     progress.say("write the package")
+    for one in others:
+        write_json(folder / target_folder(one.name) / "result.json", one.result)
+        if one.arrays:
+            np.savez_compressed(folder / target_folder(one.name) / "examples.npz", **one.arrays)  # type: ignore[arg-type]
     write_json(folder / "result.json", result)
-    np.savez_compressed(folder / "examples.npz", **arrays)  # type: ignore[arg-type]
-    network = network.to("cpu")
+    np.savez_compressed(folder / "examples.npz", **first.arrays)  # type: ignore[arg-type]
+    network = first.network.to("cpu")
     pt2.save(network, folder / "network.pt2")
     save_packed(network, folder / "weights.safetensors")
     (folder / "pipeline.json").write_text(task.pipeline.to_json())

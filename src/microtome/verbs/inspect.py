@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def inspect(
         input_shape: (C, *S).
 
     Returns:
-        `title`, `input`, `parameters`, `macs` (multiply-accumulates for one input), `targets`, `notes`, and `layers`
+        `title`, `input` and `dynamic` of the image, `inputs` and `outputs` with `name`, `shape` (without the batch) and
+        `dynamic` (with it), `parameters`, `macs` (multiply-accumulates for one input), `targets`, `notes`, and `layers`
         with `name`, `op`, `weight` and `output` shapes, `parameters`, `macs`, `executes` (target → `int8` or `f32`).
 
     Raises:
@@ -62,6 +64,8 @@ def inspect(
         "title": loaded.title,
         "input": [1, *network.shape],
         "dynamic": list(network.dynamic),
+        "inputs": [asdict(port) for port in network.inputs],
+        "outputs": [asdict(port) for port in network.outputs],
         "parameters": network.parameters,
         "macs": sum(layer["macs"] for layer in layers),
         "targets": list(supported),

@@ -15,7 +15,7 @@ class CompressOptions:
     """What `compress` may be told, beside model, cohort and output.
 
     Attributes:
-        target: runtime of the package.
+        target: runtime of the package; several make one package with a part for each, of which the first counts.
         recipe: chain of methods, a key of `recipes.RECIPES`; or `auto`, which tries them from cheap to expensive.
         weights: weights for a model given as `file.py:factory`.
         input_shape: (C, *S) that the network is captured with; None takes it from the pipeline.
@@ -50,7 +50,7 @@ class CompressOptions:
         title: of the report.
     """
 
-    target: str = "openvino"
+    target: str | tuple[str, ...] = "openvino"
     recipe: str = "int8"
     weights: Path | None = None
     input_shape: tuple[int, ...] | None = None
@@ -83,3 +83,8 @@ class CompressOptions:
     threads: int = 0
     device: str = "cpu"
     title: str | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All targets, in the order given."""
+        return (self.target,) if isinstance(self.target, str) else self.target

@@ -44,6 +44,11 @@ class Task:
     calibration: tuple[Cohort, tuple[Case, ...]]
     runtime: Runtime
 
+    @property
+    def target(self) -> str:
+        """The name under which `runtimes.runtime` finds the runtime: that of the first target."""
+        return self.options.targets[0]
+
 
 def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
     """Write which file each pseudonym of a cohort stands for, as CSV. The file identifies patients.
@@ -79,24 +84,49 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
     """
     from microtome import recipes
 
-    target = runtime(options.target)
-    if options.precision not in ("auto", *target.PRECISIONS):
-        raise OptionError(
-            f"--precision {options.precision} is nothing that {options.target} offers.",
-            f"Choose auto or {', '.join(target.PRECISIONS)}.",
-        )
+    target, *others = _runtimes(options)
     if options.placement not in (RULES, MEASURED):
         raise OptionError(f"there is no placement {options.placement!r}.", f"Choose {RULES} or {MEASURED}.")
     names = (*recipes.RECIPES, AUTO)
     if options.recipe not in names:
         raise OptionError(f"there is no recipe {options.recipe!r}.", f"Choose one of {', '.join(names)}.")
-    if options.recipe != AUTO:
-        recipes.recipe(options.recipe, target.capabilities(), recipes.Settings(**_asked(options)))
+    for one in (target, *others) if options.recipe != AUTO else ():
+        recipes.recipe(options.recipe, one.capabilities(), recipes.Settings(**_asked(options)))
     cohort = read_cohort(cohort_path, options)
     kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
     calibration = _calibration(cohort, pipeline, options)
     return Task(options, loaded, pipeline, cohort, calibration, target)
+
+
+def _runtimes(options: CompressOptions) -> list[Runtime]:
+    """Return the runtimes of all targets.
+
+    Raises:
+        OptionError: there is no such target, or not in that precision; one is named twice; what has to be measured is
+            for one that this machine cannot run.
+    """
+    found = [runtime(name) for name in options.targets]
+    names = [target.NAME for target in found]
+    if not found or len(set(names)) < len(names):
+        raise OptionError(f"the targets are {', '.join(names) or 'none'}.", "Name at least one, and each once.")
+    for place, target in enumerate(found):
+        if options.precision not in ("auto", *target.PRECISIONS):
+            raise OptionError(
+                f"--precision {options.precision} is nothing that {target.NAME} offers.",
+                f"Choose auto or {', '.join(target.PRECISIONS)}.",
+            )
+        if target.measurable():
+            continue
+        if place == 0:
+            raise OptionError(
+                f"this machine cannot run {target.NAME}, so that there would be no evidence.",
+                "Name a target first that it can run; others after it are exported too.",
+            )
+        if options.recipe == AUTO or options.placement == MEASURED:
+            what = f"--recipe {AUTO}" if options.recipe == AUTO else f"--placement {MEASURED}"
+            raise OptionError(f"{what} measures, and this machine cannot run {target.NAME}.", "Choose another.")
+    return found
 
 
 def settings(task: Task) -> Settings:
@@ -149,26 +179,15 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
 
     weights = Path(options.weights) if options.weights is not None else None
     declared = _declared(options)
-    source = str(model) if isinstance(model, Path) else model
-    try:
-        loaded = load_model(
-            source,
-            weights=weights,
-            input_shape=options.input_shape,
-            pipeline=declared,
-            device=options.device,
-        )
-    except OptionError:
-        if declared is not None or options.input_shape is not None:
-            raise
-        guess = default_pipeline(cohort)
-        loaded = load_model(
-            source,
-            weights=weights,
-            pipeline=guess,
-            device=options.device,
-        )
-        loaded = replace(loaded, pipeline=None)
+    loaded = load_model(
+        model,
+        weights=weights,
+        input_shape=options.input_shape,
+        pipeline=declared,
+        device=options.device,
+        guess=lambda: default_pipeline(cohort),
+    )
+    _check_inputs(loaded.network)
     outputs = _outputs(loaded.network)
     pipeline = declared or loaded.pipeline
     if pipeline is None:
@@ -189,12 +208,22 @@ def _declared(options: CompressOptions) -> Pipeline | None:
     return Pipeline.from_json(path.read_text())
 
 
+def _check_inputs(network: Network) -> None:
+    """Raise OptionError if a network takes more than an image: nothing says where the rest comes from."""
+    if len(network.inputs) > 1:
+        names = ", ".join(port.name for port in network.inputs)
+        raise OptionError(
+            f"the network takes {len(network.inputs)} inputs ({names}), and a cohort has one image per case.",
+            "Wrap it so that all but the image are constants.",
+        )
+
+
 def _outputs(network: Network) -> int:
     """Return the number of output channels."""
     import torch
 
     with torch.no_grad():
-        return int(network(torch.zeros((1, *network.shape), device=network.device)).shape[1])
+        return int(network(network.blank()).shape[1])
 
 
 def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
+from dataclasses import asdict
 from typing import Any
 
 from microtome.core.affine import real_range
@@ -11,12 +11,12 @@ from microtome.deployment.deploy import Deployed
 from microtome.deployment.layers import integer_counts
 from microtome.environment import describe, peak_memory_mib
 from microtome.evidence.comparison import Evaluation
-from microtome.files import sha256
 from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA
 from microtome.verbs.request import Task
+from microtome.verbs.targets import session
 from microtome.version import __version__
 
 # The runtime may differ from the simulated graph by roundings, which is less than quantization itself costs. Where it
@@ -50,7 +50,7 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "title": options.title or f"{task.loaded.title} on a {task.cohort.format} cohort",
         "task": task.pipeline.task,
-        "target": options.target,
+        "target": target.NAME,
         "recipe": options.recipe,
         "classes": list(task.pipeline.classes),
         "length_unit": "px" if task.pipeline.spatial_dims == 2 else "mm",
@@ -69,14 +69,9 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
             "file": deployed.path.name,
             **parts["compressed"],
         },
-        "session": {
-            "runtime": options.target,
-            "file": deployed.path.name,
-            "precision": deployed.precision,
-            "pipeline_sha256": hashlib.sha256(task.pipeline.to_json().encode()).hexdigest(),
-            "sha256": {file.name: sha256(file) for file in target.files(deployed.path)},
-        },
+        "session": session(task, deployed.path, deployed.precision),
         "input": {"shape": [1, *network.shape], "pipeline": describe_pipeline(task.pipeline)},
+        **{side: [asdict(port) for port in getattr(network, side)] for side in ("inputs", "outputs")},
         **{key: parts[key] for key in ("difference", "agreement", "operating_point", "subgroups", "cases")},
         "verdict": parts["verdict"],
         "runs": deployed.runs,
@@ -105,7 +100,7 @@ def _warnings(task: Task, deployed: Deployed, integer: dict[str, int]) -> list[s
     """Return what nobody may overlook."""
     calibration, _ = task.calibration
     found = [note for note in calibration.notes if calibration is not task.cohort]
-    name = task.options.target
+    name = task.runtime.NAME
     if name == "reference":
         found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")
     elif integer["executed"] < integer["requested"]:

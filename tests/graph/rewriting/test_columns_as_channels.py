@@ -11,6 +11,7 @@ from microtome.graph.rewriting.columns import columns_as_channels
 from microtome.graph.rewriting.side_by_side import TO_CHANNELS, TO_COLUMNS
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
+from microtome.types import Port
 from networks import EVERYTHING, images, randomize
 
 
@@ -41,7 +42,8 @@ def quantized(module: nn.Module, shape: tuple[int, ...]) -> Network:
 
 
 def fixed_size(module: nn.Module, size: int) -> Network:
-    captured = network_from_export(export_graph(randomize(module), (3, size, size), (True, False, False, False)))
+    port = Port("input", (3, size, size), (True, False, False, False))
+    captured = network_from_export(export_graph(randomize(module), [port]))
     return Quantize(EVERYTHING)(FoldBatchNorm()(captured, []), images((3, size, size)))
 
 

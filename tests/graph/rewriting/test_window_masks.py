@@ -6,6 +6,7 @@ from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.program import export_graph, network_from_export
 from microtome.graph.rewriting.window_masks import window_masks
+from microtome.types import Port
 from networks import randomize
 
 HEADS, WIDTH, SIDE, SHIFT = 2, 8, 4, 2
@@ -35,7 +36,8 @@ class ShiftedWindows(nn.Module):
 
 def captured(module: nn.Module) -> Network:
     """Capture for any batch of images of one size: the number of windows is fixed."""
-    return network_from_export(export_graph(randomize(module), (2, 8, 8), (True, False, False, False)))
+    port = Port("input", (2, 8, 8), (True, False, False, False))
+    return network_from_export(export_graph(randomize(module), [port]))
 
 
 @pytest.mark.parametrize("mask_first", [False, True])

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from microtome.errors import DataError, OptionError
 from microtome.graph.choosing.placement import ends
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network
 from microtome.graph.quantizers import weight_quantizer
 
 Quantizer = Callable[[frozenset[str]], Network]
@@ -42,7 +41,7 @@ class Kept:
 def keep_float(
     network: Network,
     quantize: Quantizer,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     candidates: Sequence[str] | None = None,
     least_gain_db: float = 3.0,
@@ -100,16 +99,15 @@ def skipped(rows: Iterable[Kept]) -> frozenset[str]:
     return frozenset(row.layer for row in rows if row.kept)
 
 
-def _sqnr_db(network: Network, quantized: Network, batches: Iterable[Tensor]) -> float:
+def _sqnr_db(network: Network, quantized: Network, batches: Iterable[Batch]) -> float:
     """Return 10 log10(sum output² / sum error²) over all batches; infinite without error."""
     signal = noise = 0.0
     count = 0
     with torch.no_grad():
         for batch in batches:
-            x = batch.to(network.device)
-            output = network(x)
+            output = network(batch)
             signal += float(output.square().sum(dtype=torch.float64))
-            noise += float((output - quantized(x)).square().sum(dtype=torch.float64))
+            noise += float((output - quantized(batch)).square().sum(dtype=torch.float64))
             count += 1
     if not count:
         raise DataError("there are no calibration images.", "Give at least one training case.")

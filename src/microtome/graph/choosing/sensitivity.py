@@ -17,7 +17,7 @@ from microtome.core.observers import Observer, make_observer
 from microtome.core.search import weight_qparams
 from microtome.errors import DataError, OptionError
 from microtome.graph.choosing.placement import supported_layers
-from microtome.graph.network import Layer, Network
+from microtome.graph.network import Batch, Layer, Network
 from microtome.graph.operators import output_axis
 from microtome.graph.watching.fisher import Gradients, fisher_gradients
 from microtome.graph.watching.macs import layer_sizes
@@ -25,7 +25,7 @@ from microtome.graph.watching.observe import Observed
 from microtome.graph.watching.replay import Replay, without_mutation
 from microtome.types import Bits, Capabilities, OperatorSupport, QParams
 
-Batches = Iterable[Tensor]
+Batches = Iterable[Batch]
 Objective = Literal["kl", "sqnr", "fisher"]
 WIDTHS: tuple[Bits, ...] = ((8, 8), (6, 8), (5, 8), (4, 8), (3, 8), (2, 8))
 PROBES = 4  # random vectors per batch; batches add up, so that few do
@@ -165,7 +165,7 @@ def _options(
 
     watch, count = Observed(network, nodes, look), 0
     for batch in batches if nodes else ():
-        watch(batch.to(network.device))
+        watch(batch)
         count += 1
     if nodes and not count:
         raise DataError("there are no calibration images.", "Give at least one training case.")
@@ -194,18 +194,17 @@ def _run(
     signal, count = 0.0, 0
     replay = Replay(network, of_node)
     for batch in batches:
-        x = batch.to(network.device)
-        expected = network(x)
+        expected = network(batch)
         signal += float(expected.double().square().sum())
-        count += len(x)
-        for node, arguments, resume in replay(x):
+        count += len(expected)
+        for node, arguments, resume in replay(batch):
             for position in of_node[node]:
                 option = options[position]
                 given, weight = option.rounded_input(arguments[0]), option.rounded_weight(arguments[1])
                 actual = resume(node.target(given, weight, *arguments[2:], **node.kwargs))  # type: ignore[operator]
                 noise[position] += float((actual - expected).double().square().sum())
                 if divergent:
-                    losses[position] += len(x) * float(divergence(actual, expected, sigmoid=sigmoid))
+                    losses[position] += len(expected) * float(divergence(actual, expected, sigmoid=sigmoid))
     if not count:
         raise DataError("there are no calibration images.", "Give at least one training case.")
     ratios = [n / signal if signal else n for n in noise]
@@ -234,8 +233,8 @@ def _estimated(
                 losses[position] += images * float((of_input * error).sum(dtype=torch.float64))
 
     for batch in batches:
-        x = batch.to(network.device)
-        look(fisher_gradients(network, of_node, x, sigmoid=sigmoid, probes=PROBES, seed=count), len(x))
+        images = len(network.arguments(batch)[0])
+        look(fisher_gradients(network, of_node, batch, sigmoid=sigmoid, probes=PROBES, seed=count), images)
     if not count:
         raise DataError("there are no calibration images.", "Give at least one training case.")
     found: list[tuple[float, float | None]] = []

@@ -20,7 +20,7 @@ from microtome.core.rounding import annealed_beta, indecision, rectified_sigmoid
 from microtome.errors import DataError
 from microtome.graph.learning.soft import DroppedGrid, SoftWeight, decided, in_float
 from microtome.graph.learning.trainable import Trainable
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.structure.blocks import Block, blocks, join_unequal, run_block
 from microtome.graph.structure.meeting import meets_others
@@ -58,7 +58,7 @@ class Schedule:
 
 
 def reconstruct(
-    network: Network, batches: Iterable[Tensor], schedule: Schedule, *, layers: int, joint: int = 0
+    network: Network, batches: Iterable[Batch], schedule: Schedule, *, layers: int, joint: int = 0
 ) -> Network:
     """Learn the rounding of weights, and scales of activations, block by block.
 
@@ -67,7 +67,7 @@ def reconstruct(
 
     Args:
         network: quantized; its weights not rounded yet, so that without quantizers it is the float network.
-        batches: (N, C, *S); each image is a sample.
+        batches: (N, C, *S), or several inputs by name; each image is a sample.
         schedule: how.
         layers: the most layers of a block.
         joint: how many pairs of neighbouring blocks are optimised together.
@@ -93,7 +93,7 @@ def reconstruct(
     devices = [network.device] if network.device.type == "cuda" else []
     with tempfile.TemporaryDirectory(prefix="microtome-") as folder, torch.random.fork_rng(devices):
         torch.manual_seed(schedule.seed)
-        _Run(student, cut, schedule, Path(folder)).through(batches, network.device)
+        _Run(student, cut, schedule, Path(folder)).through(network.arguments(batch) for batch in batches)
     return student.freeze()
 
 
@@ -109,9 +109,9 @@ class _Run:
         self.generator = torch.Generator().manual_seed(schedule.seed)
         self.count = 0
 
-    def through(self, batches: Iterable[Tensor], device: torch.device) -> None:
+    def through(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
         """Learn all blocks, in order."""
-        self._fill(batches, device)
+        self._fill(batches)
         for position, block in enumerate(self.cut):
             grids = _inside(self.student, block)
             with in_float(grids):
@@ -131,16 +131,18 @@ class _Run:
             self.rounded.keep(alive)
             self.weight.keep(())
 
-    def _fill(self, batches: Iterable[Tensor], device: torch.device) -> None:
+    def _fill(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
         """Store the images, one sample each, and where it is asked for the float network's output."""
-        (start,) = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        starts = self.module.graph.find_nodes(op="placeholder")
         for batch in batches:
-            for image in torch.split(batch.to(device), 1):
-                self.real.put(self.count, {start: image})
-                self.rounded.put(self.count, {start: image})
+            for images in zip(*(torch.split(given, 1) for given in batch), strict=True):
+                sample = dict(zip(starts, images, strict=True))
+                self.real.put(self.count, sample)
+                self.rounded.put(self.count, sample)
                 if self.schedule.fisher:
+                    own = {node: image.clone() for node, image in sample.items()}
                     with torch.no_grad(), in_float(slot.module for slot in self.student.slots):
-                        self.final.put(self.count, _rest(self.module, self.cut, {start: image.clone()}))
+                        self.final.put(self.count, _rest(self.module, self.cut, own))
                 self.count += 1
         if not self.count:
             raise DataError("there are no calibration images.", "Give at least one training case.")

@@ -15,6 +15,7 @@ from torch.fx import Interpreter, Node
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, groups, kind
 from microtome.graph.quiet import quiet
+from microtome.types import Port
 
 LANES = 16  # 32-bit sums in a vector register of 512 bits: fewer output channels cost as much
 SIDE_BY_SIDE = (2, 4, 8)
@@ -174,7 +175,7 @@ def _widths(network: Network, nodes: Collection[Node]) -> dict[Node, set[int]]:
         run = _Widths(network, nodes)
         try:
             with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-                run.run(torch.empty(1, *network.shape[:-1], network.shape[-1] + more, device=network.device))
+                run.run(*(_wider(port, more, network.device) for port in network.inputs))
         except Exception:
             if more == 0:
                 raise
@@ -182,6 +183,14 @@ def _widths(network: Network, nodes: Collection[Node]) -> dict[Node, set[int]]:
         for node, width in run.widths.items():
             result[node].add(width)
     return result
+
+
+def _wider(port: Port, more: int, device: torch.device) -> Tensor:
+    """Return an input that is wider than the one captured, if its last axis is free."""
+    sizes = [1, *port.shape]
+    if len(sizes) > 2 and port.dynamic[-1]:
+        sizes[-1] += more
+    return torch.empty(sizes, device=device)
 
 
 class _Widths(Interpreter):

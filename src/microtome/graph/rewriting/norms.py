@@ -111,7 +111,7 @@ def _rewrite(network: Network, graph: Graph, norm: _Norm) -> None:
 
 def _count(network: Network, graph: Graph, x: Node, shape: Any) -> Any:
     """Return the number of pixels per channel, computed where sizes are free."""
-    if not any(network.dynamic[1:]):
+    if not any(free for port in network.inputs for free in port.dynamic[1:]):
         return prod(int(n) for n in shape[2:])
     sizes = [graph.call_function(aten.sym_size.int, (x, axis)) for axis in range(2, len(shape))]
     count = sizes[0]

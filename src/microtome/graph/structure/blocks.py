@@ -14,6 +14,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from microtome.graph.network import first
 from microtome.graph.operators import WEIGHTED, kind
 
 WEIGHTED_KINDS = frozenset(WEIGHTED.values())
@@ -126,7 +127,7 @@ def _compute(graph_module: GraphModule, node: Node, value: Any) -> Any:
     if node.op == "call_module":
         return graph_module.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "output":
-        return args[0]
+        return first(args[0])
     assert node.op == "call_function"
     return node.target(*args, **kwargs)  # type: ignore[operator]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, Interpreter, Node
 from torch.fx.node import Argument, Target
 
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network
 from microtome.graph.operators import aten
 
 
@@ -20,6 +20,7 @@ class Eager(Interpreter):
     def __init__(self, network: Network, wanted: Collection[Node] = ()) -> None:
         """Prepare to run up to the last of the nodes `wanted`, or to the end; the network is not changed."""
         super().__init__(network.graph_module)
+        self._network = network
         self.extra_traceback = False  # or torch writes source lines of the model into our one-sentence errors
         on_cpu = network.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         self._forms = FASTER if on_cpu and not depends_on_layout(network.graph_module.graph) else {}
@@ -35,10 +36,10 @@ class Eager(Interpreter):
         """Run one operator, in its fastest form."""
         return super().call_function(self._forms.get(target, target), args, kwargs)
 
-    def __call__(self, x: Tensor) -> None:
-        """Run one batch (N, C, *S)."""
+    def __call__(self, x: Batch) -> None:
+        """Run one batch (N, C, *S), or the batches of several inputs by name; from any device."""
         with torch.no_grad():
-            self.run(x, enable_io_processing=False)
+            self.run(*self._network.arguments(x), enable_io_processing=False)
 
 
 def depends_on_layout(graph: Graph) -> bool:

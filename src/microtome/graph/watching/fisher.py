@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network, first
 
 Gradients = dict[Node, tuple[Tensor, Tensor, Tensor]]
 """By layer: its input, and the mean squared gradients with respect to the input and to the weight."""
 
 
 def fisher_gradients(
-    network: Network, layers: Collection[Node], x: Tensor, *, sigmoid: bool, probes: int, seed: int
+    network: Network, layers: Collection[Node], x: Batch, *, sigmoid: bool, probes: int, seed: int
 ) -> Gradients:
     """Estimate the Fisher matrix's diagonal on one batch.
 
     Args:
         network: of `without_mutation`.
         layers: weighted nodes.
-        x: (N, C, *S).
+        x: (N, C, *S), or several inputs by name.
         sigmoid: channels are probabilities of their own; one channel always is.
         probes: random vectors.
         seed: of the vectors.
@@ -41,7 +41,7 @@ def fisher_gradients(
     """
     run = _Edges(network, layers)
     with torch.enable_grad():
-        output = run.run(x).float()
+        output = first(run.run(*network.arguments(x))).float()
     leaves = [tensor for node in layers for tensor in run.edges[node]]
     squares = [torch.zeros_like(leaf) for leaf in leaves]
     generator = torch.Generator().manual_seed(seed)

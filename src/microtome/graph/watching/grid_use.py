@@ -13,7 +13,7 @@ from torch.fx import Interpreter, Node
 
 from microtome.core.affine import real_range
 from microtome.core.histogram import Histogram
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network
 from microtome.graph.operators import aten, constant_source, kind
 from microtome.graph.quantizers import Quantizer, quantizers
 from microtome.graph.watching.reference import rounded_constant
@@ -125,10 +125,10 @@ class GridUses:
                 real = originals.get(str(source.target), rounded)
                 self._uses[quantizer.node].update(real, rounded, quantizer.qparams)
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Batch) -> None:
         """Run one batch (N, C, *S) through the quantized network."""
         with torch.no_grad():
-            self._watch.run(x)
+            self._watch.run(*self._network.arguments(x))
 
     def __iter__(self) -> Iterator[tuple[Quantizer, GridUse | None]]:
         """Yield the quantizers as `quantizers(network)` does; None for the halves of a twin grid."""

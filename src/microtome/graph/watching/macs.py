@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch.fx import Node
 
 from microtome.graph.network import Layer, Network
@@ -35,9 +34,7 @@ def layer_sizes(network: Network) -> tuple[LayerSize, ...]:
     """Return the sizes of all layers, in order, for one input of the network's own shape."""
     shapes: dict[Node, tuple[int, ...]] = {}
     nodes = {n for layer in network.layers for n in (layer.node, layer.node.args[0]) if isinstance(n, Node)}
-    Observed(network, nodes, lambda node, value: shapes.__setitem__(node, tuple(value.shape)))(
-        torch.zeros((1, *network.shape), device=network.device)
-    )
+    Observed(network, nodes, lambda node, value: shapes.__setitem__(node, tuple(value.shape)))(network.blank())
     sizes = []
     for layer in network.layers:
         weight = tuple(network.tensor(str(layer.weight.target)).shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.columns import Geometry, columns
-from microtome.graph.network import Layer, Network
+from microtome.graph.network import Batch, Layer, Network
 from microtome.graph.operators import constant_source, groups, kind
 from microtome.graph.watching.observe import Unquantized
 
@@ -102,7 +102,7 @@ class Moments:
 def collect(
     network: Network,
     moments: dict[Node, Moments],
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     most: int,
     generator: torch.Generator,
@@ -122,7 +122,7 @@ def collect(
 
     run = Unquantized(network, moments, look, weights_only=True)
     for batch in batches:
-        run(batch.to(network.device))
+        run(batch)
 
 
 def _arguments(node: Node) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from microtome.errors import DataError
 from microtome.graph import edit
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network
 from microtome.graph.operators import constant_source, kind
 from microtome.graph.watching.eager import Eager
 
@@ -72,7 +72,7 @@ class Unquantized(Eager):
         return value
 
 
-def watch(network: Network, watchers: Mapping[Node, Watcher], batches: Iterable[Tensor]) -> None:
+def watch(network: Network, watchers: Mapping[Node, Watcher], batches: Iterable[Batch]) -> None:
     """Feed to watchers, by node, the values that flow there in a run over all batches (N, C, *S).
 
     Raises:
@@ -90,7 +90,7 @@ def watch(network: Network, watchers: Mapping[Node, Watcher], batches: Iterable[
     watched = Observed(network, watchers, look)
     count = 0
     for batch in batches:
-        watched(batch.to(network.device))
+        watched(batch)
         count += 1
     if not count:
         raise DataError("there are no calibration images.", "Give at least one training case.")

@@ -11,10 +11,10 @@ from torch.fx import Interpreter, Node
 
 from microtome.errors import ModelError
 from microtome.graph import edit
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network, first
 
 Resume = Callable[[Tensor], Tensor]
-"""Takes a node's value and returns the network's output."""
+"""Takes a node's value and returns the network's output, of several the first."""
 
 
 def without_mutation(network: Network) -> Network:
@@ -49,22 +49,24 @@ class Replay:
 
     def __init__(self, network: Network, nodes: Collection[Node]) -> None:
         """Prepare to stop at `nodes`; the network must be one of `without_mutation`."""
+        self._network = network
         self._run, self._rest = (Interpreter(network.graph_module) for _ in range(2))
         self._run.extra_traceback = self._rest.extra_traceback = False
         self._nodes = list(network.graph_module.graph.nodes)
         self._stops = set(nodes)
 
-    def __call__(self, x: Tensor) -> Iterator[tuple[Node, tuple[Any, ...], Resume]]:
+    def __call__(self, x: Batch) -> Iterator[tuple[Node, tuple[Any, ...], Resume]]:
         """Yield at each stop the node, its arguments, and what runs the rest; use it before the next stop.
 
         Run it without gradients.
         """
         env: dict[Node, Any] = {}
+        given = iter(self._network.arguments(x))
         for position, node in enumerate(self._nodes):
             if node.op == "output":
                 return
             if node.op == "placeholder":
-                env[node] = x
+                env[node] = next(given)
                 continue
             self._run.env = env
             if node in self._stops:
@@ -84,7 +86,7 @@ class Replay:
         self._rest.env = env
         for node in self._nodes[position + 1 :]:
             if node.op == "output":
-                output: Tensor = env[node.args[0]]
+                output: Tensor = env[first(node.args[0])]
                 self._rest.env = {}
                 return output
             env[node] = self._rest.run_node(node)

@@ -13,17 +13,43 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from microtome.errors import MicrotomeError, ModelError, ReadError
 from microtome.graph.quiet import first_line
+from microtome.models.base import Loaded, Wanted, captured, shape_of
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from microtome.models.base import Given
+
+NAME = "factory"
+LOOKS_LIKE = "package.module:factory or path/to/file.py:factory (with --weights)"
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 INSTALLED = tuple(Path(folder).resolve() for name, folder in sysconfig.get_paths().items() if name.endswith("lib"))
+
+
+def matches(source: Given) -> bool:
+    """Whether it names something in a Python file or module."""
+    return split_spec(str(source)) is not None and not Path(str(source)).is_dir()
+
+
+def load(source: Given, wanted: Wanted) -> Loaded:
+    """Run the user's code and capture what it makes, with the weights given."""
+    spec = split_spec(str(source))
+    assert spec is not None
+    weights = wanted.weights
+    if weights is not None and not weights.is_file():
+        raise ReadError(f"The weights file {weights} does not exist.", "Give the file as --weights FILE.")
+    module, file = build(*spec)
+    loaded = captured(module, weights, shape_of(wanted, of=str(source)), wanted)
+    notes = () if weights else ("No weights file was given: the network has the weights that its own code gives it.",)
+    files = (*((file,) if file else ()), *loaded.files)
+    return replace(loaded, files=files, notes=(*notes, *loaded.notes))
 
 
 def split_spec(source: str) -> tuple[str, str] | None:
@@ -104,6 +130,8 @@ def _find(code: ModuleType, name: str, place: str) -> Any:
 
 
 def _make(factory: Any, name: str, place: str) -> nn.Module:
+    from torch import nn
+
     made = factory
     if not isinstance(factory, nn.Module):
         if not callable(factory):
@@ -161,7 +189,7 @@ def _user_line(error: BaseException) -> str:
 def _is_installed(path: Path) -> bool:
     """Whether a file belongs to Python, to an installed package or to microtome, not to the user."""
     path = path.resolve()
-    return any(folder in path.parents for folder in (*INSTALLED, Path(__file__).resolve().parents[1]))
+    return any(folder in path.parents for folder in (*INSTALLED, Path(__file__).resolve().parents[2]))
 
 
 @contextlib.contextmanager

@@ -6,18 +6,23 @@ import contextlib
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from microtome.errors import MissingExtraError, ModelError, ReadError
 from microtome.graph.quiet import first_line, quiet
-from microtome.medical.pipeline import Pipeline
+from microtome.models.base import Loaded, Wanted, captured, shape_of
 from microtome.models.declared import Declared, multiple_of
-from microtome.models.translate import translate
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from microtome.medical.pipeline import Pipeline
+    from microtome.models.base import Given
+
+NAME = "bundle"
+LOOKS_LIKE = "a MONAI bundle folder"
 CONFIGS = tuple(f"{name}.{suffix}" for name in ("inference", "train") for suffix in ("json", "yaml", "yml"))
 NETWORKS = ("network_def", "network")
 REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*)")  # the top-level key that `@key::sub`, `@key#sub`, `%key` point to
@@ -45,9 +50,26 @@ class Bundle:
     notes: tuple[str, ...]
 
 
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder looks like a MONAI bundle."""
-    return any((folder / "configs" / name).is_file() for name in ("metadata.json", *CONFIGS))
+def matches(source: Given) -> bool:
+    """Whether it is a folder with the configs of a bundle."""
+    return any((Path(str(source)) / "configs" / name).is_file() for name in ("metadata.json", *CONFIGS))
+
+
+def load(source: Given, wanted: Wanted) -> Loaded:
+    """Read a bundle and capture its network, with its own weights or those given."""
+    folder = Path(str(source))
+    bundle = read_bundle(folder)
+    weights = wanted.weights or folder / "models" / "model.pt"
+    if not weights.is_file():
+        raise ReadError(
+            f"The bundle has no {weights}.",
+            "Download it whole (python -m monai.bundle download NAME), or give the file as --weights FILE.",
+        )
+    notes = bundle.notes if wanted.pipeline is None else ()
+    wanted = replace(wanted, pipeline=wanted.pipeline or bundle.pipeline)
+    shape = shape_of(wanted, of=str(folder), known=bundle.input_shape)
+    loaded = captured(bundle.module, weights, shape, wanted)
+    return replace(loaded, title=bundle.title, files=(*bundle.files, *loaded.files), notes=(*notes, *loaded.notes))
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -58,6 +80,8 @@ def read_bundle(folder: Path) -> Bundle:
         ReadError: a file is missing or broken.
         ModelError: the network definition fails.
     """
+    from microtome.models.translate import translate
+
     try:
         with quiet():
             from monai.bundle import ConfigParser
@@ -136,6 +160,8 @@ def _network(folder: Path, path: Path, config: dict[str, Any], parser: Any) -> n
         ) from error
     finally:
         sys.path.remove(root)
+    from torch import nn
+
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"'{key}' in {path} is {type(module).__name__}, no torch.nn.Module.",

@@ -1,0 +1,127 @@
+"""What every source of models offers, and what most of them share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from microtome.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from microtome.graph.network import Network
+    from microtome.medical.pipeline import Pipeline
+
+    Given = str | Path | nn.Module  # what names a model: text or a path as on the command line, or a module
+
+SIDE = 64  # of the example, where neither the user nor the pipeline says a size: most networks take it
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a model is wanted, see `load_model`.
+
+    Attributes:
+        weights: a file, instead of the model's own.
+        input_shape: (C, *S) to capture with.
+        pipeline: instead of what is declared beside the model.
+        device: where the network goes.
+        guess: makes a pipeline to take the shape from where nothing else says it.
+    """
+
+    weights: Path | None = None
+    input_shape: tuple[int, ...] | None = None
+    pipeline: Pipeline | None = None
+    device: str = "cpu"
+    guess: Callable[[], Pipeline] | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what is known about it.
+
+    Attributes:
+        network: captured, on the device that was asked for.
+        pipeline: the one given, or else the one declared beside the model; None if unknown.
+        title: what to call the model in a report.
+        files: what it was read from; provenance hashes them.
+        notes: what the user should know.
+    """
+
+    network: Network
+    pipeline: Pipeline | None
+    title: str
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """A source module: these names are what it must define; one of another package needs `load` alone."""
+
+    NAME: str
+    LOOKS_LIKE: str  # in a list of what can be given; empty where no text names it
+
+    def matches(self, source: Given) -> bool:
+        """Return whether this is how such a model looks, be it whole or not; nothing is loaded."""
+
+    def load(self, source: Given, wanted: Wanted) -> Loaded:
+        """Load and capture it; the errors are those of `load_model`."""
+
+
+def captured(module: nn.Module, weights: Path | None, shape: tuple[int, ...], wanted: Wanted) -> Loaded:
+    """Load weights into a module, which changes it, and capture it on the device that is wanted."""
+    from microtome.graph.capture import capture
+    from microtome.models.weights import apply_state, load_state
+
+    if weights is not None:
+        apply_state(module, load_state(weights), weights)
+    if wanted.device != "cpu":
+        module = module.to(wanted.device)
+    network = capture(module, shape)
+    files = (weights,) if weights is not None else ()
+    return Loaded(on_device(network, wanted.device), wanted.pipeline, type(module).__name__, files, network.notes)
+
+
+def on_device(network: Network, device: str) -> Network:
+    """Return the network on a device; the same one if it is there."""
+    import torch
+
+    return network if network.device.type == torch.device(device).type else network.to(device)
+
+
+def shape_of(wanted: Wanted, *, of: str, known: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Return the shape to capture with: what is asked for, the pipeline's, what is known, or a guess, in this order.
+
+    Args:
+        wanted: with the pipeline that goes with the model.
+        of: the model, for the error.
+        known: (C, *S) that the model itself says.
+
+    Raises:
+        OptionError: nothing says it.
+    """
+    fixed = wanted.pipeline.input_shape if wanted.pipeline is not None else None
+    pipeline = wanted.pipeline
+    for shape in (wanted.input_shape, fixed, known):
+        if shape is not None:
+            return shape
+    if pipeline is None and wanted.guess is not None:
+        pipeline = wanted.guess()
+    if pipeline is None:
+        raise OptionError(
+            f"The input shape of {of} is not known.",
+            "Give --input-shape C,H,W (C,D,H,W for volumes), or a --pipeline that sets 'size' or 'patch'.",
+        )
+    return pipeline.input_shape or _free_shape(pipeline)
+
+
+def _free_shape(pipeline: Pipeline) -> tuple[int, ...]:
+    """Return a shape for a size that varies: 64, or more where the pipeline's multiple asks."""
+    multiple = pipeline.divisible
+    # Twice the multiple: a single voxel at the lowest level would be too few for instance normalization.
+    side = max(math.ceil(SIDE / multiple) * multiple, 2 * multiple if multiple > 1 else 0)
+    return (pipeline.channels, *(side,) * pipeline.spatial_dims)

@@ -1,0 +1,120 @@
+"""A package's targets: which are asked for, what came out for each, and how the package lists them."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from microtome.deployment.timing import file_bytes
+from microtome.environment import describe
+from microtome.files import sha256
+from microtome.graph.network import Network
+from microtome.package import SCHEMA, target_folder
+from microtome.runtimes import runtime
+from microtome.types import Array
+from microtome.verbs.request import Task
+from microtome.version import __version__
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came out for one target.
+
+    Attributes:
+        name: of the target.
+        network: compressed for it.
+        result: as its `result.json` holds it; its files lie beside that.
+        arrays: of the example pictures.
+    """
+
+    name: str
+    network: Network
+    result: dict[str, Any]
+    arrays: Mapping[str, Array]
+
+
+def for_each_target(task: Task) -> Iterator[Task]:
+    """Yield the task for one target after the other, as if it were the only one."""
+    for name in task.options.targets:
+        yield replace(task, options=replace(task.options, target=name), runtime=runtime(name))
+
+
+def without_evidence(task: Task, network: Network, path: Path, primary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `result.json` of a target that this machine cannot run: nothing of it was measured, and it says so.
+
+    Args:
+        task: of this target.
+        network: compressed for it.
+        path: the exported file.
+        primary: the whole result of the package's first target; what is the parent's and the cohort's holds here too.
+    """
+    name, size = task.runtime.NAME, file_bytes(task.runtime, path)
+    reason = f"This machine cannot run {name}: the network was exported for it, and nothing was measured."
+    shared = ("title", "task", "classes", "length_unit", "operating_point", "input")
+    precision = task.runtime.PRECISIONS[0] if task.options.precision == "auto" else task.options.precision
+    return {
+        "schema": SCHEMA,
+        "microtome": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **{key: primary[key] for key in shared},
+        "target": name,
+        "recipe": primary["recipe"],
+        "measured": False,
+        "parent": {**{key: primary["parent"][key] for key in ("sha256", "parameters")}, "metrics": {}},
+        "compressed": {
+            "sha256": network.fingerprint(),
+            "parameters": network.parameters,
+            "bytes": size,
+            "file": path.name,
+            "metrics": {},
+        },
+        "session": session(task, path, precision),
+        "verdict": {"non_inferior": None, "lower": None, "reason": reason},
+        "methods": list(network.history),
+        "environment": describe(task.options.threads),
+        "notes": list(network.notes),
+        "warnings": [reason],
+    }
+
+
+def session(task: Task, path: Path, precision: str) -> dict[str, Any]:
+    """Return what `open_package` needs of a target's files; `file` is relative to the folder of the `result.json`."""
+    hashes = {file.name: sha256(file) for file in task.runtime.files(path)}
+    return {
+        "runtime": task.target,
+        "file": path.name,
+        "precision": precision,
+        "sha256": hashes,
+        "pipeline_sha256": hashlib.sha256(task.pipeline.to_json().encode()).hexdigest(),
+    }
+
+
+def listed(made: Sequence[Made]) -> dict[str, Any]:
+    """Return the package's `result.json`: the whole of its first target, and a line for each under `targets`."""
+    first = made[0]
+    place = target_folder(first.name)
+    file = (place / first.result["session"]["file"]).as_posix()
+    return {
+        **first.result,
+        "compressed": {**first.result["compressed"], "file": file},
+        "session": {**first.result["session"], "file": file},
+        "targets": {one.name: _line(one) for one in made},
+    }
+
+
+def _line(made: Made) -> dict[str, Any]:
+    result = made.result
+    measured = result.get("measured", True)
+    line = {
+        **result["session"],
+        "file": (target_folder(made.name) / result["session"]["file"]).as_posix(),
+        "bytes": result["compressed"]["bytes"],
+        "measured": measured,
+    }
+    if measured:
+        line["latency_ms"] = result["compressed"]["latency_ms"]
+    return {**line, "verdict": result["verdict"]}

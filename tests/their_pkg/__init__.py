@@ -1,0 +1,1 @@
+"""What somebody else's package would bring: found when it is named, and not otherwise."""
