@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,17 @@ from microtome.deployment.deploy import sqnr
 from microtome.deployment.timing import eager
 from microtome.evidence.candidates import Judge
 from microtome.graph import pt2
-from microtome.graph.choosing.budget import budget_of_bits, choose
+from microtome.graph.choosing.budget import WIDTHS, budget_of_bits, choose
 from microtome.graph.choosing.sensitivity import Sensitivity, measure
 from microtome.graph.network import Network
 from microtome.graph.packed import save_packed, theoretical_bytes
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.progress import Silent
-from microtome.recipes import MIXED_WIDTHS, RECIPES, Data, Settings, recipe, run
+from microtome.recipes import read, run
+from microtome.recipes.files import names
 from microtome.runtimes import openvino as target
 from microtome.types import Array, Bits
 
@@ -66,13 +68,15 @@ RECONSTRUCTION = {"hippocampus": (150, 1), "skin": (150, 1), "retina": (60, 1), 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of the table: a row (what is quantized to how many bits), and the algorithm."""
+    """One figure of the table: a row (what is quantized to how many bits), and the algorithm, with what it is told."""
 
     row: str
     recipe: str
-    settings: Settings = field(default_factory=Settings)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    average_bits: float | None = None
 
 
+LEARNED = ("adaround", "reconstruct")  # each is named as its method
 POST_TRAINING = ("minmax", "ranges", "int8", "equalized", "gptq", "adaround", "reconstruct")
 TRAINED = {
     "W4A4 QAT": ("qat", 4, 4),
@@ -104,19 +108,24 @@ def cells(name: str) -> Iterator[Cell]:
         return
     for row, weight, activation in (("W8A8", 8, 8), ("W4A8", 4, 8), ("W4A4", 4, 4)):
         steps, samples = RECONSTRUCTION[name]
-        settings = Settings(weight_bits=weight, activation_bits=activation, steps=steps, samples=samples)
         for chosen in POST_TRAINING:
-            yield Cell(row, chosen, settings)
+            learned = {f"{chosen}.steps": steps, f"{chosen}.samples": samples} if chosen in LEARNED else {}
+            yield Cell(row, chosen, widths(weight, activation) | learned)
         if row == "W8A8":
-            yield Cell(row, "nncf", settings)
+            yield Cell(row, "nncf")
     for bits in AVERAGE_BITS:
-        uniform = Settings(weight_bits=bits, average_bits=bits, end_bits=None)
+        uniform = {"quantize.weight_bits": bits, "quantize.end_bits": None}
         yield Cell(f"{bits} bits of weight", "int8", uniform)
-        yield Cell(f"{bits} bits of weight", "mixed", uniform)
+        yield Cell(f"{bits} bits of weight", "mixed", uniform, bits)
     for row, (chosen, weight, activation) in TRAINED.items():
         if name in ALLOWED[row]:
             steps = (BINARY_STEPS if row == "binary" else STEPS)[name]
-            yield Cell(row, chosen, Settings(weight_bits=weight, activation_bits=activation, steps=steps))
+            yield Cell(row, chosen, widths(weight, activation) | {"finetune.steps": steps})
+
+
+def widths(weight: int, activation: int) -> dict[str, Any]:
+    """Return what a recipe is told of widths."""
+    return {"quantize.weight_bits": weight, "quantize.activation_bits": activation}
 
 
 class Subject:
@@ -142,7 +151,7 @@ class Subject:
         with tempfile.TemporaryDirectory() as folder:
             return target.open_session(target.export(network, Path(folder)), threads=self.threads)
 
-    def data(self) -> Data:
+    def context(self) -> Context:
         """What recipes read; tuning images come from patients that are neither trained on nor evaluated."""
         from microtome.batches.training import TrainingBatches
 
@@ -152,14 +161,20 @@ class Subject:
         if not self.cohort.tuning:
             cases = cases[len(cases) // 4 :]
         training = TrainingBatches(self.cohort, cases, self.pipeline, seed=0, augment=True, **options)
-        return Data(self.calibration, training, CalibrationBatches(self.cohort, tuning, self.pipeline, Silent()))
+        return Context(
+            self.calibration,
+            training,
+            CalibrationBatches(self.cohort, tuning, self.pipeline, Silent()),
+            capabilities=target.capabilities(),
+            sigmoid=self.pipeline.activation == "sigmoid",
+        )
 
     def widths(self, average_bits: float) -> Mapping[str, Bits]:
         """The best widths of layers at an average width, from what each layer loses on a few calibration images."""
         if self.sensitivities is None:
-            folded = FoldBatchNorm()(self.network, [])
+            folded = FoldBatchNorm().run(self.network)
             batches = list(itertools.islice(self.calibration, MEASURED[self.name]))
-            pairs = [(bits, 8) for bits in MIXED_WIDTHS]
+            pairs = [(bits, 8) for bits in WIDTHS]
             sigmoid = self.pipeline.activation == "sigmoid"
             self.sensitivities = measure(folded, target.capabilities(), batches, widths=pairs, sigmoid=sigmoid)
         return choose(self.sensitivities, budget_of_bits(self.sensitivities, average_bits)).layer_bits
@@ -171,11 +186,10 @@ class Subject:
         if cell.recipe == "nncf":
             session = nncf_session(self)
         else:
-            settings, name = replace(cell.settings, sigmoid=self.pipeline.activation == "sigmoid"), cell.recipe
-            if name == "mixed":  # measured once for all budgets; the recipe measures each time
-                name, settings = "int8", replace(settings, layer_bits=self.widths(settings.average_bits))
-            chosen = recipe(name, target.capabilities(), settings)
-            network = run(chosen, self.network, self.data() if chosen.trains else self.calibration)
+            settings, name = cell.settings, cell.recipe
+            if cell.average_bits is not None:  # measured once for all budgets; the recipe measures each time
+                name, settings = "int8", {**settings, "quantize.layer_bits": self.widths(cell.average_bits)}
+            network = run(read(name, settings), self.network, self.context())
             session = self.session(network)
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "weights.safetensors"
@@ -274,7 +288,7 @@ def main() -> None:
         for cell in cells(name):
             file = options.out / f"{name}-{cell.row.replace(' ', '_')}-{cell.recipe}.json"
             wanted = not options.rows or cell.row in options.rows
-            known = cell.recipe == "nncf" or cell.recipe in RECIPES
+            known = cell.recipe == "nncf" or cell.recipe in names()
             if file.exists() or not wanted or not known or (options.recipes and cell.recipe not in options.recipes):
                 continue
             subject = subject or Subject(name, options.threads)

@@ -34,6 +34,7 @@ from microtome.graph import pt2
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.sliding import Predict
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.progress import Silent
@@ -81,7 +82,7 @@ class Subject:
         self.pipeline = Pipeline.from_json(path.with_name("pipeline.json").read_text())
         shares = {} if _has_tuning(path) else {"tuning": 0.0}
         self.cohort: Cohort = load_cohort(path.with_name("manifest.csv"), seed=0, **shares)
-        self.network = FoldBatchNorm()(pt2.load(path), ())
+        self.network = FoldBatchNorm().run(pt2.load(path))
         held_out = self.cohort.tuning or self.cohort.evaluation
         self.cases: tuple[Case, ...] = tuple(balanced(held_out, cases, np.random.default_rng(0)))
         parent = eager(self.network, threads)
@@ -115,9 +116,9 @@ class Subject:
         on_foreground = strategy == "foreground"
         batches = CalibrationBatches(self.cohort, chosen, self.pipeline, Silent(), seed, foreground=on_foreground)
         for weight, activation in settings.widths:
-            capabilities, observer = target.capabilities(), settings.observer
-            quantize = Quantize(capabilities, observer=observer, weight_bits=weight, activation_bits=activation)
-            noise, judged = self.look(eager(quantize(self.network, batches), settings.threads))
+            quantize = Quantize(settings.observer, weight_bits=weight, activation_bits=activation)
+            network = quantize.run(self.network, Context(batches, capabilities=target.capabilities()))
+            noise, judged = self.look(eager(network, settings.threads))
             yield Row(
                 network=name,
                 bits=f"W{weight or 'f'}A{activation or 'f'}",

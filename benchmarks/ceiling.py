@@ -12,6 +12,7 @@ from torch import nn
 from microtome import recipes
 from microtome.deployment.timing import Candidate, interleaved
 from microtome.graph.capture import capture
+from microtome.methods.base import Context
 from microtome.runtimes import openvino as target
 
 LAYERS = 6
@@ -25,9 +26,9 @@ def ceiling(dims: int, threads: int, *, budget: float = 3.0) -> float:
     layers = [m for _ in range(LAYERS) for m in (convolution(channels, channels, 3, padding=1), nn.ReLU())]
     network = capture(nn.Sequential(*layers).eval(), (channels, *[size] * dims))
     x = np.random.default_rng(0).standard_normal((1, channels, *[size] * dims), dtype=np.float32)
-    chosen = recipes.recipe("minmax", target.capabilities())
+    context = Context([torch.from_numpy(x)], capabilities=target.capabilities())
     with TemporaryDirectory() as folder:
-        path = target.export(recipes.run(chosen, network, [torch.from_numpy(x)]), Path(folder))
+        path = target.export(recipes.run(recipes.read("minmax"), network, context), Path(folder))
         session = target.open_session(path, threads=threads)
         session.run(x)
         row = interleaved([Candidate("chain", "", "", session.run)], x, budget=budget)[0]

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from microtome import recipes
+from microtome.methods.base import Context
 from microtome.runtimes import openvino as target
 from suite import SUITE, Prepared, phantoms, prepare
 
@@ -47,7 +48,8 @@ class Images:
 
 def ours(subject: Prepared, images: Images, folder: Path, recipe: str) -> dict[str, float]:
     start = time.perf_counter()
-    network = recipes.run(recipes.recipe(recipe, target.capabilities()), subject.network, images)
+    context = Context(images, capabilities=target.capabilities())
+    network = recipes.run(recipes.read(recipe), subject.network, context)
     middle = time.perf_counter()
     target.export(network, folder)
     return {"calibrate": middle - start, "export": time.perf_counter() - middle}

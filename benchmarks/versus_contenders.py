@@ -12,6 +12,7 @@ import torch
 from microtome import recipes
 from microtome.deployment.placement import measured_placement
 from microtome.deployment.timing import Candidate, interleaved
+from microtome.methods.base import Context
 from microtome.progress import Silent
 from microtome.runtimes import openvino as target
 from microtome.types import Array
@@ -140,7 +141,8 @@ class Contest:
 
     def _ours(self) -> Run:
         images = [torch.from_numpy(x) for x in self.subject.calibration]
-        settings, recipe, precisions = recipes.Settings(), "int8", target.PRECISIONS
+        context = Context(images, capabilities=target.capabilities())
+        recipe, precisions = recipes.read("int8"), target.PRECISIONS
         if self.minutes:
             found = measured_placement(
                 self.subject.network,
@@ -150,10 +152,10 @@ class Contest:
                 budget=60 * self.minutes,
                 progress=Silent(),
             )
-            settings = recipes.Settings(readers=found.readers, skip=found.skip)
-            recipe = "f32" if found.in_float else recipe
+            told = recipe.told(readers=found.readers, skip=found.skip)
+            recipe = recipes.read("f32") if found.in_float else told
             precisions = (found.precision,)
-        network = recipes.run(recipes.recipe(recipe, target.capabilities(), settings), self.subject.network, images)
+        network = recipes.run(recipe, self.subject.network, context)
         path = target.export(network, self._place("ours"))
         sessions = {precision: self._session(path, precision) for precision in precisions}
         x = self.subject.calibration[0]

@@ -17,8 +17,9 @@ from microtome.batches.training import TrainingBatches, TuningBatches
 from microtome.graph import pt2
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
+from microtome.methods.base import Context
 from microtome.progress import Silent
-from microtome.recipes import Data, Settings, recipe, run
+from microtome.recipes import read, run
 from microtome.runtimes import runtime
 
 
@@ -26,14 +27,15 @@ def main(model: Path, cases: Path, declared: Path, out: Path, steps: int = 1000)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     cohort, pipeline = load_cohort(cases), Pipeline.from_json(declared.read_text())
-    data = Data(
+    context = Context(
         CalibrationBatches(cohort, cohort.calibration(32), pipeline, Silent()),
         TrainingBatches(cohort, cohort.train, pipeline, rank=rank, world=world),
         TuningBatches(cohort, pipeline) if cohort.tuning else None,
+        capabilities=runtime("openvino").capabilities(),
+        sigmoid=pipeline.activation == "sigmoid",
     )
-    settings = Settings(weight_bits=4, activation_bits=4, steps=steps, sigmoid=pipeline.activation == "sigmoid")
-    chosen = recipe("qat", runtime("openvino").capabilities(), settings)
-    network = run(chosen, pt2.load(model), data)
+    recipe = read("qat", {"quantize.weight_bits": 4, "quantize.activation_bits": 4, "finetune.steps": steps})
+    network = run(recipe, pt2.load(model), context)
     if rank == 0:
         pt2.save(network, out)
     dist.destroy_process_group()

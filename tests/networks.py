@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch.nn import functional
 
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
+from microtome.methods.base import Context
 from microtome.types import Capabilities, OperatorSupport, QType
 
 torch.set_num_threads(1)
@@ -198,6 +201,11 @@ def images(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> list[Tensor
         smooth = functional.interpolate(coarse, shape[1:], mode=mode, align_corners=True)
         batches.append(smooth + 0.3 * torch.randn((2, *shape), generator=generator) + 0.2)
     return batches
+
+
+def told(batches: Iterable[Any] = (), **more: Any) -> Context:
+    """Return what methods are run with: calibration images, and a target that runs everything in integers."""
+    return Context(batches, capabilities=EVERYTHING, **more)
 
 
 def sqnr_db(expected: Tensor, actual: Tensor) -> float:

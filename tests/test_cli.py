@@ -7,14 +7,24 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
+from microtome.batches.selection import STRATEGIES
 from microtome.cli import app
+from microtome.cli.options import COHORT_FORMATS, options_of
+from microtome.core.observers import OBSERVERS
+from microtome.medical.formats import FORMATS
+from microtome.recipes import read
+from microtome.recipes.files import names as recipe_names
+from microtome.runtimes import TARGETS
+from microtome.types import CalibrationChoice, ObserverName
+from microtome.verbs.recipe import asked
 from microtome.version import __version__
 
-COMMANDS = ("compress", "evaluate", "bench", "inspect", "report", "demo")
+COMMANDS = ("compress", "evaluate", "bench", "inspect", "report", "demo", "recipes")
 DEMO = "microtome.demo.network:demo_network"
 
 
@@ -42,6 +52,49 @@ def test_version() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
     assert f"Example: microtome {command}" in " ".join(call(command, "--help").split())
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("compress", recipe_names()),
+        ("compress", get_args(ObserverName)),
+        ("compress", get_args(CalibrationChoice)),
+        ("compress", tuple(TARGETS)),
+        ("compress", tuple(one.NAME for one in FORMATS)),
+        ("evaluate", tuple(one.NAME for one in FORMATS)),
+    ],
+)
+def test_help_names_all_that_there_is(command: str, names: tuple[str, ...]) -> None:
+    said = call(command, "--help")
+    assert not [name for name in names if name not in said]
+
+
+def test_names_that_help_knows_are_those_that_there_are() -> None:
+    assert tuple(OBSERVERS) == get_args(ObserverName)
+    assert tuple(STRATEGIES) == get_args(CalibrationChoice)
+    assert tuple(one.NAME for one in FORMATS) == COHORT_FORMATS
+
+
+def test_recipes_are_listed_and_shown(tmp_path: Path) -> None:
+    listed = dict(line.split(maxsplit=1) for line in call("recipes").splitlines())
+    assert tuple(listed) == recipe_names()
+    assert listed["qat"] == "train with quantization, distilling the float network"
+    mine = tmp_path / "mine.toml"
+    mine.write_text(call("recipes", "show", "qat"))
+    assert read(mine).methods == read("qat").methods
+    assert "the nearest known one is 'qat'" in call("recipes", "show", "qatt", code=2)
+
+
+def test_options_that_are_given_reach_the_recipe() -> None:
+    given = {"input_shape": None, "format_": None, "recipe": "qat", "weight_bits": "4", "activation_bits": "float"}
+    options = options_of({**given, "observer": "kl", "skip": ["a"], "set_": ["finetune.steps=7"], "seed": 3})
+    (chosen,) = asked(options)
+    _, quantize, finetune = chosen.methods
+    assert (quantize.weight_bits, quantize.activation_bits, quantize.observer) == (4, None, "kl")
+    assert (quantize.skip, finetune.steps, finetune.seed) == (frozenset({"a"}), 7, 3)
+    (plain,) = asked(options_of({**given, "weight_bits": None, "activation_bits": None, "seed": 0}))
+    assert plain.methods == read("qat", seed=0).methods
 
 
 def test_demo_runs_every_convolution_in_integers(package: Path) -> None:

@@ -40,6 +40,11 @@ def test_asking_what_models_look_like_needs_no_torch():
     assert not loaded_by(*modules_of("models.sources"), "microtome.models") & {*HEAVY, "nibabel"}
 
 
+def test_the_command_line_starts_without_what_takes_long():
+    loaded = loaded_by("microtome.cli", "microtome.recipes.files")
+    assert not loaded & {*HEAVY, "openvino", "onnxruntime", "scipy", "nibabel", "pydicom", "matplotlib"}
+
+
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_runtimes_that_work_without_torch(target: str):
     loaded = loaded_by("microtome.runtimes", "microtome.runtimes.base", f"microtome.runtimes.{target}")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 Role = Literal["train", "tuning", "evaluation"]
+ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "kl"]
+CalibrationChoice = Literal["first", "random", "stratified", "foreground", "diverse"]
 Array = np.ndarray
 Bits = tuple[int | None, int | None]
 """Widths of a layer's weight and of its input; None is float."""

@@ -1,6 +1,7 @@
-"""What holds for every method on every tiny network. A new method adds one line to METHODS."""
+"""What holds for every method on every tiny network. A new method adds one line to STEPS."""
 
 import dataclasses
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,9 +14,10 @@ from microtome.errors import OptionError
 from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
+from microtome.methods import METHODS
 from microtome.methods.adaround import AdaRound
 from microtome.methods.attention import QuantizeAttention
-from microtome.methods.base import Method
+from microtome.methods.base import Context, Method, Phase
 from microtome.methods.bias_analytic import CorrectBiasAnalytically
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.encode import EncodeWeights
@@ -28,36 +30,44 @@ from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
 from microtome.methods.smooth import Smooth
 from microtome.recipes import Recipe, run
-from networks import EVERYTHING, NETWORKS, captured, images
+from microtome.types import OperatorSupport
+from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
 
 # Each method, and the methods that must have run before it.
-METHODS: dict[str, tuple[Method, tuple[Method, ...]]] = {
+STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
-    "quantize": (Quantize(EVERYTHING), (FoldBatchNorm(),)),
-    "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize(EVERYTHING))),
-    "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize(EVERYTHING))),
-    "gptq": (Gptq(), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
-    "encode": (EncodeWeights(EVERYTHING, PowerOfTwo(4)), (FoldBatchNorm(), Quantize(EVERYTHING))),
+    "quantize": (Quantize(), (FoldBatchNorm(),)),
+    "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
+    "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),
+    "gptq": (Gptq(), (FoldBatchNorm(), Quantize(weight_bits=4))),
+    "encode": (EncodeWeights(PowerOfTwo(4)), (FoldBatchNorm(), Quantize())),
     "equalize": (Equalize(), (FoldBatchNorm(),)),
     "smooth": (Smooth(), (FoldBatchNorm(),)),
     "even_layernorm": (EvenLayerNorm(), ()),
-    "adaround": (AdaRound(steps=3), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
-    "reconstruct": (Reconstruct(steps=3), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
-    "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(EVERYTHING, weight_bits=4))),
-    "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize(EVERYTHING))),
+    "adaround": (AdaRound(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
+    "reconstruct": (Reconstruct(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
+    "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(weight_bits=4))),
+    "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize())),
 }
+ELSEWHERE = {"dynamic"}  # quantizes no convolutions: tests/methods/test_dynamic.py
+WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = pytest.mark.parametrize("method", STEPS)
 every_network = pytest.mark.parametrize("network", WITH_LAYERS)
+
+
+def context(network: Network) -> Context:
+    batches = images(network.shape)
+    return Context(batches, training=batches, capabilities=WITH_PRODUCTS)
 
 
 @cache
 def before(method: str, network: str) -> Network:
     """Return the network in the state that the method needs."""
     result = captured(network)
-    for step in METHODS[method][1]:
-        result = step(result, images(result.shape))
+    for step in STEPS[method][1]:
+        result = step.run(result, context(result))
     return result
 
 
@@ -66,7 +76,7 @@ def after(method: str, network: str) -> tuple[Network, str, str]:
     """Return the method's result, and the input's fingerprint before and after the call."""
     given = before(method, network)
     fingerprint = given.fingerprint()
-    result = METHODS[method][0](given, images(given.shape))
+    result = STEPS[method][0].run(given, context(given))
     return result, fingerprint, given.fingerprint()
 
 
@@ -85,7 +95,7 @@ def one_step(network: Network) -> Tensor:
 
 @every_method
 def test_a_method_is_a_frozen_dataclass(method: str):
-    value = METHODS[method][0]
+    value = STEPS[method][0]
     assert dataclasses.is_dataclass(value)
     assert type(value).__dataclass_params__.frozen
     assert value.leaves
@@ -104,9 +114,9 @@ def test_the_network_passed_is_not_changed(method: str, network: str):
 
 @every_method
 @every_network
-def test_the_state_gains_what_the_method_leaves(method: str, network: str):
-    result = after(method, network)[0]
-    assert result.state == before(method, network).state | METHODS[method][0].leaves
+def test_the_state_gains_what_the_method_leaves_and_loses_what_it_takes(method: str, network: str):
+    result, value = after(method, network)[0], STEPS[method][0]
+    assert result.state == (before(method, network).state - value.takes) | value.leaves
     assert (result.shape, result.dynamic) == (captured(network).shape, captured(network).dynamic)
 
 
@@ -123,7 +133,7 @@ def test_the_result_computes_finite_values_of_the_same_shape(method: str, networ
 @every_network
 def test_the_same_input_gives_the_same_network(method: str, network: str):
     given = before(method, network)
-    again = METHODS[method][0](given, images(given.shape))
+    again = STEPS[method][0].run(given, context(given))
     assert again.fingerprint() == after(method, network)[0].fingerprint()
 
 
@@ -152,17 +162,39 @@ def test_other_batch_sizes_still_run(method: str):
 
 @every_method
 def test_the_recipe_refuses_the_method_without_what_it_needs(method: str):
-    value, steps = METHODS[method]
-    for left_out in range(len(steps)):
-        chosen = (*steps[:left_out], *steps[left_out + 1 :], value)
-        with pytest.raises(OptionError, match=r"cannot run \w+ before"):
-            Recipe("test", chosen)
+    value, steps = STEPS[method]
+    assert bool(value.needs) == (method not in ("fold", "even_layernorm", "finetune"))
+    network = captured("shared2d")
+    if value.needs:
+        with pytest.raises(OptionError, match=f"cannot run {type(value).__name__}: it needs a network in the state"):
+            Recipe("test", (value,))
+    Recipe("test", (*steps, value))
+    for left_out in value.needs:
+        held = replace(network, state=value.needs - {left_out})
+        assert left_out in (value.refusal(held.state) or "")
 
 
 @every_method
-def test_the_recipe_refuses_the_method_in_a_state_where_it_makes_no_sense(method: str):
-    value, steps = METHODS[method]
-    assert value.refuses
-    network = dataclasses.replace(captured("shared2d"), state=value.refuses)
-    with pytest.raises(OptionError, match="the network is already"):
-        run(Recipe("test", (*steps, value)), network, images(network.shape))
+def test_the_method_runs_again_or_refuses_itself(method: str):
+    value, steps = STEPS[method]
+    if value.again:
+        assert Recipe("test", (*steps, value, value)).methods
+        assert STEPS[method][0].run(after(method, "unet2d")[0], context(captured("unet2d"))).state
+    else:
+        with pytest.raises(OptionError, match=r"needs a network in the state|already"):
+            Recipe("test", (*steps, value, value))
+        with pytest.raises(OptionError, match=r"needs a network in the state|already"):
+            run(Recipe("test", (*steps, value)), after(method, "shared2d")[0], context(captured("shared2d")))
+
+
+@every_method
+def test_structure_does_not_change_behind_numbers(method: str):
+    value = STEPS[method][0]
+    why = value.refusal(value.needs | {"quantized", "folded"} - value.leaves)
+    assert ("changes the structure" in (why or "")) == (value.phase is Phase.STRUCTURE)
+
+
+def test_every_method_of_the_list_is_here():
+    assert METHODS.keys() == STEPS.keys() | ELSEWHERE
+    for name, (value, _) in STEPS.items():
+        assert METHODS[name] == f"{type(value).__module__}:{type(value).__qualname__}"

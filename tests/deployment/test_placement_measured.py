@@ -10,6 +10,7 @@ from torch import nn
 from microtome.deployment.placement import Placement, measured_placement
 from microtome.graph.capture import capture
 from microtome.graph.choosing.placement import readers, rule_of_thumb
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.progress import Silent
@@ -47,7 +48,7 @@ def place(network, folder: Path, **options) -> Placement:
 
 
 def test_readers_are_sums_with_a_layer_and_norms_behind_one(network):
-    found = readers(FoldBatchNorm()(network, []), openvino.capabilities())
+    found = readers(FoldBatchNorm().run(network), openvino.capabilities())
     assert [(r.node.name.split("_")[0], r.layer) for r in found] == [
         ("add", "first.0"),
         ("instance", "second.0"),
@@ -55,7 +56,7 @@ def test_readers_are_sums_with_a_layer_and_norms_behind_one(network):
 
 
 def test_the_rule_takes_sums_that_stay_integers(network):
-    folded = FoldBatchNorm()(network, [])
+    folded = FoldBatchNorm().run(network)
     # The first sum is read by a layer and by the next sum, which a norm keeps in float.
     assert rule_of_thumb(folded, openvino.capabilities()) == frozenset()
     plain = capture(randomize(nn.Sequential(Residual().stem, nn.ReLU(), nn.Conv2d(16, 2, 1))), SHAPE)
@@ -63,12 +64,12 @@ def test_the_rule_takes_sums_that_stay_integers(network):
 
 
 def test_readers_get_quantizers(network):
-    folded = FoldBatchNorm()(network, [])
+    folded = FoldBatchNorm().run(network)
     capabilities = openvino.capabilities()
     named = frozenset(r.node.name for r in readers(folded, capabilities))
     images = [torch.randn(1, *SHAPE)]
-    without = Quantize(capabilities, readers=frozenset())(folded, images)
-    quantized = Quantize(capabilities, readers=named)(folded, images)
+    without = Quantize(readers=frozenset()).run(folded, Context(images, capabilities=capabilities))
+    quantized = Quantize(readers=named).run(folded, Context(images, capabilities=capabilities))
 
     def count(network) -> int:
         return sum("per_tensor" in str(node.target) for node in network.graph_module.graph.nodes)
@@ -79,25 +80,28 @@ def test_readers_get_quantizers(network):
 
 @pytest.mark.parametrize(("options", "count"), [({}, 1), ({"activation_bits": None}, 0), ({"activation_bits": 4}, 0)])
 def test_sums_never_widen_a_grid_nor_round_what_is_float(network, options: dict, count: int):
-    folded = FoldBatchNorm()(network, [])
+    folded = FoldBatchNorm().run(network)
     capabilities = openvino.capabilities()
     named = frozenset(r.node.name for r in readers(folded, capabilities))
     images = [torch.randn(1, *SHAPE)]
-    quantized = Quantize(capabilities, readers=named, **options)(folded, images)
-    plain = Quantize(capabilities, readers=frozenset(), **options)(folded, images)
+    quantized = Quantize(readers=named, **options).run(folded, Context(images, capabilities=capabilities))
+    plain = Quantize(readers=frozenset(), **options).run(folded, Context(images, capabilities=capabilities))
     assert (quantized.fingerprint() != plain.fingerprint()) == bool(count)
 
 
 def test_a_layer_left_in_float_is_not_rounded_for_a_sum(network):
-    folded = FoldBatchNorm()(network, [])
+    folded = FoldBatchNorm().run(network)
     capabilities = openvino.capabilities()
     named = frozenset(r.node.name for r in readers(folded, capabilities) if r.layer == "first.0")
     assert named
     options = {"skip": frozenset({"first.0"})}
     images = [torch.randn(1, *SHAPE)]
-    quantized = Quantize(capabilities, readers=named, **options)(folded, images)
+    quantized = Quantize(readers=named, **options).run(folded, Context(images, capabilities=capabilities))
     assert (
-        quantized.fingerprint() == Quantize(capabilities, readers=frozenset(), **options)(folded, images).fingerprint()
+        quantized.fingerprint()
+        == Quantize(readers=frozenset(), **options)
+        .run(folded, Context(images, capabilities=capabilities))
+        .fingerprint()
     )
 
 

@@ -11,6 +11,7 @@ from microtome.deployment.deploy import sqnr
 from microtome.deployment.layers import integer_counts, layer_table
 from microtome.deployment.timing import LEAST_ROUNDS, MOST_REST_SECONDS, PROBE_SECONDS, Candidate, interleaved
 from microtome.graph.capture import capture
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.runtimes import runtime
@@ -20,8 +21,8 @@ from tiny import Spots
 
 def quantized():
     batches = [torch.rand(1, 1, 32, 32)]
-    network = FoldBatchNorm()(capture(Spots(), (1, 32, 32)), batches)
-    return Quantize(runtime("openvino").capabilities())(network, batches)
+    network = FoldBatchNorm().run(capture(Spots(), (1, 32, 32)))
+    return Quantize().run(network, Context(batches, capabilities=runtime("openvino").capabilities()))
 
 
 def test_candidates_run_in_turn():

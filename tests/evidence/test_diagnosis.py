@@ -23,17 +23,17 @@ from microtome.methods.encode import EncodeWeights
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import QParams, QType
-from networks import EVERYTHING, REAL, captured, images, sqnr_db
+from networks import REAL, captured, images, sqnr_db, told
 
 ROUNDINGS = 0.02  # decibels: sums in float64 of values in float32, rounded to two digits
 
 
 def folded(name: str) -> Network:
-    return FoldBatchNorm()(captured(name), [])
+    return FoldBatchNorm().run(captured(name))
 
 
 def quantized(name: str, batches: list[Tensor], **settings: Any) -> Network:
-    return Quantize(EVERYTHING, **settings)(folded(name), batches)
+    return Quantize(**settings).run(folded(name), told(batches))
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -82,7 +82,7 @@ def test_quantizers_are_those_of_the_graph_with_counts_of_all_values() -> None:
 def test_weights_are_compared_with_the_parents_not_with_themselves() -> None:
     batches = images(captured("unet2d").shape, 1)
     network = quantized("unet2d", batches, activation_bits=None)
-    encoded = EncodeWeights(EVERYTHING, PowerOfTwo(3))(network, batches)
+    encoded = EncodeWeights(PowerOfTwo(3)).run(network, told(batches))
     found = diagnose(captured("unet2d"), encoded, batches)
     assert found["sensitivity"]["reference"] == "parent"
     assert found["sensitivity"]["network_db"] < 25

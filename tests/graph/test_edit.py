@@ -5,9 +5,11 @@ from microtome.core.affine import fake_quantize, qparams_from_range
 from microtome.graph import edit, pt2
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
-from microtome.graph.operators import kind
+from microtome.graph.operators import aten, kind
 from microtome.types import QType
 from networks import captured, images
+
+SEED = torch.Generator()
 
 
 def shared() -> Network:
@@ -159,3 +161,84 @@ def test_edits_survive_the_file(tmp_path):
 def test_a_name_below_a_tensor_gets_underscores():
     network = captured("shared2d").copy()
     assert edit.unique_name(network.graph_module, "conv.weight.bias") == "conv_weight_bias"
+
+
+def low_rank(name: str = "head", rank: int = 4) -> tuple[Network, Network]:
+    """Return a network whose linear layer has a weight of low rank, and the same with two layers in its place."""
+    network = captured("dense2d").copy()
+    (layer,) = (one for one in network.layers if one.name == name)
+    down, up = torch.randn(rank, 48, generator=SEED.manual_seed(0)), torch.randn(4, rank, generator=SEED)
+    bias = network.tensor(f"{name}.bias")
+    edit.set_constant(network.graph_module, f"{name}.weight", up @ down)
+    other = network.copy()
+    (layer,) = (one for one in other.layers if one.name == name)
+    chain = [edit.Link("down", aten.linear.default, down), edit.Link("up", aten.linear.default, up, bias)]
+    edit.replace_layer(other.graph_module, layer, chain)
+    edit.finish(other.graph_module)
+    return network, other
+
+
+def test_a_linear_layer_of_low_rank_is_two(tmp_path):
+    network, other = low_rank()
+    x = images(network.shape)[0]
+    torch.testing.assert_close(other(x), network(x))
+    assert [layer.name for layer in other.layers][-2:] == ["head.down", "head.up"]
+    assert {"head.down.weight", "head.up.weight", "head.up.bias"} <= other.constants().keys()
+    assert not {"head.weight", "head.bias"} & other.constants().keys()
+    down, up = (layer.node for layer in other.layers[-2:])
+    assert tuple(down.meta["val"].shape)[1:] == (4,)
+    assert up.meta["val"] is network.layers[-1].node.meta["val"] or up.meta["val"].shape == (
+        network.layers[-1].node.meta["val"].shape
+    )
+    pt2.save(other, tmp_path / "network.pt2")
+    assert torch.equal(pt2.load(tmp_path / "network.pt2")(x), other(x))
+
+
+def test_a_convolution_is_factorized_into_three():
+    # Kim et al., ICLR 2016: a Tucker-2 factorization, here of a weight that was made from its factors
+    network = captured("dense2d").copy()
+    (layer,) = (one for one in network.layers if one.name == "convs.1")
+    first, core, last = (torch.randn(*shape, generator=SEED) for shape in ((5, 32), (6, 5, 3, 3), (16, 6)))
+    weight = torch.einsum("ap,pqxy,qb->abxy", last, core, first)
+    edit.set_constant(network.graph_module, "convs.1.weight", weight)
+    other = network.copy()
+    (layer,) = (one for one in other.layers if one.name == "convs.1")
+    plain, same = ([1, 1], [0, 0]), ([1, 1], [1, 1])
+    chain = [
+        edit.Link("first", aten.conv2d.default, first[..., None, None], settings=plain),
+        edit.Link("core", aten.conv2d.default, core, settings=same),
+        edit.Link("last", aten.conv2d.default, last[..., None, None], network.tensor("convs.1.bias"), plain),
+    ]
+    edit.replace_layer(other.graph_module, layer, chain)
+    edit.finish(other.graph_module)
+    x = images(network.shape)[0]
+    torch.testing.assert_close(other(x), network(x), rtol=1e-4, atol=1e-3)  # sums in another order
+    names = [one.name for one in other.layers]
+    assert names == ["enter", "convs.0", "convs.1.first", "convs.1.core", "convs.1.last", "head"]
+    by_name = {one.name: one.node for one in other.layers}
+    assert tuple(by_name["convs.1.first"].meta["val"].shape)[1:] == (5, 8, 8)
+    assert tuple(by_name["convs.1.core"].meta["val"].shape)[1:] == (6, 8, 8)
+
+
+def test_a_weight_used_twice_is_replaced_once_and_names_stay_unique():
+    network = shared()
+    one, other = network.layers[1:]
+    unit = torch.eye(4)[..., None, None]
+    for layer in (one, other):
+        weight, bias = network.tensor(str(layer.weight.target)), network.tensor("conv.bias")
+        chain = [
+            edit.Link("a", aten.conv2d.default, weight, bias, ([1, 1], [1, 1])),
+            edit.Link("b", aten.conv2d.default, unit, settings=([1, 1], [0, 0])),
+        ]
+        edit.replace_layer(network.graph_module, layer, chain)
+    edit.finish(network.graph_module)
+    x = images(network.shape)[0]
+    torch.testing.assert_close(network(x), captured("shared2d")(x))
+    assert len(network.layers) == 5
+    assert len({str(layer.weight.target) for layer in network.layers}) == 5
+
+
+def test_a_constant_behind_a_tensor_gets_a_flat_name():
+    network = shared()
+    edit.add_constant(network.graph_module, "conv.weight.first.weight", torch.ones(2))
+    assert torch.equal(network.tensor("conv_weight_first_weight"), torch.ones(2))

@@ -20,14 +20,14 @@ from microtome.graph.watching.observe import Observed
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, NETWORKS, captured, images, randomize
+from networks import NETWORKS, captured, images, randomize, told
 
 HEADER_SHARE = 0.03  # names and shapes of half a million weights; 2 % at one bit
 
 
 def quantized(name: str, bits: int | None = 4, skip: frozenset[str] = frozenset()) -> Network:
-    network = FoldBatchNorm()(captured(name), [])
-    return Quantize(EVERYTHING, weight_bits=bits, search_weights=False, skip=skip)(network, images(network.shape))
+    network = FoldBatchNorm().run(captured(name))
+    return Quantize(weight_bits=bits, search_weights=False, skip=skip).run(network, told(images(network.shape)))
 
 
 def middle() -> Network:
@@ -98,7 +98,7 @@ def test_a_float_network_comes_back_exactly(name: str, tmp_path):
     ids=repr,
 )
 def test_encoded_weights_come_back_exactly(number_format: Format, tmp_path):
-    network = EncodeWeights(EVERYTHING, number_format)(quantized("unet2d"), [])
+    network = EncodeWeights(number_format).run(quantized("unet2d"), told())
     check(network, tmp_path / "weights.safetensors")
     header = pack_weights(network).header
     assert {entry["bits"] for entry in header["tensors"].values()} == {number_format.bits}
@@ -116,9 +116,9 @@ def test_layers_in_float_are_stored_in_float(tmp_path):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_the_file_is_as_small_as_the_bits_say(bits: int, tmp_path):
     network = middle()
-    network = Quantize(EVERYTHING, weight_bits=max(bits, 2), search_weights=False)(network, images(network.shape, 1))
+    network = Quantize(weight_bits=max(bits, 2), search_weights=False).run(network, told(images(network.shape, 1)))
     if bits == 1:
-        network = EncodeWeights(EVERYTHING, Binary())(network, [])
+        network = EncodeWeights(Binary()).run(network, told())
     save_packed(network, tmp_path / "weights.safetensors")
     expected = 0
     for layer in network.layers:
@@ -130,7 +130,7 @@ def test_the_file_is_as_small_as_the_bits_say(bits: int, tmp_path):
 
 
 def test_the_header_says_what_is_in_the_file(tmp_path):
-    network = EncodeWeights(EVERYTHING, Codebook(3), skip=frozenset({"up"}))(quantized("unet2d"), [])
+    network = EncodeWeights(Codebook(3), skip=frozenset({"up"})).run(quantized("unet2d"), told())
     save_packed(network, tmp_path / "weights.safetensors")
     with safe_open(tmp_path / "weights.safetensors", "pt") as file:
         header = json.loads(file.metadata()["microtome"])
@@ -161,7 +161,7 @@ def test_a_codebook_that_is_shared_is_stored_once():
 
 
 def test_an_encoding_that_no_longer_fits_is_not_used(tmp_path):
-    network = EncodeWeights(EVERYTHING, Ternary())(quantized("unet2d"), []).copy()
+    network = EncodeWeights(Ternary()).run(quantized("unet2d"), told()).copy()
     network.graph_module.get_parameter("up.weight").data.mul_(3)
     check(network, tmp_path / "weights.safetensors")
     assert pack_weights(network).header["tensors"]["up.weight"]["bits"] == 8
@@ -171,14 +171,14 @@ def test_one_weight_on_two_grids_stays_in_float():
     network = captured("shared2d")
     for bits, packed in ((4, True), (3, False)):
         settings = {"layer_bits": {"conv": (4, 8), "conv#2": (bits, 8)}}
-        shared = Quantize(EVERYTHING, search_weights=False, **settings)(network, images(network.shape))
+        shared = Quantize(search_weights=False, **settings).run(network, told(images(network.shape)))
         assert {str(layer.weight.target) for layer in shared.layers} == {"enter.weight", "conv.weight"}
         assert ("conv.weight" in pack_weights(shared).header["tensors"]) == packed
 
 
 def test_the_network_file_keeps_the_encodings(tmp_path):
-    network = EncodeWeights(EVERYTHING, PowerOfTwo(4), layer_formats={"up": Minifloat("e5m2", scaled=True)})(
-        quantized("unet2d"), []
+    network = EncodeWeights(PowerOfTwo(4), layer_formats={"up": Minifloat("e5m2", scaled=True)}).run(
+        quantized("unet2d"), told()
     )
     pt2.save(network, tmp_path / "network.pt2")
     loaded = pt2.load(tmp_path / "network.pt2")

@@ -8,13 +8,13 @@ from microtome.graph.quantizers import input_quantizer, quantizers, weight_quant
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import QType
-from networks import EVERYTHING, captured, images
+from networks import captured, images, told
 
 
 @pytest.fixture(scope="module")
 def quantized() -> Network:
     network = captured("unet2d")
-    return Quantize(EVERYTHING)(FoldBatchNorm()(network, []), images(network.shape))
+    return Quantize().run(FoldBatchNorm().run(network), told(images(network.shape)))
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,17 @@ from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.quantizers import weight_quantizer
 from microtome.methods.adaround import AdaRound
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, randomize
+from networks import randomize, told
 
 NEAR = 1.1  # of the least error that any rounding has: learning stops after finitely many steps
 
 
 def weights_only(module: nn.Module, shape: tuple[int, ...], batches: list[Tensor]) -> Network:
-    network = FoldBatchNorm()(capture(module, shape), [])
-    return Quantize(EVERYTHING, weight_bits=3, activation_bits=None)(network, batches)
+    network = FoldBatchNorm().run(capture(module, shape))
+    return Quantize(weight_bits=3, activation_bits=None).run(network, told(batches))
 
 
 def correlated(shape: tuple[int, ...]) -> list[Tensor]:
@@ -48,7 +49,7 @@ def test_it_finds_about_the_best_of_all_roundings():
     ]
     least = float(torch.stack(roundings).amin(0).sum())
     assert float(errors(fake_quantize(real, grid)).sum()) > 3 * least
-    after = AdaRound(steps=300, samples=4, rate=0.1, decisiveness=10.0)(coarse, batches)
+    after = AdaRound(steps=300, samples=4, rate=0.1, decisiveness=10.0).run(coarse, Context(batches))
     assert float(errors(after.tensor(str(after.layers[0].weight.target))).sum()) < NEAR * least
 
 
@@ -59,7 +60,7 @@ def test_what_the_activation_function_hides_is_not_learned():
     module = randomize(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
     module[0].bias.data.fill_(-1000.0)
     coarse = weights_only(module, shape, batches)
-    after = AdaRound(steps=20)(coarse, batches)
+    after = AdaRound(steps=20).run(coarse, Context(batches))
     first = coarse.layers[0]
     real = coarse.tensor(str(first.weight.target))
     rounded = after.tensor(str(after.layers[0].weight.target))

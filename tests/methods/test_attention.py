@@ -16,10 +16,11 @@ from microtome.graph.quantizers import quantizers
 from microtome.graph.structure.attention import products, source
 from microtome.graph.watching.observe import Observed
 from microtome.methods.attention import QuantizeAttention
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import Capabilities, OperatorSupport, Port, QType
-from networks import EVERYTHING, UNSIGNED, captured, images, randomize, sqnr_db
+from networks import UNSIGNED, captured, images, randomize, sqnr_db, told
 
 GRIDS = [("uniform", "uniform"), ("twin", "uniform"), ("log2", "uniform"), ("logsqrt2", "uniform"), ("uniform", "twin")]
 # 8 bits on all edges of one block (tests/methods/test_quantize.py: 25 for six layers)
@@ -75,13 +76,13 @@ PRODUCTS = {"transformer": 2, "vit": 4, "swin": 4}
 @functools.cache
 def quantized(name: str) -> Network:
     network = NETWORKS[name]()
-    return Quantize(EVERYTHING)(FoldBatchNorm()(network, []), images(network.shape))
+    return Quantize().run(FoldBatchNorm().run(network), told(images(network.shape)))
 
 
 @functools.cache
 def with_attention(name: str, softmax: str, gelu: str) -> Network:
     network = quantized(name)
-    return QuantizeAttention(softmax=softmax, gelu=gelu)(network, images(network.shape))
+    return QuantizeAttention(softmax=softmax, gelu=gelu).run(network, Context(images(network.shape)))
 
 
 @pytest.mark.parametrize(("softmax", "gelu"), GRIDS)
@@ -134,7 +135,7 @@ def test_few_bits_want_an_uneven_grid():
     float_output = captured("transformer")(x)
     values = {}
     for softmax in ("uniform", "twin", "logsqrt2"):
-        result = QuantizeAttention(bits=4, softmax=softmax)(network, images(network.shape))
+        result = QuantizeAttention(bits=4, softmax=softmax).run(network, Context(images(network.shape)))
         factor = list(products(result))[1].node.args[0]
         got, exact = [], []
         origin = next(n for n in result.graph_module.graph.nodes if kind(n) == "softmax")
@@ -148,8 +149,11 @@ def test_few_bits_want_an_uneven_grid():
 def test_a_factor_that_is_quantized_already_keeps_its_grid():
     network = captured("transformer")
     output = OperatorSupport(UNSIGNED, QType(8, narrow=True), output=True)
-    chain = Quantize(Capabilities("test", {"linear": output}))(FoldBatchNorm()(network, []), images(network.shape))
-    result = QuantizeAttention()(chain, images(network.shape))
+    chain = Quantize().run(
+        FoldBatchNorm().run(network),
+        Context(images(network.shape), capabilities=Capabilities("test", {"linear": output})),
+    )
+    result = QuantizeAttention().run(chain, Context(images(network.shape)))
     first = next(iter(products(result))).node
     for factor in first.args[:2]:
         origin = source(factor.args[0])
@@ -160,31 +164,31 @@ def test_a_factor_that_is_quantized_already_keeps_its_grid():
 def test_formats_are_those_of_the_target():
     signed = Capabilities("test", {"matmul": OperatorSupport(UNSIGNED, QType(8, narrow=True))})
     network = quantized("transformer")
-    result = QuantizeAttention(capabilities=signed)(network, images(network.shape))
+    result = QuantizeAttention().run(network, Context(images(network.shape), capabilities=signed))
     for product in products(result):
         limits = [factor.args[3:] for factor in product.node.args[:2]]
         assert limits == [(0, 255), (-128, 127)]
-    nothing = QuantizeAttention(capabilities=EVERYTHING)(network, images(network.shape))
+    nothing = QuantizeAttention().run(network, told(images(network.shape)))
     assert len(list(quantizers(nothing))) == len(list(quantizers(network)))
 
 
 def test_calibration_streams_and_needs_data():
     network, batches = quantized("transformer"), images((3, 16, 16))
-    together = QuantizeAttention(softmax="twin", gelu="twin")(network, [torch.cat(batches)])
-    apart = QuantizeAttention(softmax="twin", gelu="twin")(network, batches)
+    together = QuantizeAttention(softmax="twin", gelu="twin").run(network, Context([torch.cat(batches)]))
+    apart = QuantizeAttention(softmax="twin", gelu="twin").run(network, Context(batches))
     x = batches[0]
     assert torch.allclose(together(x), apart(x), atol=1e-5)
     with pytest.raises(DataError, match="no calibration images"):
-        QuantizeAttention()(network, [])
+        QuantizeAttention().run(network)
     broken = network.copy()
     edit.set_constant(broken.graph_module, "qkv.bias", torch.full((96,), torch.nan))
     with pytest.raises(DataError, match="NaN"):
-        QuantizeAttention()(broken, batches)
+        QuantizeAttention().run(broken, Context(batches))
 
 
 def test_wrong_settings_are_refused():
     network, batches = quantized("transformer"), images((3, 16, 16))
     with pytest.raises(OptionError, match="log3"):
-        QuantizeAttention(softmax="log3")(network, batches)  # type: ignore[arg-type]
+        QuantizeAttention(softmax="log3").run(network, Context(batches))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="no log2 grid of 16 bits"):
-        QuantizeAttention(bits=16, softmax="log2")(network, batches)
+        QuantizeAttention(bits=16, softmax="log2").run(network, Context(batches))

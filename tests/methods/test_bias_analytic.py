@@ -11,9 +11,9 @@ from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.equalize import Equalize
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images, randomize
+from networks import captured, images, randomize, told
 
-COARSE = Quantize(EVERYTHING, weight_bits=3, activation_bits=None)
+COARSE = Quantize(weight_bits=3, activation_bits=None)
 
 
 class Mixed(nn.Module):
@@ -61,12 +61,12 @@ def noise(seed: int = 1) -> Tensor:
 )
 def test_it_comes_to_the_same_as_images(activation: nn.Module, equalize: bool):
     x = noise()
-    network = FoldBatchNorm()(capture(settled(chain(activation), x), (3, 32, 32)), [])
+    network = FoldBatchNorm().run(capture(settled(chain(activation), x), (3, 32, 32)))
     if equalize:
-        network = Equalize()(network, [])
-    quantized = COARSE(network, [x])
+        network = Equalize().run(network)
+    quantized = COARSE.run(network, told([x]))
     last = [f"{name}.bias" for name in (layer.name for layer in network.layers)][-1]
-    found = [method(quantized, [x]).tensor(last) for method in (CorrectBias(), CorrectBiasAnalytically())]
+    found = [method.run(quantized, told([x])).tensor(last) for method in (CorrectBias(), CorrectBiasAnalytically())]
     empirical, analytic = (bias - quantized.tensor(last) for bias in found)
     # what a sum of three channels of noise lacks of a normal distribution
     assert float((analytic - empirical).norm()) < 0.1 * float(empirical.norm())
@@ -74,7 +74,7 @@ def test_it_comes_to_the_same_as_images(activation: nn.Module, equalize: bool):
 
 def test_means_are_followed_through_sums_concatenations_and_groups():
     x = noise()
-    network = FoldBatchNorm()(capture(settled(randomize(Mixed()), x), (3, 32, 32)), [])
+    network = FoldBatchNorm().run(capture(settled(randomize(Mixed()), x), (3, 32, 32)))
     known = distributions(network)
     seen: dict[str, Tensor] = {}
     Observed(network, known, lambda node, value: seen.update({node.name: value.movedim(1, 0).flatten(1)}))(x)
@@ -104,7 +104,7 @@ def test_a_constant_image_gives_the_mean_response(layer: nn.Module):
 
 def test_behind_an_instance_norm_the_mean_is_its_shift():
     network = captured("residual3d")
-    quantized = Quantize(EVERYTHING)(FoldBatchNorm()(network, []), images(network.shape))
+    quantized = Quantize().run(FoldBatchNorm().run(network), told(images(network.shape)))
     known = {node.name: normal for node, normal in distributions(quantized).items() if "instance_norm" in node.name}
     assert len(known) == 2
     for normal in known.values():
@@ -114,8 +114,8 @@ def test_behind_an_instance_norm_the_mean_is_its_shift():
 
 def test_only_biases_of_layers_behind_norms_change():
     network = captured("unet2d")
-    quantized = COARSE(FoldBatchNorm()(network, []), images(network.shape))
-    corrected = CorrectBiasAnalytically()(quantized, [])
+    quantized = COARSE.run(FoldBatchNorm().run(network), told(images(network.shape)))
+    corrected = CorrectBiasAnalytically().run(quantized)
     changed = {n for n, t in quantized.constants().items() if not torch.equal(t, corrected.constants()[n])}
     assert changed == {"down.0.bias", "up.bias", "leave.0.bias", "leave.3.bias"}
     assert corrected.notes == quantized.notes
@@ -123,9 +123,9 @@ def test_only_biases_of_layers_behind_norms_change():
 
 def test_it_says_that_nothing_is_known(tmp_path):
     network = captured("transformer")
-    quantized = COARSE(FoldBatchNorm()(network, []), images(network.shape))
-    assert CorrectBiasAnalytically()(quantized, []).notes[-1] == NOTHING_KNOWN
-    unet = COARSE(FoldBatchNorm()(captured("unet2d"), []), images((3, 16, 16)))
+    quantized = COARSE.run(FoldBatchNorm().run(network), told(images(network.shape)))
+    assert CorrectBiasAnalytically().run(quantized).notes[-1] == NOTHING_KNOWN
+    unet = COARSE.run(FoldBatchNorm().run(captured("unet2d")), told(images((3, 16, 16))))
     pt2.save(unet, tmp_path / "quantized.pt2")
     loaded = pt2.load(tmp_path / "quantized.pt2")
-    assert CorrectBiasAnalytically()(loaded, []).notes[-1] == NOTHING_KNOWN
+    assert CorrectBiasAnalytically().run(loaded).notes[-1] == NOTHING_KNOWN

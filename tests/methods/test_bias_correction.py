@@ -13,18 +13,19 @@ from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.graph.watching.distribution import mean_is_removed
 from microtome.graph.watching.observe import Observed, Unquantized
+from microtome.methods.base import Context
 from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images, randomize
+from networks import captured, images, randomize, told
 
-COARSE = Quantize(EVERYTHING, weight_bits=4, activation_bits=4)
+COARSE = Quantize(weight_bits=4, activation_bits=4)
 # The corrected mean is that of float32 sums in another order: 2^-24 of the activations, which are of size 1 to 10.
 ROUNDING = 1e-5
 
 
 def quantized(network: Network, batches: list[Tensor]) -> Network:
-    return COARSE(FoldBatchNorm()(network, []), batches)
+    return COARSE.run(FoldBatchNorm().run(network), told(batches))
 
 
 def shift(network: Network, reference: Network, batches: list[Tensor]) -> Tensor:
@@ -49,7 +50,7 @@ def shift(network: Network, reference: Network, batches: list[Tensor]) -> Tensor
 def test_one_layer_loses_its_mean_shift_on_the_calibration_images(layer: nn.Module, shape: tuple[int, ...]):
     network, batches = capture(randomize(layer), shape), images(shape)
     coarse = quantized(network, batches)
-    corrected = CorrectBias()(coarse, batches)
+    corrected = CorrectBias().run(coarse, Context(batches))
     x = torch.cat(batches)
     axis = -1 if isinstance(layer, nn.Linear) else 1
 
@@ -65,7 +66,7 @@ def test_each_layer_is_given_the_mean_of_its_own_error(name: str):
     network = captured(name)
     batches = images(network.shape)
     coarse = quantized(network, batches)
-    corrected = CorrectBias()(coarse, batches)
+    corrected = CorrectBias().run(coarse, Context(batches))
     x, expected = torch.cat(batches), {}
 
     def look(node: Node, arguments: tuple[Any, ...], value: Tensor) -> None:
@@ -96,7 +97,7 @@ def test_whole_networks_shift_less(name: str):
     batches = images(network.shape)
     coarse = quantized(network, batches)
     before = shift(coarse, network, batches).norm()
-    after = shift(CorrectBias()(coarse, batches), network, batches).norm()
+    after = shift(CorrectBias().run(coarse, Context(batches)), network, batches).norm()
     assert float(after) < 0.7 * float(before)  # each layer is corrected for its own error only: less, but not nothing
 
 
@@ -106,15 +107,15 @@ def test_in_sequence_the_output_keeps_its_mean(name: str):
     batches = images(network.shape)
     coarse = quantized(network, batches)
     before = shift(coarse, network, batches).norm()
-    after = shift(CorrectBias(sequential=True)(coarse, batches), network, batches).norm()
+    after = shift(CorrectBias(sequential=True).run(coarse, Context(batches)), network, batches).norm()
     assert float(after) < 1e-3 * float(before)  # the last layer gives back all that is left
 
 
 def test_in_sequence_every_layer_keeps_its_mean():
     network = captured("unet2d")
     batches = images(network.shape)
-    coarse = CorrectBias(sequential=True)(quantized(network, batches), batches)
-    reference = FoldBatchNorm()(network, [])
+    coarse = CorrectBias(sequential=True).run(quantized(network, batches), Context(batches))
+    reference = FoldBatchNorm().run(network)
     means: list[list[Tensor]] = [[], []]
     for candidate, found in zip((coarse, reference), means, strict=True):
         nodes = [layer.node for layer in candidate.layers]
@@ -130,7 +131,7 @@ def test_layers_before_an_instance_norm_are_left_alone(sequential: bool):
     network = captured("residual3d")
     batches = images(network.shape)
     coarse = quantized(network, batches)
-    corrected = CorrectBias(sequential=sequential)(coarse, batches)
+    corrected = CorrectBias(sequential=sequential).run(coarse, Context(batches))
     changed = {
         name for name, tensor in coarse.constants().items() if not torch.equal(tensor, corrected.constants()[name])
     }
@@ -141,7 +142,7 @@ def test_weights_and_grids_stay():
     network = captured("unet2d")
     batches = images(network.shape)
     coarse = quantized(network, batches)
-    corrected = CorrectBias()(coarse, batches)
+    corrected = CorrectBias().run(coarse, Context(batches))
     for name, tensor in coarse.constants().items():
         if not name.endswith("bias"):
             assert torch.equal(tensor, corrected.constants()[name])
@@ -150,7 +151,7 @@ def test_weights_and_grids_stay():
 def test_a_shared_bias_is_parted():
     network = captured("shared2d")
     batches = images(network.shape)
-    corrected = CorrectBias()(COARSE(network, batches), batches)
+    corrected = CorrectBias().run(COARSE.run(network, told(batches)), Context(batches))
     _, one, other = corrected.layers
     assert one.node.args[2].target != other.node.args[2].target
 
@@ -159,8 +160,8 @@ def test_layers_in_float_are_left_alone():
     network = captured("unet2d")
     batches = images(network.shape)
     names = frozenset(layer.name for layer in network.layers) - {"up"}
-    partly = Quantize(EVERYTHING, skip=names)(FoldBatchNorm()(network, []), batches)
-    corrected = CorrectBias()(partly, batches)
+    partly = Quantize(skip=names).run(FoldBatchNorm().run(network), told(batches))
+    corrected = CorrectBias().run(partly, Context(batches))
     changed = {n for n, t in partly.constants().items() if not torch.equal(t, corrected.constants()[n])}
     assert changed == {"up.bias"}
 
@@ -169,4 +170,4 @@ def test_layers_in_float_are_left_alone():
 def test_no_calibration_images_are_refused(sequential: bool):
     network = captured("unet2d")
     with pytest.raises(DataError, match="no calibration images"):
-        CorrectBias(sequential=sequential)(quantized(network, images(network.shape)), [])
+        CorrectBias(sequential=sequential).run(quantized(network, images(network.shape)))

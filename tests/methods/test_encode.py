@@ -18,11 +18,12 @@ from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import output_axis
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
+from microtome.methods.base import Context
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import Capabilities, OperatorSupport
-from networks import EVERYTHING, REAL, UNSIGNED, captured, images, randomize, sqnr_db
+from networks import REAL, UNSIGNED, captured, images, randomize, sqnr_db, told
 
 WITH_INTEGERS = (
     PowerOfTwo(4),
@@ -37,19 +38,19 @@ WITHOUT = (PowerOfTwo(5), Codebook(4), Ternary(two_scales=True), Affine(4, group
 
 
 def quantized(name: str, **settings: object) -> Network:
-    network = FoldBatchNorm()(captured(name), [])
-    return Quantize(EVERYTHING, search_weights=False, **settings)(network, images(network.shape))
+    network = FoldBatchNorm().run(captured(name))
+    return Quantize(search_weights=False, **settings).run(network, told(images(network.shape)))
 
 
 def shared() -> Network:
     """Return a quantized network of which two layers read one weight."""
     network = captured("shared2d")
-    return Quantize(EVERYTHING, search_weights=False)(network, images(network.shape))
+    return Quantize(search_weights=False).run(network, told(images(network.shape)))
 
 
 def encoded(name: str, number_format: Format, **settings: object) -> tuple[Network, Network]:
     before = quantized(name)
-    return before, EncodeWeights(EVERYTHING, number_format, **settings)(before, [])
+    return before, EncodeWeights(number_format, **settings).run(before, told())
 
 
 @pytest.mark.parametrize("activation_bits", [8, None])
@@ -57,7 +58,7 @@ def encoded(name: str, number_format: Format, **settings: object) -> tuple[Netwo
 @pytest.mark.parametrize("number_format", WITH_INTEGERS, ids=repr)
 def test_integers_lie_in_8_bits(number_format: Format, name: str, activation_bits: int | None):
     before = quantized(name, activation_bits=activation_bits)
-    after = EncodeWeights(EVERYTHING, number_format)(before, [])
+    after = EncodeWeights(number_format).run(before, told())
     for old, new in zip(before.layers, after.layers, strict=True):
         axis = output_axis(old.node)
         expected = number_format.encode(before.tensor(str(old.weight.target)), axis).decode()
@@ -92,7 +93,7 @@ def test_the_encodings_give_the_weights(number_format: Format):
 
 
 def test_the_graph_computes_with_them():
-    network = FoldBatchNorm()(captured("unet2d"), [])
+    network = FoldBatchNorm().run(captured("unet2d"))
     x = torch.cat(images(network.shape))
     found = []
     for number_format in (Binary(), Ternary(), PowerOfTwo(3), AdditivePowerOfTwo(4), AdditivePowerOfTwo(6)):
@@ -113,14 +114,14 @@ def test_each_layer_its_format():
 
 def test_layers_in_float_stay():
     before = quantized("unet2d", skip=frozenset({"up"}))
-    after = EncodeWeights(EVERYTHING, Binary())(before, [])
+    after = EncodeWeights(Binary()).run(before, told())
     assert "up.weight" not in after.formats
     assert torch.equal(after.tensor("up.weight"), before.tensor("up.weight"))
 
 
 @pytest.mark.parametrize("number_format", [Ternary(), Codebook(3)], ids=repr)
 def test_layers_with_one_weight_keep_one_weight(number_format: Format):
-    after = EncodeWeights(EVERYTHING, number_format)(shared(), [])
+    after = EncodeWeights(number_format).run(shared(), told())
     _, one, other = after.layers
     assert one.weight.target == other.weight.target
     assert len(after.formats) == 2
@@ -130,7 +131,7 @@ def test_one_weight_in_two_formats_is_parted():
     before = shared()
     _, one, other = before.layers
     settings = {"layer_formats": {one.name: Binary(), other.name: Minifloat("e5m2")}}
-    after = EncodeWeights(EVERYTHING, Ternary(), **settings)(before, [])
+    after = EncodeWeights(Ternary(), **settings).run(before, told())
     _, one, other = after.layers
     weight = before.tensor(str(before.layers[1].weight.target))
     assert one.weight.target != other.weight.target
@@ -141,7 +142,7 @@ def test_one_weight_in_two_formats_is_parted():
 
 def test_a_weight_that_is_skipped_once_stays_for_that_layer():
     before = shared()
-    after = EncodeWeights(EVERYTHING, Binary(), skip=frozenset({before.layers[1].name}))(before, [])
+    after = EncodeWeights(Binary(), skip=frozenset({before.layers[1].name})).run(before, told())
     _, one, other = after.layers
     assert torch.equal(after.tensor(str(one.weight.target)), before.tensor(str(before.layers[1].weight.target)))
     assert len(after.tensor(str(other.weight.target)).abs().flatten(1).unique(dim=1).T) == 1
@@ -149,22 +150,23 @@ def test_a_weight_that_is_skipped_once_stays_for_that_layer():
 
 def test_a_target_without_signed_weights_gets_float():
     unsigned = Capabilities("test", {"conv": OperatorSupport(UNSIGNED, UNSIGNED)})
-    network = FoldBatchNorm()(captured("residual3d"), [])
-    network = Quantize(unsigned)(network, images(network.shape))
-    after = EncodeWeights(unsigned, Ternary())(network, [])
+    network = FoldBatchNorm().run(captured("residual3d"))
+    network = Quantize().run(network, Context(images(network.shape), capabilities=unsigned))
+    after = EncodeWeights(Ternary()).run(network, Context(capabilities=unsigned))
     assert {weight_quantizer(after, layer) for layer in after.layers} == {None}
 
 
 def test_unknown_layers_are_refused():
     for settings in ({"skip": frozenset({"nothing"})}, {"layer_formats": {"nothing": Binary()}}):
         with pytest.raises(OptionError, match="no layer 'nothing'"):
-            EncodeWeights(EVERYTHING, Binary(), **settings)(quantized("unet2d"), [])
+            EncodeWeights(Binary(), **settings).run(quantized("unet2d"), told())
 
 
 def test_a_weight_that_is_not_finite_is_named():
-    network = Quantize(EVERYTHING, activation_bits=None)(
-        FoldBatchNorm()(capture(randomize(nn.Sequential(nn.Conv2d(1, 2, 1))), (1, 4, 4)), []), []
+    network = Quantize(activation_bits=None).run(
+        FoldBatchNorm().run(capture(randomize(nn.Sequential(nn.Conv2d(1, 2, 1))), (1, 4, 4))),
+        told(),
     )
     network.graph_module.get_parameter("0.weight").data.fill_(float("nan"))
     with pytest.raises(WeightsError, match="weight of 0 cannot be encoded"):
-        EncodeWeights(EVERYTHING, Binary())(network, [])
+        EncodeWeights(Binary()).run(network, told())

@@ -11,7 +11,7 @@ from microtome.graph.structure.scaling import input_ranges, output_ranges, pairs
 from microtome.methods.equalize import Equalize
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, NETWORKS, captured, images, randomize, sqnr_db
+from networks import NETWORKS, captured, images, randomize, sqnr_db, told
 
 NAMES = [name for name in NETWORKS if name != "nothing"]
 
@@ -51,19 +51,19 @@ class Grouped(nn.Module):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_computes_the_same(name: str):
-    network = FoldBatchNorm()(captured(name), [])
+    network = FoldBatchNorm().run(captured(name))
     x = images(network.shape)[0]
-    torch.testing.assert_close(Equalize()(network, [])(x), network(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Equalize().run(network)(x), network(x), rtol=1e-4, atol=1e-4)
 
 
 def test_channels_are_as_wide_where_they_are_made_as_where_they_are_read():
-    network = FoldBatchNorm()(capture(randomize(Skip()), (1, 16, 16)), [])
+    network = FoldBatchNorm().run(capture(randomize(Skip()), (1, 16, 16)))
     for layer, channel in (("enter", 2), ("deep", 0), ("up", 3)):
         node = next(found for found in network.layers if found.name == layer)
         weight = network.tensor(str(node.weight.target))
         (weight if layer != "up" else weight.transpose(0, 1))[channel] *= 50
     assert len(pairs(network)) == 3
-    even = Equalize(rounds=60, tolerance=1e-4)(network, [])
+    even = Equalize(rounds=60, tolerance=1e-4).run(network)
     for pair in pairs(even):
         torch.testing.assert_close(output_ranges(even, pair), input_ranges(even, pair), rtol=1e-2, atol=1e-6)
     x = images((1, 16, 16))[0]
@@ -71,7 +71,7 @@ def test_channels_are_as_wide_where_they_are_made_as_where_they_are_read():
 
 
 def test_groups_views_and_features_are_followed():
-    network = FoldBatchNorm()(capture(randomize(Grouped()), (2, 8, 8)), [])
+    network = FoldBatchNorm().run(capture(randomize(Grouped()), (2, 8, 8)))
     names = {layer.node: layer.name for layer in network.layers}
     chain = {names[pair.node]: [names[reader.node] for reader in pair.readers] for pair in pairs(network)}
     order = ["enter", "depth", "point", "up", "wide", "tokens", "last", "head"]
@@ -79,7 +79,7 @@ def test_groups_views_and_features_are_followed():
     for position, name in enumerate(order[:-1]):
         weight = network.tensor(f"{name}.weight")
         (weight if name != "up" else weight[:2].movedim(1, 0))[position % 3] *= 20
-    even = Equalize(rounds=200, tolerance=1e-4)(network, [])
+    even = Equalize(rounds=200, tolerance=1e-4).run(network)
     for pair in pairs(even):
         torch.testing.assert_close(output_ranges(even, pair), input_ranges(even, pair), rtol=1e-2, atol=1e-6)
     x = images((2, 8, 8))[0]
@@ -91,7 +91,7 @@ def test_the_scale_is_that_of_the_paper():
     weights = (torch.tensor([[8.0, -1.0], [0.5, 0.25]]), torch.tensor([[2.0, -4.5]]))
     for name, value in zip(("0.weight", "2.weight"), weights, strict=True):
         network.tensor(name).copy_(value)
-    even = Equalize(rounds=1)(network, [])
+    even = Equalize(rounds=1).run(network)
     # s = sqrt(range of output / range of input) = 8/2 and 0.5/4.5, under the root
     torch.testing.assert_close(even.tensor("0.weight"), torch.tensor([[4.0, -0.5], [1.5, 0.75]]))
     torch.testing.assert_close(even.tensor("2.weight"), torch.tensor([[4.0, -1.5]]))
@@ -104,23 +104,23 @@ def test_scales_do_not_pass_these(between: nn.Module):
 
 
 def test_uneven_channels_survive_narrow_grids_better():
-    network = FoldBatchNorm()(capture(randomize(Skip()), (1, 16, 16)), [])
+    network = FoldBatchNorm().run(capture(randomize(Skip()), (1, 16, 16)))
     deep = next(found for found in network.layers if found.name == "deep")
     head = next(found for found in network.layers if found.name == "up")
     factors = torch.logspace(-1.5, 1.5, 5)
     network.tensor(str(deep.weight.target)).mul_(factors.reshape(-1, 1, 1, 1))
     network.tensor(str(head.weight.target)).div_(factors.reshape(-1, 1, 1, 1))
-    x, quantize = images((1, 16, 16))[0], Quantize(EVERYTHING, activation_bits=4)
-    plain = quantize(network, images((1, 16, 16)))
-    even = quantize(Equalize()(network, []), images((1, 16, 16)))
+    x, quantize = images((1, 16, 16))[0], Quantize(activation_bits=4)
+    plain = quantize.run(network, told(images((1, 16, 16))))
+    even = quantize(Equalize().run(network), images((1, 16, 16)))
     assert sqnr_db(network(x), even(x)) > sqnr_db(network(x), plain(x)) + 2
 
 
 def test_what_does_not_commute_is_left_alone():
-    assert pairs(FoldBatchNorm()(captured("residual3d"), [])) == ()  # norms, and a sum
+    assert pairs(FoldBatchNorm().run(captured("residual3d"))) == ()  # norms, and a sum
     assert pairs(captured("shared2d")) == ()
 
 
 def test_no_rounds_are_refused():
     with pytest.raises(OptionError, match="at least one round"):
-        Equalize(rounds=0)(captured("unet2d"), [])
+        Equalize(rounds=0).run(captured("unet2d"))

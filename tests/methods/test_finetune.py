@@ -7,21 +7,26 @@ from torch import Tensor, nn
 
 from microtome.core.affine import fake_quantize
 from microtome.core.distillation import distillation_loss
+from microtome.core.formats import PowerOfTwo
 from microtome.errors import DataError, OptionError
 from microtome.graph import pt2
+from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import quantizers
+from microtome.methods.base import Context
+from microtome.methods.encode import EncodeWeights
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images, sqnr_db
+from microtome.progress import Silent
+from networks import NETWORKS, captured, images, randomize, sqnr_db, told
 
 
 def quantized(name: str = "unet2d", weight_bits: int = 3, activation_bits: int = 4) -> Network:
-    network = FoldBatchNorm()(captured(name), [])
-    quantize = Quantize(EVERYTHING, weight_bits=weight_bits, activation_bits=activation_bits)
-    return quantize(network, images(network.shape))
+    network = FoldBatchNorm().run(captured(name))
+    quantize = Quantize(weight_bits=weight_bits, activation_bits=activation_bits)
+    return quantize.run(network, told(images(network.shape)))
 
 
 def lost(network: Network, name: str = "unet2d") -> float:
@@ -33,14 +38,14 @@ def lost(network: Network, name: str = "unet2d") -> float:
 @pytest.mark.parametrize("ranges", ["learned", "clipped", "observed"])
 def test_training_brings_the_network_closer_to_its_parent(ranges: str):
     before = quantized()
-    after = Finetune(steps=80, rate=2e-2, ranges=ranges)(before, images(before.shape, count=6))
+    after = Finetune(steps=80, rate=2e-2, ranges=ranges).run(before, Context(training=images(before.shape, count=6)))
     assert lost(after) < 0.6 * lost(before)
 
 
 @pytest.mark.parametrize(("weights", "values"), [("affine", 4), ("ternary", 3), ("binary", 2)])
 def test_two_bit_weights_have_the_values_that_were_asked_for(weights: str, values: int):
     network = quantized(weight_bits=2, activation_bits=8)
-    after = Finetune(steps=40, rate=2e-2, weights=weights)(network, images(network.shape))
+    after = Finetune(steps=40, rate=2e-2, weights=weights).run(network, Context(training=images(network.shape)))
     assert lost(after) < lost(network)
     for quantizer in quantizers(after):
         if quantizer.kind == "weight":
@@ -54,7 +59,7 @@ def test_two_bit_weights_have_the_values_that_were_asked_for(weights: str, value
 def test_a_teacher_is_what_is_imitated():
     network = quantized()
     other = captured("concat_up2d")
-    after = Finetune(steps=60, rate=3e-2, teacher=other)(network, images(network.shape))
+    after = Finetune(steps=60, rate=3e-2).run(network, Context(training=images(network.shape), teacher=other))
     assert lost(after, "concat_up2d") < 0.7 * lost(network, "concat_up2d")
 
 
@@ -67,18 +72,21 @@ def test_a_loss_of_ones_own_sees_the_targets():
         return nn.functional.cross_entropy(student, target)
 
     batches = [(x, torch.randint(0, 2, (2, 16, 16))) for x in images(network.shape)]
-    Finetune(steps=4, loss=loss)(network, batches)
+    Finetune(steps=4).run(network, Context(training=batches, loss=loss))
     assert seen == [(2, 16, 16)] * 4
 
 
 def test_widths_come_down_in_steps():
     network, widths = quantized(weight_bits=3), []
 
-    def watch(step: int, steps: int, loss: float) -> None:
-        widths.append(step)
+    class Bar(Silent):
+        def track(self, items, title, total=None):
+            for step in items:
+                widths.append(step)
+                yield step
 
-    after = Finetune(steps=8, gradual=(8, 5), watch=watch)(network, images(network.shape))
-    assert widths == list(range(1, 9))
+    after = Finetune(steps=8, gradual=(8, 5)).run(network, Context(training=images(network.shape), progress=Bar()))
+    assert widths == list(range(8))
     assert {q.qparams.qtype.bits for q in quantizers(after) if q.kind == "weight"} == {3}
 
 
@@ -86,7 +94,9 @@ def test_the_best_network_by_the_tuning_loss_is_returned():
     network = quantized()
     tuning = images(network.shape, seed=3)
     # a rate at which training goes astray after its first looks
-    after = Finetune(steps=40, rate=5.0, grid_rate=0.5, tuning=tuning, check_every=1)(network, images(network.shape))
+    after = Finetune(steps=40, rate=5.0, grid_rate=0.5, check_every=1).run(
+        network, Context(training=images(network.shape), tuning=tuning)
+    )
     monitor = after.history[-1]["training"]["monitor"]
     assert min(monitor) < monitor[-1]
     losses = [float(distillation_loss(after(x), captured("unet2d")(x)).detach()) for x in tuning]
@@ -95,8 +105,9 @@ def test_the_best_network_by_the_tuning_loss_is_returned():
 
 def test_training_stops_when_nothing_improves():
     network = quantized()
-    settings = Finetune(steps=400, rate=5.0, grid_rate=0.5, tuning=images(network.shape), check_every=1, patience=3)
-    after = settings(network, images(network.shape))
+    settings = Finetune(steps=400, rate=5.0, grid_rate=0.5, check_every=1, patience=3)
+    batches = images(network.shape)
+    after = settings.run(network, Context(training=batches, tuning=batches))
     assert len(after.history[-1]["training"]["steps"]) < 100
 
 
@@ -117,23 +128,56 @@ class Interrupted:
 @pytest.mark.parametrize("gradual", [(), (8,)])
 def test_interrupted_training_goes_on_to_the_same_result(tmp_path, gradual: tuple[int, ...]):
     network, batches = quantized(), images((3, 16, 16), count=5)
-    settings = {"steps": 12, "check_every": 2, "gradual": gradual, "tuning": images((3, 16, 16), seed=4)}
-    whole = Finetune(**settings)(network, batches)
+    settings, tuning = {"steps": 12, "check_every": 2, "gradual": gradual}, images((3, 16, 16), seed=4)
+    whole = Finetune(**settings).run(network, Context(training=batches, tuning=tuning))
     checkpoint = tmp_path / "half.training"
     with pytest.raises(KeyboardInterrupt):
-        Finetune(**settings, checkpoint=checkpoint)(network, Interrupted(batches, 9))
+        Finetune(**settings).run(
+            network, Context(training=Interrupted(batches, 9), tuning=tuning, checkpoint=checkpoint)
+        )
     assert checkpoint.exists()
-    seen: list[int] = []
-    resumed = Finetune(**settings, checkpoint=checkpoint, watch=lambda step, *_: seen.append(step))(network, batches)
-    assert seen == list(range(9, 13))
+    resumed = Finetune(**settings).run(network, Context(training=batches, tuning=tuning, checkpoint=checkpoint))
     assert not checkpoint.exists()
     assert resumed.fingerprint() == whole.fingerprint()
     assert resumed.history[-1] == whole.history[-1]
 
 
+def test_a_float_network_learns_too():
+    network, teacher = captured("unet2d"), capture(randomize(NETWORKS["unet2d"][0](), seed=5), (3, 16, 16))
+    x = images(network.shape, seed=7)[0]
+
+    def apart(one: Network) -> float:
+        return float(distillation_loss(one(x), teacher(x)).detach())
+
+    after = Finetune(steps=60).run(network, Context(training=images(network.shape, count=6), teacher=teacher))
+    assert apart(after) < 0.7 * apart(network)
+    assert after.state == {"finetuned"}
+    assert not list(quantizers(after))
+
+
+def test_the_best_network_by_a_score_is_returned():
+    network, seen = quantized(), []
+
+    def score(candidate: Network) -> float:
+        seen.append((candidate.fingerprint(), len(seen) == 2))  # the third look is the best
+        return float(seen[-1][1])
+
+    batches = images(network.shape)
+    after = Finetune(steps=5, check_every=1).run(network, Context(training=batches, score=score))
+    assert after.fingerprint() == seen[2][0]
+    assert after.history[-1]["training"]["score"] == [0, 0, 1, 0, 0]
+    assert len({fingerprint for fingerprint, _ in seen}) == 5
+
+
+def test_weights_in_a_format_of_their_own_do_not_move():
+    network = EncodeWeights(PowerOfTwo(4)).run(quantized(), told())
+    with pytest.raises(OptionError, match="in the format pot4"):
+        Finetune(steps=1).run(network, Context(training=images(network.shape)))
+
+
 def test_amp_trains_as_well():
     network = quantized()
-    after = Finetune(steps=60, rate=2e-2, amp=True)(network, images(network.shape))
+    after = Finetune(steps=60, rate=2e-2, amp=True).run(network, Context(training=images(network.shape)))
     assert lost(after) < 0.7 * lost(network)
 
 
@@ -141,20 +185,22 @@ def test_a_loss_that_is_not_finite_is_named():
     network = quantized()
     broken = [torch.full((2, 3, 16, 16), float("nan"))]
     with pytest.raises(DataError, match="loss is nan at step 1"):
-        Finetune(steps=2)(network, broken)
+        Finetune(steps=2).run(network, Context(training=broken))
 
 
 def test_nothing_to_train_on_is_an_error():
     with pytest.raises(DataError, match="no training images"):
-        Finetune(steps=2)(quantized(), [])
+        Finetune(steps=2).run(quantized(), Context(training=[]))
+    with pytest.raises(OptionError, match="no training images"):
+        Finetune(steps=2).run(quantized(), told(images((3, 16, 16))))
     with pytest.raises(DataError, match="no tuning images"):
-        Finetune(steps=2, tuning=[])(quantized(), images((3, 16, 16)))
+        Finetune(steps=2).run(quantized(), Context(training=images((3, 16, 16)), tuning=[]))
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"gradual": (1,)}])
 def test_settings_without_sense_are_refused(settings: dict):
     with pytest.raises(OptionError):
-        Finetune(**settings)(quantized(), images((3, 16, 16)))
+        Finetune(**settings)
 
 
 def _train_on_one_process(rank: int, world: int, folder: str) -> None:
@@ -162,7 +208,7 @@ def _train_on_one_process(rank: int, world: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     network = pt2.load(Path(folder) / "network.pt2")
     mine = [batch[rank : rank + 1] for batch in torch.load(f"{folder}/batches.pt")]
-    pt2.save(Finetune(steps=5)(network, mine), Path(folder) / f"trained-{rank}.pt2")
+    pt2.save(Finetune(steps=5).run(network, Context(training=mine)), Path(folder) / f"trained-{rank}.pt2")
     torch.distributed.destroy_process_group()
 
 
@@ -174,6 +220,6 @@ def test_two_processes_train_one_network(tmp_path):
     first, second = (pt2.load(Path(tmp_path) / f"trained-{rank}.pt2") for rank in (0, 1))
     x = images((3, 16, 16), seed=8)[0]
     assert torch.equal(first(x), second(x))
-    alone = Finetune(steps=5)(network, batches)
+    alone = Finetune(steps=5).run(network, Context(training=batches))
     assert sqnr_db(alone(x), first(x)) > 15  # the loss of a mean is not the mean of losses where Dice is in it
     assert sqnr_db(network(x), first(x)) < 60

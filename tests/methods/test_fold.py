@@ -18,7 +18,7 @@ def norms(network: Network) -> int:
 
 def check(network: Network, left: int) -> Network:
     """Fold, expect so many norms to be left, and compare the outputs."""
-    folded = FoldBatchNorm()(network, [])
+    folded = FoldBatchNorm().run(network)
     assert norms(folded) == left
     for x in images(network.shape) if len(network.shape) > 1 else [torch.randn((5, *network.shape))]:
         expected = network(x).detach()
@@ -93,5 +93,5 @@ def test_no_data_is_read():
         raise AssertionError("folding read a batch")
         yield
 
-    folded = FoldBatchNorm()(captured("unet2d"), unreadable())
+    folded = FoldBatchNorm().run(captured("unet2d"))
     assert norms(folded) == 0

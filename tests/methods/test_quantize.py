@@ -10,10 +10,11 @@ from microtome.errors import DataError, OptionError, TargetError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.quantizers import input_quantizer, quantizers, weight_quantizer
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import Capabilities, OperatorSupport, Port, QType
-from networks import EVERYTHING, REAL, captured, images, sqnr_db
+from networks import REAL, captured, images, sqnr_db, told
 
 # 8 bits keep a layer's output to about 40 dB (6 dB per bit, less the peak-to-mean ratio of what flows); the noise of up
 # to six layers and a norm's gain in between leave 25.
@@ -21,18 +22,18 @@ EIGHT_BITS_DB = 25.0
 
 
 def folded(name: str) -> Network:
-    return FoldBatchNorm()(captured(name), [])
+    return FoldBatchNorm().run(captured(name))
 
 
 def minmax(network: Network, batches: list[Tensor], **settings) -> Network:
-    return Quantize(EVERYTHING, observer="minmax", search_weights=False, **settings)(network, batches)
+    return Quantize(observer="minmax", search_weights=False, **settings).run(network, told(batches))
 
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("observer", OBSERVERS)
 def test_eight_bits_stay_close_to_float(name: str, observer: str):
     network = folded(name)
-    quantized = Quantize(EVERYTHING, observer=observer)(network, images(network.shape))
+    quantized = Quantize(observer=observer).run(network, told(images(network.shape)))
     x = images(network.shape)[0]
     assert sqnr_db(network(x), quantized(x)) > EIGHT_BITS_DB
 
@@ -63,8 +64,12 @@ def test_an_output_has_a_range_of_its_own():
     nn.init.constant_(conv.weight, 0.01)
     nn.init.zeros_(conv.bias)
     support = OperatorSupport(QType(8, signed=False, symmetric=False), QType(8, narrow=True), output=True)
-    quantized = Quantize(Capabilities("test", {"conv": support}), observer="minmax")(
-        capture(conv, (1, 8, 8)), [100 * torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))]
+    quantized = Quantize(observer="minmax").run(
+        capture(conv, (1, 8, 8)),
+        Context(
+            [100 * torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0))],
+            capabilities=Capabilities("test", {"conv": support}),
+        ),
     )
     scales = sorted(float(q.qparams.scale) for q in quantizers(quantized) if q.kind == "activation")
     assert len(scales) == 2
@@ -97,7 +102,9 @@ def test_an_unknown_layer_to_skip_is_refused_by_name():
 def test_a_target_without_a_kernel_for_any_layer_is_refused(name: str):
     flat = OperatorSupport(QType(8), QType(8), spatial_dims=(2,))
     with pytest.raises(TargetError, match="integer kernels for none"):
-        Quantize(Capabilities("flat", {"conv": flat}))(captured(name), images(captured(name).shape))
+        Quantize().run(
+            captured(name), Context(images(captured(name).shape), capabilities=Capabilities("flat", {"conv": flat}))
+        )
 
 
 def test_skipping_everything_is_refused():
@@ -117,7 +124,7 @@ def test_an_image_that_makes_nan_is_refused_in_one_sentence(observer: str):
             return self.conv(torch.log(x))
 
     with pytest.raises(DataError, match=r"^a calibration image makes log NaN or infinite\. [\w ,-]+\.$"):
-        Quantize(EVERYTHING, observer=observer)(_log_network(Log()), [-torch.ones((1, 1, 8, 8))])
+        Quantize(observer=observer).run(_log_network(Log()), told([-torch.ones((1, 1, 8, 8))]))
 
 
 def _log_network(module: nn.Module) -> Network:
@@ -130,14 +137,14 @@ def _log_network(module: nn.Module) -> Network:
 
 def test_no_calibration_images_are_refused():
     with pytest.raises(DataError, match="no calibration images"):
-        Quantize(EVERYTHING)(folded("unet2d"), [])
+        Quantize().run(folded("unet2d"), told())
 
 
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "kl"])
 def test_the_order_of_the_images_does_not_matter(observer: str):
     network, batches = folded("dense2d"), images((3, 16, 16), count=5)
-    one = Quantize(EVERYTHING, observer=observer)(network, batches)
-    other = Quantize(EVERYTHING, observer=observer)(network, batches[::-1])
+    one = Quantize(observer=observer).run(network, told(batches))
+    other = Quantize(observer=observer).run(network, told(batches[::-1]))
     assert one.fingerprint() == other.fingerprint()
 
 
@@ -152,7 +159,7 @@ def test_calibration_streams():
             held.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
             yield images(network.shape, count=1, seed=seed)[0]
 
-    Quantize(EVERYTHING)(network, one_at_a_time())
+    Quantize().run(network, told(one_at_a_time()))
     assert len(set(held[1:])) == 1  # the first batch starts before the observers have seen anything
 
 
@@ -181,7 +188,7 @@ def weight_grids(network: Network) -> dict[str, QType]:
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 12, 16])
 def test_weights_get_the_width_asked_for(bits: int):
     network = folded("unet2d")
-    quantized = Quantize(EVERYTHING, weight_bits=bits)(network, images(network.shape))
+    quantized = Quantize(weight_bits=bits).run(network, told(images(network.shape)))
     assert {qtype.bits for qtype in weight_grids(quantized).values()} == {bits}
     for layer in quantized.layers:
         grid = weight_quantizer(quantized, layer)
@@ -196,8 +203,8 @@ def test_more_bits_are_closer_to_float():
     widths = [(2, 8), (4, 8), (6, 8), (8, 8), (16, 16)]
     losses = []
     for weight, activation in widths:
-        quantize = Quantize(EVERYTHING, weight_bits=weight, activation_bits=activation)
-        losses.append(sqnr_db(network(x), quantize(network, images(network.shape))(x)))
+        quantize = Quantize(weight_bits=weight, activation_bits=activation)
+        losses.append(sqnr_db(network(x), quantize.run(network, told(images(network.shape)))(x)))
     assert losses == sorted(losses)
     assert losses[-1] > 60
 
@@ -205,28 +212,28 @@ def test_more_bits_are_closer_to_float():
 @pytest.mark.parametrize(("weight", "activation"), [(None, 8), (8, None)])
 def test_one_side_can_stay_in_float(weight: int | None, activation: int | None):
     network = folded("concat_up2d")
-    quantized = Quantize(EVERYTHING, weight_bits=weight, activation_bits=activation)(network, images(network.shape))
+    quantized = Quantize(weight_bits=weight, activation_bits=activation).run(network, told(images(network.shape)))
     assert {q.kind for q in quantizers(quantized)} == {"weight" if activation is None else "activation"}
 
 
 def test_weights_alone_need_no_images():
-    quantized = Quantize(EVERYTHING, activation_bits=None)(folded("concat_up2d"), [])
+    quantized = Quantize(activation_bits=None).run(folded("concat_up2d"), told())
     assert len(list(quantizers(quantized))) == len(quantized.layers)
 
 
 def test_the_first_and_last_layers_keep_more_bits():
     network = folded("unet2d")
-    quantize = Quantize(EVERYTHING, weight_bits=4, activation_bits=4, end_bits=8)
-    widths = [qtype.bits for qtype in weight_grids(quantize(network, images(network.shape))).values()]
+    quantize = Quantize(weight_bits=4, activation_bits=4, end_bits=8)
+    widths = [qtype.bits for qtype in weight_grids(quantize.run(network, told(images(network.shape)))).values()]
     assert sorted(widths) == [4, 4, 4, 8, 8]
-    wider = Quantize(EVERYTHING, weight_bits=12, end_bits=8)(network, images(network.shape))
+    wider = Quantize(weight_bits=12, end_bits=8).run(network, told(images(network.shape)))
     assert {qtype.bits for qtype in weight_grids(wider).values()} == {12}
 
 
 def test_single_layers_get_widths_of_their_own():
     network = folded("unet2d")
     chosen = network.layers[1].name
-    quantized = Quantize(EVERYTHING, layer_bits={chosen: (3, 5)})(network, images(network.shape))
+    quantized = Quantize(layer_bits={chosen: (3, 5)}).run(network, told(images(network.shape)))
     grids = weight_grids(quantized)
     assert grids.pop(chosen).bits == 3
     assert {qtype.bits for qtype in grids.values()} == {8}
@@ -235,7 +242,7 @@ def test_single_layers_get_widths_of_their_own():
 def test_what_is_read_at_two_widths_gets_the_wider():
     network = folded("unet2d")  # the skip is read by the strided convolution and, in a concatenation, by the last ones
     first = network.layers[1].name
-    quantized = Quantize(EVERYTHING, layer_bits={first: (8, 4)})(network, images(network.shape))
+    quantized = Quantize(layer_bits={first: (8, 4)}).run(network, told(images(network.shape)))
     layer = next(layer for layer in quantized.layers if layer.name == first)
     assert input_quantizer(quantized, layer).qtype.bits == 8
 
@@ -243,9 +250,9 @@ def test_what_is_read_at_two_widths_gets_the_wider():
 @pytest.mark.parametrize("settings", [{"weight_bits": 1}, {"activation_bits": 0}, {"weight_bits": 17}])
 def test_widths_without_a_grid_are_refused(settings: dict):
     with pytest.raises(OptionError, match="no "):
-        Quantize(EVERYTHING, **settings)(folded("unet2d"), images((3, 16, 16)))
+        Quantize(**settings).run(folded("unet2d"), told(images((3, 16, 16))))
 
 
 def test_a_width_for_a_layer_that_is_not_there_is_refused():
     with pytest.raises(OptionError, match="no layer 'nobody'"):
-        Quantize(EVERYTHING, layer_bits={"nobody": (4, 4)})(folded("unet2d"), images((3, 16, 16)))
+        Quantize(layer_bits={"nobody": (4, 4)}).run(folded("unet2d"), told(images((3, 16, 16))))

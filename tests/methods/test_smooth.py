@@ -9,11 +9,12 @@ from microtome.graph.network import Network
 from microtome.graph.structure.layernorm import affine_norms, layer_norms
 from microtome.graph.structure.scaling import Pair, input_ranges
 from microtome.graph.watching.observe import Observed
+from microtome.methods.base import Context
 from microtome.methods.even_layernorm import EvenLayerNorm
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.methods.smooth import Smooth
-from networks import EVERYTHING, NETWORKS, captured, images, randomize, sqnr_db
+from networks import NETWORKS, captured, images, randomize, sqnr_db, told
 
 NAMES = [name for name in NETWORKS if name != "nothing"]
 METHODS = {"smooth": Smooth(), "even": EvenLayerNorm()}
@@ -61,7 +62,7 @@ def weights(pair: Pair) -> list[str]:
 
 def uneven() -> Network:
     """Return the transformer with a few features that are much wider than the others, as trained ones have."""
-    network = FoldBatchNorm()(captured("transformer"), []).copy()
+    network = FoldBatchNorm().run(captured("transformer")).copy()
     for norm in layer_norms(network):
         for position, (channel, factor) in enumerate(((3, 30.0), (17, 0.02))):
             network.tensor(str(norm.node.args[2].target))[channel] *= factor
@@ -74,18 +75,18 @@ def uneven() -> Network:
 @both
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_computes_the_same(method: str, name: str):
-    network = FoldBatchNorm()(captured(name), [])
+    network = FoldBatchNorm().run(captured(name))
     x = images(network.shape)[0]
-    after = METHODS[method](network, images(network.shape))
+    after = METHODS[method].run(network, told(images(network.shape)))
     torch.testing.assert_close(after(x), network(x), rtol=1e-3, atol=1e-4)
 
 
 @both
 def test_uneven_features_survive_rounding_better(method: str):
     network = uneven()
-    quantize, x = Quantize(EVERYTHING, weight_bits=8, activation_bits=5), images(network.shape)[0]
-    plain = quantize(network, images(network.shape))
-    after = quantize(METHODS[method](network, images(network.shape)), images(network.shape))
+    quantize, x = Quantize(weight_bits=8, activation_bits=5), images(network.shape)[0]
+    plain = quantize.run(network, told(images(network.shape)))
+    after = quantize.run(METHODS[method].run(network, told(images(network.shape))), told(images(network.shape)))
     assert sqnr_db(network(x), after(x)) > sqnr_db(network(x), plain(x)) + 3
 
 
@@ -103,7 +104,7 @@ def feature_ranges(network: Network) -> list[tuple[Tensor, Tensor]]:
 
 def test_features_behind_a_layer_norm_get_the_mean_grid():
     network = uneven()
-    after = EvenLayerNorm()(network, images(network.shape))
+    after = EvenLayerNorm().run(network, Context(images(network.shape)))
     before, ranges = feature_ranges(network), feature_ranges(after)
     assert len(ranges) == 2
     for (first, last), (low, high) in zip(before, ranges, strict=True):
@@ -122,27 +123,27 @@ def test_the_scale_is_that_of_the_paper():
     Observed(network, [norm.node], lambda node, value: seen.update(x=value))(torch.cat(images(network.shape)))
     activation = seen["x"].flatten(0, -2).abs().amax(0)
     weight = network.tensor(weights(norm)[0]).abs().amax(0)
-    after = Smooth(alpha=0.75)(network, images(network.shape))
+    after = Smooth(alpha=0.75).run(network, Context(images(network.shape)))
     moved = after.tensor(weights(norm)[0]) / network.tensor(weights(norm)[0])
     torch.testing.assert_close(moved[0], activation**0.75 / weight**0.25, rtol=1e-3, atol=1e-5)
 
 
 def test_windows_and_class_tokens_are_followed():
-    network = FoldBatchNorm()(capture(randomize(Windows()), (2, 8, 8)), [])
+    network = FoldBatchNorm().run(capture(randomize(Windows()), (2, 8, 8)))
     x = images(network.shape)
     readers = [weights(pair) for pair in affine_norms(network)]
     assert readers == [["window.weight"], ["padded.weight"], ["conv.weight"], ["head.weight"]]
     # zeros of a padding are not shifted with the rest
     assert [weights(pair) for pair in layer_norms(network)] == [["window.weight"], ["head.weight"]]
     for method in METHODS.values():
-        torch.testing.assert_close(method(network, x)(x[0]), network(x[0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(method.run(network, told(x))(x[0]), network(x[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_other_norms_take_a_scale_too():
-    network = FoldBatchNorm()(capture(randomize(Norms()), (4, 8, 8)), [])
+    network = FoldBatchNorm().run(capture(randomize(Norms()), (4, 8, 8)))
     x = images(network.shape)
     assert [weights(pair) for pair in affine_norms(network)] == [[f"convs.{i}.weight"] for i in range(3)]
-    after = Smooth()(network, x)
+    after = Smooth().run(network, Context(x))
     torch.testing.assert_close(after(x[0]), network(x[0]), rtol=1e-4, atol=1e-4)
     seen = {}
     nodes = [reader.node.args[0] for pair in affine_norms(after) for reader in pair.readers]
@@ -159,26 +160,28 @@ def test_the_best_candidate_is_taken():
     network.tensor("1.weight").mul_(torch.logspace(-1, 0.5, 32).flip(0))
     x = [torch.randn((2, 6, 32), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     choices = (0.0, 0.25, 0.5, 0.75, 1.0)
-    quantize = Quantize(EVERYTHING, observer="minmax", search_weights=False, weight_bits=4, activation_bits=4)
+    quantize = Quantize(observer="minmax", search_weights=False, weight_bits=4, activation_bits=4)
 
     def error(smoothed: Network) -> float:
-        quantized = quantize(smoothed, x)
+        quantized = quantize.run(smoothed, told(x))
         return sum(float((quantized(batch) - network(batch)).detach().square().sum()) for batch in x)
 
-    network = FoldBatchNorm()(network, [])
-    each = [error(network), *(error(Smooth(alpha)(network, x)) for alpha in choices)]
-    assert error(Smooth(candidates=choices, weight_bits=4, activation_bits=4)(network, x)) < 1.001 * min(each)
+    network = FoldBatchNorm().run(network)
+    each = [error(network), *(error(Smooth(alpha).run(network, Context(x))) for alpha in choices)]
+    best = Smooth(candidates=choices, weight_bits=4, activation_bits=4).run(network, Context(x))
+    assert error(best) < 1.001 * min(each)
     assert 1.1 * min(each) < min(each[0], each[1], each[5])  # there was something to choose
 
 
 def test_even_networks_are_left_alone_by_candidates_that_do_harm():
     layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    network = FoldBatchNorm()(capture(layers, (4,)), [])
+    network = FoldBatchNorm().run(capture(layers, (4,)))
     x = torch.rand((64, 4), generator=torch.Generator().manual_seed(0))
     network.tensor("0.weight").copy_(torch.eye(4))
     network.tensor("0.bias").zero_()
     network.tensor("2.weight").copy_(torch.diag(torch.tensor([1.0, 10.0, 100.0, 1000.0])))
-    after = Smooth(candidates=(0.0,))(network, [x])  # would make the activations as uneven as the weights are
+    # alpha 0 would make the activations as uneven as the weights are
+    after = Smooth(candidates=(0.0,)).run(network, Context([x]))
     assert torch.equal(after.tensor("2.weight"), network.tensor("2.weight"))
 
 
@@ -188,20 +191,20 @@ def test_a_dead_feature_does_not_spoil_the_others():
         network.tensor(str(norm.node.args[2].target))[5] = 0
         network.tensor(str(norm.node.args[3].target))[5] = 3.0
     x = images(network.shape)
-    after = EvenLayerNorm()(network, x)
+    after = EvenLayerNorm().run(network, Context(x))
     torch.testing.assert_close(after(x[0]), network(x[0]), rtol=1e-5, atol=1e-5)
-    quantize = Quantize(EVERYTHING)
-    assert sqnr_db(network(x[0]), quantize(after, x)(x[0])) > 30
+    quantize = Quantize()
+    assert sqnr_db(network(x[0]), quantize.run(after, told(x))(x[0])) > 30
 
 
 @both
 def test_no_images_are_an_error(method: str):
     with pytest.raises(DataError, match="no calibration images"):
-        METHODS[method](uneven(), [])
+        METHODS[method].run(uneven())
 
 
 def test_settings_without_sense_are_refused():
     with pytest.raises(OptionError, match="share"):
-        Smooth(alpha=1.5)(uneven(), [])
+        Smooth(alpha=1.5).run(uneven())
     with pytest.raises(OptionError, match="2 to 16"):
-        Smooth(weight_bits=1)(uneven(), [])
+        Smooth(weight_bits=1).run(uneven())

@@ -11,6 +11,7 @@ import torch
 
 from microtome.graph.network import Network
 from microtome.methods.attention import QuantizeAttention
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.runtimes import runtime
@@ -26,8 +27,8 @@ PRODUCTS = {"QLinearMatMul", "MatMulIntegerToFloat"}
 def quantized(target: str, softmax: str) -> Network:
     parent = captured("transformer")
     batches = images(parent.shape)
-    network = Quantize(runtime(target).capabilities())(FoldBatchNorm()(parent, []), batches)
-    return QuantizeAttention(softmax=softmax)(network, batches)
+    network = Quantize().run(FoldBatchNorm().run(parent), Context(batches, capabilities=runtime(target).capabilities()))
+    return QuantizeAttention(softmax=softmax).run(network, Context(batches))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "reference"])

@@ -10,6 +10,7 @@ from torch import nn
 from microtome import recipes
 from microtome.graph.capture import capture
 from microtome.graph.program import export_graph, network_from_export
+from microtome.methods.base import Context
 from microtome.runtimes import openvino
 from microtome.types import Port
 from networks import images, randomize, sqnr_db
@@ -36,7 +37,7 @@ def test_sub_pixel_convolution(tmp_path: Path, recipe: str):
     shape = (2, 8, 8, 8)
     network = capture(randomize(upsampling()), shape)
     batches = images(shape)
-    simulated = recipes.run(recipes.recipe(recipe, openvino.capabilities()), network, batches)
+    simulated = recipes.run(recipes.read(recipe), network, Context(batches, capabilities=openvino.capabilities()))
     session = openvino.open_session(openvino.export(simulated, tmp_path), threads=1)
     x = batches[0]
     assert sqnr_db(simulated(x), torch.from_numpy(session.run(x.numpy()))) > 30
@@ -104,7 +105,9 @@ def test_columns_side_by_side_cost_no_reorder(tmp_path: Path):
     shape = (3, 32, 32)
     batches = images(shape)
     simulated = recipes.run(
-        recipes.recipe("ranges", openvino.capabilities()), capture(randomize(NarrowUNet()), shape), batches
+        recipes.read("ranges"),
+        capture(randomize(NarrowUNet()), shape),
+        Context(batches, capabilities=openvino.capabilities()),
     )
     session = openvino.open_session(openvino.export(simulated, tmp_path), threads=1)
     for x in (batches[0], torch.randn(1, 3, 32, 48)):
@@ -131,7 +134,9 @@ def test_an_image_and_a_map_are_joined_by_rows(tmp_path: Path):
     shape = (3, 32, 32)
     batches = images(shape)
     simulated = recipes.run(
-        recipes.recipe("ranges", openvino.capabilities()), capture(randomize(Cascade()), shape), batches
+        recipes.read("ranges"),
+        capture(randomize(Cascade()), shape),
+        Context(batches, capabilities=openvino.capabilities()),
     )
     path = openvino.export(simulated, tmp_path)
     session = openvino.open_session(path, threads=1)

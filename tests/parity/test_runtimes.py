@@ -14,7 +14,8 @@ import torch
 from microtome.errors import OptionError, ReadError, TargetError
 from microtome.graph.network import Network
 from microtome.graph.quantizers import input_quantizer, weight_quantizer
-from microtome.recipes import Settings, recipe, run
+from microtome.methods.base import Context
+from microtome.recipes import read, run
 from microtome.runtimes import TARGETS, runtime
 from microtome.runtimes.base import Session
 from networks import REAL, captured, images, sqnr_db
@@ -49,7 +50,7 @@ class Exported:
 @functools.cache
 def exported(target: str, name: str, recipe_name: str = "int8") -> Exported:
     module, parent = runtime(target), captured(name)
-    network = run(recipe(recipe_name, module.capabilities()), parent, images(parent.shape))
+    network = run(read(recipe_name), parent, Context(images(parent.shape), capabilities=module.capabilities()))
     folder = Path(tempfile.mkdtemp())
     path = module.export(network, folder)
     size = sum(file.stat().st_size for file in module.files(path))
@@ -124,7 +125,7 @@ def test_every_layer_is_found_among_the_runs(target: str, name: str):
 def test_onnxruntime_refuses_a_network_of_three_dimensional_convolutions():
     parent = captured("residual3d")
     with pytest.raises(TargetError, match="integer kernels for none of the 4 layers"):
-        run(recipe("int8", runtime("onnxruntime").capabilities()), parent, images(parent.shape))
+        run(read("int8"), parent, Context(images(parent.shape), capabilities=runtime("onnxruntime").capabilities()))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -216,8 +217,8 @@ WIDTHS = [(4, 8), (2, 8), (4, 4)]
 @pytest.mark.parametrize(("target", "name"), [pair for pair in PAIRS if pair[0] == "openvino"])
 def test_narrow_grids_run_in_the_same_kernels(target: str, name: str, bits: tuple[int, int]):
     module, parent = runtime(target), captured(name)
-    settings = Settings(weight_bits=bits[0], activation_bits=bits[1])
-    network = run(recipe("ranges", module.capabilities(), settings), parent, images(parent.shape))
+    settings = {"quantize.weight_bits": bits[0], "quantize.activation_bits": bits[1]}
+    network = run(read("ranges", settings), parent, Context(images(parent.shape), capabilities=module.capabilities()))
     x = images(parent.shape)[0]
     with tempfile.TemporaryDirectory() as folder:
         session = module.open_session(module.export(network, Path(folder)), threads=1, precision="f32")
@@ -230,8 +231,8 @@ def test_narrow_grids_run_in_the_same_kernels(target: str, name: str, bits: tupl
 @pytest.mark.parametrize("bits", [(12, 8), (16, 16), (8, 12), (None, 8), (4, None)])
 def test_wide_grids_and_one_sided_ones_compute_the_same(bits: tuple[int | None, int | None]):
     module, parent = runtime("openvino"), captured("unet2d")
-    settings = Settings(weight_bits=bits[0], activation_bits=bits[1])
-    network = run(recipe("ranges", module.capabilities(), settings), parent, images(parent.shape))
+    settings = {"quantize.weight_bits": bits[0], "quantize.activation_bits": bits[1]}
+    network = run(read("ranges", settings), parent, Context(images(parent.shape), capabilities=module.capabilities()))
     x = images(parent.shape)[0]
     with tempfile.TemporaryDirectory() as folder:
         session = module.open_session(module.export(network, Path(folder)), threads=1, precision="f32")
@@ -243,8 +244,10 @@ def test_weights_alone_take_four_bits_in_the_file(target: str):
     module, parent = runtime(target), captured("unet2d")
     sizes = {}
     for bits in (4, 8):
-        settings = Settings(weight_bits=bits, activation_bits=None, end_bits=None)
-        network = run(recipe("ranges", module.capabilities(), settings), parent, images(parent.shape))
+        settings = {"quantize.weight_bits": bits, "quantize.activation_bits": None, "quantize.end_bits": None}
+        network = run(
+            read("ranges", settings), parent, Context(images(parent.shape), capabilities=module.capabilities())
+        )
         x = images(parent.shape)[0]
         with tempfile.TemporaryDirectory() as folder:
             path = module.export(network, Path(folder))

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microtome.recipes import recipe, run
+from microtome.methods.base import Context
+from microtome.recipes import read, run
 from microtome.runtimes import TARGETS, runtime
 from microtome.runtimes.base import Session
 from networks import captured, images
@@ -25,7 +26,7 @@ target_and_threads = pytest.mark.parametrize(
 @functools.cache
 def session(target: str, threads: int) -> Session:
     module, parent = runtime(target), captured("unet2d")
-    network = run(recipe("int8", module.capabilities()), parent, images(parent.shape))
+    network = run(read("int8"), parent, Context(images(parent.shape), capabilities=module.capabilities()))
     path = module.export(network, Path(tempfile.mkdtemp()))
     return module.open_session(path, threads=threads, precision="f32")
 

@@ -6,11 +6,20 @@ import pytest
 
 import tiny
 from microtome.errors import OptionError, SplitError
-from microtome.verbs import auto
+from microtome.methods.bias_correction import CorrectBias
+from microtome.methods.quantize import Quantize
+from microtome.verbs import auto, recipe
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
 
-OPTIONS = {"recipe": "auto", "threads": 1, "tuning": 0.3, "evaluation": 0.3, "steps": 3, "target": "openvino"}
+OPTIONS = {
+    "recipe": "auto",
+    "threads": 1,
+    "tuning": 0.3,
+    "evaluation": 0.3,
+    "set": {"reconstruct.steps": 3, "finetune.steps": 3},
+    "target": "openvino",
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +41,8 @@ def test_the_cheapest_recipe_that_loses_nothing_is_taken(cohort: Path, tmp_path:
 
 
 def test_it_goes_on_where_a_recipe_loses_and_says_why(cohort: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(auto, "LADDER", ("minmax", "int8", "gptq"))
-    result = run(cohort, tmp_path / "package", margin=1e-9, weight_bits=2, activation_bits=2)
+    monkeypatch.setattr(recipe, "LADDER", ("minmax", "int8", "gptq"))
+    result = run(cohort, tmp_path / "package", margin=1e-9, weight_bits=2, activation_bits=2, set={})
     names = [trial["name"] for trial in result["trials"]]
     assert names == ["minmax", "int8", "gptq"]
     assert all("on the tuning cases (lower bound" in trial["reason"] for trial in result["trials"])
@@ -44,25 +53,25 @@ def test_it_goes_on_where_a_recipe_loses_and_says_why(cohort: Path, tmp_path: Pa
 
 
 def test_a_recipe_that_cannot_run_is_named_and_passed_over(cohort: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(auto, "LADDER", ("dynamic", "int8"))  # there is no linear layer
-    trials = run(cohort, tmp_path / "package")["trials"]
+    monkeypatch.setattr(recipe, "LADDER", ("dynamic", "int8"))  # there is no linear layer
+    trials = run(cohort, tmp_path / "package", set={})["trials"]
     assert [trial["name"] for trial in trials] == ["int8", "dynamic"]
     assert "could not run" in trials[1]["reason"]
 
 
 def test_interrupted_it_goes_on_behind_what_is_finished(cohort: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(auto, "LADDER", ("minmax", "int8"))
+    monkeypatch.setattr(recipe, "LADDER", ("minmax", "int8"))
     tried: list[str] = []
     step = auto._Climb._compress
 
-    def interrupted(self, name: str, folder: Path):
-        tried.append(name)
-        if name == "int8" and len(tried) == 2:
+    def interrupted(self, chosen, folder: Path):
+        tried.append(chosen.name)
+        if chosen.name == "int8" and len(tried) == 2:
             raise KeyboardInterrupt
-        return step(self, name, folder)
+        return step(self, chosen, folder)
 
     monkeypatch.setattr(auto._Climb, "_compress", interrupted)
-    options = {"margin": 1e-9, "weight_bits": 2, "activation_bits": 2}
+    options = {"margin": 1e-9, "weight_bits": 2, "activation_bits": 2, "set": {}}
     with pytest.raises(KeyboardInterrupt):
         run(cohort, tmp_path / "package", **options)
     result = run(cohort, tmp_path / "package", **options)
@@ -86,15 +95,32 @@ def test_an_unknown_recipe_is_refused_before_any_work(cohort: Path, tmp_path: Pa
         run(cohort, tmp_path / "package", recipe="int3")
 
 
+def test_what_is_set_must_be_in_some_recipe_that_it_tries(cohort: Path, tmp_path: Path):
+    with pytest.raises(OptionError, match=r"no recipe that auto tries has 'smooth\.alpha'"):
+        run(cohort, tmp_path / "package", set={"smooth.alpha": 0.3})
+    with pytest.raises(OptionError, match="finetune has no field 'stepz'"):
+        run(cohort, tmp_path / "package", set={"finetune.stepz": 3})
+
+
+def test_each_recipe_is_told_what_it_can_be_told():
+    options = CompressOptions(recipe="auto", weight_bits=4, observer="kl", seed=5, set={"finetune.steps": 7})
+    tried = {one.name: one.methods for one in recipe.asked(options)}
+    assert tuple(tried) == recipe.LADDER
+    assert {m.weight_bits for methods in tried.values() for m in methods if isinstance(m, Quantize)} == {4}
+    assert {m.observer for methods in tried.values() for m in methods if isinstance(m, Quantize)} == {"kl"}
+    assert (tried["qat"][-1].steps, tried["qat"][-1].seed) == (7, 5)
+    assert tried["int8"][-1] == CorrectBias()
+
+
 def test_a_subgroup_can_speak_up(tmp_path: Path, monkeypatch):
     manifest = tiny.manifest_cohort(tmp_path / "cohort", cases=80)
-    monkeypatch.setattr(auto, "LADDER", ("minmax", "int8"))
+    monkeypatch.setattr(recipe, "LADDER", ("minmax", "int8"))
     call = auto.Judge.__call__
 
     def one_site_suffers(self, candidate, name="judge"):
         return dataclasses.replace(call(self, candidate, name), worst=-0.5, non_inferior=True)
 
     monkeypatch.setattr(auto.Judge, "__call__", one_site_suffers)
-    trials = run(manifest, tmp_path / "package", worst_subgroup=True)["trials"]
+    trials = run(manifest, tmp_path / "package", worst_subgroup=True, set={})["trials"]
     assert [trial["name"] for trial in trials] == ["minmax", "int8"]
     assert all("the worst subgroup changes by -0.5000" in trial["reason"] for trial in trials)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import microtome
+from microtome import recipes
 from microtome.deployment.placement import Placement
 from microtome.files import sha256
 from microtome.medical.pipeline import Pipeline
+from microtome.recipes import files
 from microtome.types import Image
 from microtome.verbs.options import CompressOptions
 from tiny import Brightness, Spots, class_cohort, manifest_cohort, segmentation_cohort, volume_cohort
@@ -73,6 +75,54 @@ def test_floats_where_no_layer_is_faster_in_integers(tmp_path: Path, monkeypatch
     assert result["integer"]["requested"] == 0
     assert result["placement"] == [row]
     assert result["session"]["precision"] == "bf16"
+
+
+def test_integers_are_placed_on_the_graph_that_the_recipe_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def measured(network, *_, **__) -> Placement:
+        seen.append(network)
+        return Placement(frozenset(), frozenset({"head"}), "f32", 1.0)
+
+    monkeypatch.setattr("microtome.verbs.compress.measured_placement", measured)
+    options = CompressOptions(
+        pipeline=PICTURES, recipe="equalized", threads=1, calibration_cases=4, placement="measured", target="reference"
+    )
+    result = microtome.compress(
+        Spots(), segmentation_cohort(tmp_path / "cohort"), tmp_path / "package", options=options
+    )
+    assert [network.state for network in seen] == [{"folded", "equalized"}]
+    assert [record["method"] for record in result["methods"]] == [
+        "FoldBatchNorm",
+        "Equalize",
+        "Quantize",
+        "CorrectBias",
+    ]
+    assert (result["methods"][2]["readers"], result["methods"][2]["skip"]) == ([], ["head"])
+    assert result["integer"]["requested"] == 2
+
+
+def test_a_recipe_of_ones_own_runs_and_can_be_recovered(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    text = files.find("minmax").read_text()
+    mine.write_text(text.replace('observer = "minmax"', 'observer = "percentile"\npercentile = 99.0'))
+    options = CompressOptions(
+        pipeline=PICTURES,
+        recipe=mine,
+        threads=1,
+        calibration_cases=4,
+        target="reference",
+        set={"quantize.weight_bits": 5},
+    )
+    result = microtome.compress(
+        Spots(), segmentation_cohort(tmp_path / "cohort"), tmp_path / "package", options=options
+    )
+    assert result["recipe"] == "mine"
+    found = {(row["kind"], row["observer"]) for row in result["quantizers"]}
+    assert found == {("activation", "percentile"), ("weight", "minmax")}
+    record = json.loads((tmp_path / "package" / "provenance.json").read_text())["recipe"]
+    again = recipes.from_history(record["name"], record["methods"])
+    assert again.methods == recipes.read(mine, {"quantize.weight_bits": 5}).methods
 
 
 def test_roles_are_disjoint_by_patient_and_hashes_hold(package: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -37,12 +38,18 @@ class CalibrationBatches:
         """Take the cases as given; `seed` chooses windows, and `foreground` has them on labelled structures."""
         self._cohort, self._cases, self._pipeline = cohort, tuple(cases), pipeline
         self._progress, self._seed, self._foreground = progress, seed, foreground
-        self.title = "calibrate"
+        self._title = "calibrate"
+
+    def titled(self, title: str) -> CalibrationBatches:
+        """Return the same, shown under another title."""
+        other = copy.copy(self)
+        other._title = title
+        return other
 
     def __iter__(self) -> Iterator[Tensor]:
         """Read and prepare case by case."""
         rng = np.random.default_rng(self._seed)
-        for case in self._progress.track(self._cases, self.title, len(self._cases)):
+        for case in self._progress.track(self._cases, self._title, len(self._cases)):
             for array in inputs(self._cohort, case, self._pipeline, rng, foreground=self._foreground):
                 yield torch.from_numpy(array[None])
 

@@ -1,9 +1,9 @@
 """The command line: parse, call one verb, print."""
 
-from microtome.cli import bench, compress, demo, evaluate, inspect, predict, report
+from microtome.cli import bench, compress, demo, evaluate, inspect, predict, recipes, report
 from microtome.cli.app import app
 
-__all__ = ["app", "bench", "compress", "demo", "evaluate", "inspect", "main", "predict", "report"]
+__all__ = ["app", "bench", "compress", "demo", "evaluate", "inspect", "main", "predict", "recipes", "report"]
 
 
 def main() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from microtome.cli.app import app
 from microtome.cli.options import (
+    COHORT,
+    EVIDENCE,
+    RECIPE,
+    RUN,
     CohortPath,
     Format,
     InputShape,
@@ -24,9 +28,12 @@ from microtome.cli.options import (
     Targets,
     Threads,
     Weights,
+    one_of,
     options_of,
 )
 from microtome.cli.running import finish, run_verb
+from microtome.recipes.files import names
+from microtome.types import CalibrationChoice, ObserverName
 
 
 @app.command(epilog="Example: microtome compress unet.pt2 cohort/ -o package --target openvino")
@@ -38,55 +45,93 @@ def compress(
     recipe: Annotated[
         str,
         typer.Option(
-            help="int8, equalized, gptq, adaround, reconstruct, mixed, qat, ternary, binary; f32 for comparison; auto "
-            "tries from cheap to expensive until nothing is lost."
+            help=f"{one_of(names())} (`microtome recipes` tells them apart); auto, which tries from cheap to expensive "
+            "until nothing is lost; or a TOML file."
         ),
     ] = "int8",
-    weight_bits: Annotated[str, typer.Option(help="Width of weights: 2 to 16, or float.")] = "8",
-    activation_bits: Annotated[str, typer.Option(help="Width of layers' inputs: 1 to 16, or float.")] = "8",
-    weight_format: Annotated[
-        str | None,
+    set_: Annotated[
+        list[str] | None,
         typer.Option(
-            help="codebook, power_of_two, additive, logarithmic, ternary, binary, fp8, fp16 or bf16 weights, with int8."
+            "--set",
+            metavar="METHOD.FIELD=VALUE",
+            help="A setting of the recipe's methods, such as quantize.weight_bits=4; may be repeated.",
         ),
     ] = None,
-    average_bits: Annotated[float, typer.Option(help="Average width of weights, for mixed.")] = 4.0,
-    steps: Annotated[int | None, typer.Option(help="Of training, or of reconstruction per block.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step of training.")] = 4,
+    weight_bits: Annotated[
+        str | None,
+        typer.Option(help="Width of weights: 2 to 16, or float; otherwise the recipe's.", rich_help_panel=RECIPE),
+    ] = None,
+    activation_bits: Annotated[
+        str | None,
+        typer.Option(help="Width of layers' inputs: 1 to 16, or float; likewise.", rich_help_panel=RECIPE),
+    ] = None,
+    observer: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How activation ranges are found: {one_of(get_args(ObserverName))}; otherwise the recipe's.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="A layer that stays in float; may be repeated.", rich_help_panel=RECIPE),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step of training.", rich_help_panel=RECIPE)] = 4,
     flip: Annotated[
-        list[int] | None, typer.Option(help="Spatial axis that training may mirror; may be repeated.")
+        list[int] | None,
+        typer.Option(help="Spatial axis that training may mirror; may be repeated.", rich_help_panel=RECIPE),
     ] = None,
     worst_subgroup: Annotated[
-        bool, typer.Option(help="auto: no subgroup may lose more than the margin either.")
+        bool,
+        typer.Option(help="auto: no subgroup may lose more than the margin either.", rich_help_panel=RECIPE),
     ] = False,
-    time_budget: Annotated[float | None, typer.Option(help="Minutes after which auto tries nothing more.")] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Minutes after which auto tries nothing more.", rich_help_panel=RECIPE)
+    ] = None,
+    placement: Annotated[
+        str,
+        typer.Option(
+            help="Where integers pay: by rules, or measured on this machine (kept for the next time).",
+            rich_help_panel=RECIPE,
+        ),
+    ] = "rules",
+    placement_minutes: Annotated[
+        float, typer.Option(min=0, help="Time for measuring placement.", rich_help_panel=RECIPE)
+    ] = 3.0,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of what stays in float: f32, bf16, or auto for the faster.", rich_help_panel=RECIPE),
+    ] = "auto",
     weights: Weights = None,
     pipeline: PipelineFile = None,
     input_shape: InputShape = None,
     format_: Format = None,
     patient_pattern: PatientPattern = None,
-    calibration_cases: Annotated[int, typer.Option(min=1, help="Cases to find ranges on.")] = 32,
+    calibration_cases: Annotated[
+        int, typer.Option(min=1, help="Cases to find ranges on.", rich_help_panel=COHORT)
+    ] = 32,
     calibration_choice: Annotated[
-        str, typer.Option(help="first, random, stratified, foreground or diverse.")
+        str,
+        typer.Option(help=f"How they are chosen: {one_of(get_args(CalibrationChoice))}.", rich_help_panel=COHORT),
     ] = "first",
-    calibration: Annotated[Path | None, typer.Option(help="Another cohort, to calibrate on all of its cases.")] = None,
-    tuning: Annotated[float, typer.Option(min=0, max=1, help="Share of patients for tuning.")] = 0.1,
-    evaluation: Annotated[float, typer.Option(min=0, max=1, help="Share of patients for evaluation.")] = 0.3,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Another cohort, to calibrate on all of its cases.", rich_help_panel=COHORT)
+    ] = None,
+    tuning: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of patients for tuning.", rich_help_panel=COHORT)
+    ] = 0.1,
+    evaluation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of patients for evaluation.", rich_help_panel=COHORT)
+    ] = 0.3,
+    key: Key = None,
     metric: Metric = None,
     margin: Margin = None,
-    observer: Annotated[str, typer.Option(help="minmax, moving_average, percentile, mse or kl.")] = "mse",
-    percentile: Annotated[float, typer.Option(help="For that observer.")] = 99.99,
-    skip: Annotated[list[str] | None, typer.Option(help="A layer that stays in float; may be repeated.")] = None,
-    placement: Annotated[
-        str, typer.Option(help="Where integers pay: by rules, or measured on this machine (kept for the next time).")
-    ] = "rules",
-    placement_minutes: Annotated[float, typer.Option(min=0, help="Time for measuring placement.")] = 3.0,
-    precision: Annotated[str, typer.Option(help="Of what stays in float: f32, bf16, or auto for the faster.")] = "auto",
+    title: Annotated[str | None, typer.Option(help="Of the report.", rich_help_panel=EVIDENCE)] = None,
     seed: Seed = 0,
     threads: Threads = 0,
-    device: Annotated[str, typer.Option(help="Where calibration and the parent run: cpu or cuda.")] = "cpu",
-    title: Annotated[str | None, typer.Option(help="Of the report.")] = None,
-    key: Key = None,
+    device: Annotated[
+        str, typer.Option(help="Where calibration and the parent run: cpu or cuda.", rich_help_panel=RUN)
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Compress a network and measure what that did: makes a package with the evidence."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,41 +15,79 @@ from microtome.runtimes import TARGETS
 if TYPE_CHECKING:
     from microtome.verbs.options import CompressOptions
 
+# The layouts of `medical.formats`, by name: loading it takes longer than help should.
+COHORT_FORMATS = ("medmnist", "manifest", "decathlon", "image_masks", "class_folders", "dicom", "images")
+# Panels of the help, as they come.
+NETWORK, COHORT, RECIPE, EVIDENCE, RUN = "Network", "Cohort", "Recipe", "Evidence", "Run"
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return names as help has them."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}"
+
+
 Model = Annotated[
     str,
     typer.Argument(help=f"One of: {looked_for()}. Or another package's: their_pkg.their_source::NAME."),
 ]
 CohortPath = Annotated[Path, typer.Argument(help="Labelled cases: a folder, an .npz file, or a CSV manifest.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")]
-Weights = Annotated[Path | None, typer.Option(help="Weights for file.py:factory (.pt, .pth, .safetensors).")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Weights for file.py:factory (.pt, .pth, .safetensors).", rich_help_panel=NETWORK),
+]
 PipelineFile = Annotated[
     Path | None,
-    typer.Option("--pipeline", help="pipeline.json; otherwise the model's own, or a guess from the cohort."),
+    typer.Option(
+        "--pipeline",
+        help="pipeline.json; otherwise the model's own, or a guess from the cohort.",
+        rich_help_panel=NETWORK,
+    ),
 ]
-InputShape = Annotated[str | None, typer.Option(help="C,H,W or C,D,H,W that the network can take.")]
+InputShape = Annotated[
+    str | None, typer.Option(help="C,H,W or C,D,H,W that the network can take.", rich_help_panel=NETWORK)
+]
 Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="medmnist, class_folders, image_masks, decathlon, manifest or dicom; otherwise found by looking.",
+        help=f"{one_of(COHORT_FORMATS)}; otherwise found by looking.",
+        rich_help_panel=COHORT,
     ),
 ]
-PatientPattern = Annotated[str | None, typer.Option(help="Regular expression for the patient in a file name.")]
-Seed = Annotated[int, typer.Option(help="Of the split, the calibration windows and the bootstrap.")]
-Threads = Annotated[int, typer.Option(min=0, help="Of the runtime and of eager PyTorch; 0 is all cores.")]
-Metric = Annotated[str | None, typer.Option(help="What the verdict rests on: dice, nsd, auroc, auprc, …")]
-Margin = Annotated[float | None, typer.Option(help="Acceptable loss (default: Dice 0.005, AUROC 0.01).")]
-Json = Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.")]
+PatientPattern = Annotated[
+    str | None, typer.Option(help="Regular expression for the patient in a file name.", rich_help_panel=COHORT)
+]
+Seed = Annotated[
+    int,
+    typer.Option(help="Of the split, the calibration windows, the bootstrap, and methods.", rich_help_panel=RUN),
+]
+Threads = Annotated[
+    int, typer.Option(min=0, help="Of the runtime and of eager PyTorch; 0 is all cores.", rich_help_panel=RUN)
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="What the verdict rests on: dice, nsd, auroc, auprc, …", rich_help_panel=EVIDENCE),
+]
+Margin = Annotated[
+    float | None,
+    typer.Option(help="Acceptable loss (default: Dice 0.005, AUROC 0.01).", rich_help_panel=EVIDENCE),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.", rich_help_panel=RUN)]
 Key = Annotated[
     Path | None,
-    typer.Option(help="Also write which file each pseudonym stands for. Identifies patients: keep it in the hospital."),
+    typer.Option(
+        help="Also write which file each pseudonym stands for. Identifies patients: keep it in the hospital.",
+        rich_help_panel=COHORT,
+    ),
 ]
-Target = Annotated[str, typer.Option(help=f"{', '.join(TARGETS)}, or another package's module.")]
+Target = Annotated[str, typer.Option(help=f"{one_of(TARGETS)}, or another package's module.")]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
         "--target",
-        help=f"{', '.join(TARGETS)}, or another package's module; openvino if none is given. May be repeated: the "
+        help=f"{one_of(TARGETS)}, or another package's module; openvino if none is given. May be repeated: the "
         "verdict is the first one's.",
     ),
 ]
@@ -71,10 +109,10 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
-def bits(text: str, option: str) -> int | None:
-    """Parse a width, or `float`."""
-    if text == "float":
-        return None
+def bits(text: str | None, option: str) -> int | Literal["float"] | None:
+    """Parse a width, or `float`; None is not given."""
+    if text is None or text == "float":
+        return text  # type: ignore[return-value]
     if not text.isdigit():
         raise typer.BadParameter(f"{text!r} is neither a number of bits nor `float`", param_hint=option)
     return int(text)
@@ -84,7 +122,7 @@ def options_of(given: Mapping[str, Any]) -> CompressOptions:
     """Return the options that a command was given, by its parameters' names; what it has no parameter for stays."""
     from microtome.verbs.options import CompressOptions
 
-    read = {
+    read: dict[str, Any] = {
         "input_shape": shape(given["input_shape"]),
         "format": given["format_"],
         "flips": tuple(given.get("flip") or ()),
@@ -95,5 +133,9 @@ def options_of(given: Mapping[str, Any]) -> CompressOptions:
     for width in ("weight_bits", "activation_bits"):
         if width in given:
             read[width] = bits(given[width], f"--{width.replace('_', '-')}")
+    if given.get("set_"):
+        from microtome.recipes.files import assignments
+
+        read["set"] = assignments(given["set_"])
     names = {field.name for field in dataclasses.fields(CompressOptions)}
     return CompressOptions(**{name: value for name, value in given.items() if name in names} | read)

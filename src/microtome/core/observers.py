@@ -6,16 +6,15 @@ Each observer is fed batch by batch (`update`) and then asked (`range`); memory 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from microtome.core.affine import qparams_from_range, real_range
 from microtome.core.histogram import BINS, Histogram
-from microtome.types import QType
+from microtome.types import ObserverName, QType
 
-ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "kl"]
 OBSERVERS: tuple[str, ...] = get_args(ObserverName)
 
 

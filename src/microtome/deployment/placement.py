@@ -26,6 +26,7 @@ from microtome.errors import MicrotomeError
 from microtome.graph.choosing.placement import readers, rule_of_thumb, supported_layers
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
+from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.progress import Progress
@@ -74,7 +75,7 @@ def measured_placement(
     """Search for the fastest placement of quantizers on this machine.
 
     Args:
-        network: without quantizers.
+        network: without quantizers, as the recipe will quantize it; batch norms are folded if they are not yet.
         runtime: the target.
         x: an input, float32 (1, C, *S), of the size that times are wanted for.
         threads: of the runtime; 0 lets it choose.
@@ -115,7 +116,8 @@ class _Search:
         skip: frozenset[str],
         folder: Path,
     ) -> None:
-        self.network, self.runtime, self.x = FoldBatchNorm()(network, []), runtime, x
+        self.network = network if "folded" in network.state else FoldBatchNorm().run(network)
+        self.runtime, self.x = runtime, x
         self.threads, self.progress, self.always = threads, progress, skip
         self.capabilities: Capabilities = runtime.capabilities()
         self.layers = frozenset(layer.name for layer, _ in supported_layers(self.network, self.capabilities))
@@ -201,13 +203,8 @@ class _Search:
         """Return the network with quantizers; their ranges matter little for speed, so that one image is enough."""
         if self.layers <= placement.skip:
             return self.network
-        return Quantize(
-            self.capabilities,
-            observer="minmax",
-            search_weights=False,
-            skip=placement.skip,
-            readers=placement.readers,
-        )(self.network, [torch.from_numpy(self.x)])
+        quantize = Quantize("minmax", search_weights=False, skip=placement.skip, readers=placement.readers)
+        return quantize.run(self.network, Context([torch.from_numpy(self.x)], capabilities=self.capabilities))
 
     def slow_in_integers(self, best: Placement) -> frozenset[str]:
         """Return the layers whose integer kernel takes longer than the float one."""

@@ -143,7 +143,7 @@ def _twin(parent: Network, network: Network, inputs: list[Batch]) -> tuple[Netwo
     """Return the float network to compare with: with the parent's weights where that gives what the parent gives."""
     parent = parent.to(network.device)
     if "folded" in network.state and "folded" not in parent.state:
-        parent = FoldBatchNorm()(parent, [])
+        parent = FoldBatchNorm().run(parent)
     if not network.state & RESCALED and inputs:
         twin = float_twin(network, parent)
         with torch.no_grad():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from microtome.graph.network import Layer, Network
@@ -45,8 +48,9 @@ def unique_name(graph_module: GraphModule, name: str) -> str:
 
     Where the path leads through a tensor (a weight without a module of its own), its dots become underscores.
     """
-    owner, *_ = name.rpartition(".")
-    if owner and _has(graph_module, owner) and not isinstance(_get(graph_module, owner), nn.Module):
+    parts = name.split(".")
+    owners = (_get(graph_module, ".".join(parts[:count])) for count in range(1, len(parts)))
+    if any(owner is not None and not isinstance(owner, nn.Module) for owner in owners):
         name = name.replace(".", "_")
     candidate, count = name, 1
     while _has(graph_module, candidate):
@@ -112,6 +116,61 @@ def shift_bias(network: Network, layer: Layer, shift: Tensor) -> None:
     source = constant_source(layer.node.args[2]) if len(layer.node.args) > 2 else None
     bias = shift if source is None else network.tensor(str(source.target)) + shift
     set_bias(network.graph_module, layer.node, bias, layer.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """One of the layers that stand in place of another.
+
+    Attributes:
+        name: behind the replaced layer's, such as `first`.
+        target: the operator: (x, weight, bias, *settings) → output.
+        weight: of the layer.
+        bias: likewise, if it has one.
+        settings: what follows the bias among the operator's arguments, such as stride and padding.
+    """
+
+    name: str
+    target: Callable[..., Any]
+    weight: Tensor
+    bias: Tensor | None = None
+    settings: tuple[Any, ...] = ()
+
+
+def replace_layer(graph_module: GraphModule, layer: Layer, chain: Sequence[Link]) -> Node:
+    """Put a chain of layers in place of one, and return the last one's node. Call `finish` when all is done.
+
+    Constants are named `LAYER.LINK.weight` and `LAYER.LINK.bias`. Who read the layer reads the chain's output.
+
+    Args:
+        graph_module: the graph to edit.
+        layer: without quantizers.
+        chain: at least one; the output's shape is that of the layer.
+    """
+    value = layer.node.args[0]
+    assert isinstance(value, Node)
+    for link in chain:
+        weight = add_constant(graph_module, f"{layer.name}.{link.name}.weight", link.weight)
+        given = None if link.bias is None else add_constant(graph_module, f"{layer.name}.{link.name}.bias", link.bias)
+        with graph_module.graph.inserting_before(layer.node):
+            node = graph_module.graph.call_function(link.target, (value, weight, given, *link.settings))
+        node.meta.update(layer.node.meta)
+        if link is not chain[-1]:
+            node.meta["val"] = _imagined(link, value.meta["val"])
+        value = node
+    layer.node.replace_all_uses_with(value)
+    graph_module.graph.erase_node(layer.node)
+    return value
+
+
+def _imagined(link: Link, x: Tensor) -> Tensor:
+    """Return a layer's output as far as its shape goes: what capture left of its input has no values either."""
+    mode = x.fake_mode if isinstance(x, FakeTensor) else FakeTensorMode()
+    given = (x, link.weight, link.bias)
+    with mode:
+        like = [v if v is None or isinstance(v, FakeTensor) else mode.from_tensor(v) for v in given]
+        output: Tensor = link.target(*like, *link.settings)
+    return output
 
 
 def insert_quantizer(graph_module: GraphModule, value: Node, users: list[Node], qparams: QParams, name: str) -> Node:

@@ -7,16 +7,14 @@ same code for calibration, evaluation and deployment.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from microtome.errors import OptionError
+from microtome.records import fits, in_words, nearest
 
 SCHEMA = 1
 Normalize = Literal["none", "unit", "minmax", "zscore", "zscore_nonzero", "fixed"]
@@ -92,7 +90,7 @@ class Pipeline:
         """Refuse what makes no sense, before any image is read."""
         for name, hint in typing.get_type_hints(Pipeline).items():
             value = getattr(self, name)
-            _require(_fits(value, hint), f"'{name}' must be {_in_words(hint)}, not {value!r}")
+            _require(fits(value, hint), f"'{name}' must be {in_words(hint)}, not {value!r}")
         _check_geometry(self)
         _check_values(self)
 
@@ -122,9 +120,7 @@ class Pipeline:
         _require(schema == SCHEMA, f"schema {schema!r} is not known to this version of microtome, which reads {SCHEMA}")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in values:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-            did_you_mean = f"; the nearest known one is '{near[0]}'" if near else ""
-            _require(key in fields, f"'{key}' is not a field of a pipeline{did_you_mean}")
+            _require(key in fields, f"'{key}' is not a field of a pipeline{nearest(key, fields)}")
         for name, field in fields.items():
             _require(name in values or field.default is not dataclasses.MISSING, f"the field '{name}' is missing")
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
@@ -191,35 +187,6 @@ def _check_values(p: Pipeline) -> None:
 def _require(truth: bool, problem: str) -> None:
     if not truth:
         raise OptionError(f"Pipeline: {problem}.", "Correct pipeline.json.")
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value has the annotated type; an int counts as float, a bool or NaN as no number."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is Literal:
-        return value in arguments and isinstance(value, str)
-    if origin is tuple:
-        kinds = [a for a in arguments if a is not Ellipsis]
-        right_length = Ellipsis in arguments or (isinstance(value, tuple) and len(value) == len(kinds))
-        return isinstance(value, tuple) and right_length and all(_fits(v, kinds[0]) for v in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _in_words(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_in_words(argument) for argument in arguments)
-    if origin is Literal:
-        return ", ".join(repr(argument) for argument in arguments)
-    if origin is tuple:
-        return f"a list of {_in_words(arguments[0])}s"
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(hint, "null")
 
 
 def _times(values: Sequence[float]) -> str:

@@ -1,1 +1,21 @@
-"""Compression methods: one algorithm, one file, one frozen dataclass, `method(network, batches) -> network`."""
+"""Compression methods: one algorithm, one file, one frozen dataclass, `method.run(network, context) -> network`.
+
+`METHODS` is their list, by the names that recipe files use; what it names is loaded when a recipe asks for it.
+"""
+
+METHODS = {
+    "fold": "microtome.methods.fold:FoldBatchNorm",
+    "equalize": "microtome.methods.equalize:Equalize",
+    "smooth": "microtome.methods.smooth:Smooth",
+    "even_layernorm": "microtome.methods.even_layernorm:EvenLayerNorm",
+    "quantize": "microtome.methods.quantize:Quantize",
+    "dynamic": "microtome.methods.dynamic:QuantizeDynamic",
+    "attention": "microtome.methods.attention:QuantizeAttention",
+    "encode": "microtome.methods.encode:EncodeWeights",
+    "correct_bias": "microtome.methods.bias_correction:CorrectBias",
+    "correct_bias_analytically": "microtome.methods.bias_analytic:CorrectBiasAnalytically",
+    "gptq": "microtome.methods.gptq:Gptq",
+    "adaround": "microtome.methods.adaround:AdaRound",
+    "reconstruct": "microtome.methods.reconstruct:Reconstruct",
+    "finetune": "microtome.methods.finetune:Finetune",
+}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from microtome.errors import OptionError
 from microtome.graph.learning.reconstruction import Schedule, reconstruct
 from microtome.graph.network import Network
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State, weights_are_free
 
 
 @dataclass(frozen=True)
-class AdaRound:
+class AdaRound(Method):
     """Choose for each weight whether to round up or down, so that its layer's output stays what it was.
 
     Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020. Each layer sees
@@ -33,20 +33,24 @@ class AdaRound:
     decisiveness: float = 1.0
     seed: int = 0
 
-    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "encoded", "finetuned"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"rounded"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
+    leaves: ClassVar[State] = frozenset({"rounded"})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def __post_init__(self) -> None:
+        """Refuse no steps, and no samples."""
+        if self.steps < 1 or self.samples < 1:
+            raise OptionError("learned rounding needs at least one step and one sample.")
+
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network with its weights on their grids.
 
         Raises:
-            OptionError: no steps, or no samples.
+            OptionError: weights are in a format that is no affine grid.
             DataError: there are no calibration images, or they make values NaN.
             OutputError: the disk is full: what enters and leaves a layer is kept in TMPDIR meanwhile.
         """
-        if self.steps < 1 or self.samples < 1:
-            raise OptionError("learned rounding needs at least one step and one sample.")
+        weights_are_free(network)
         schedule = Schedule(
             self.steps,
             self.samples,
@@ -56,5 +60,5 @@ class AdaRound:
             seed=self.seed,
             decisiveness=self.decisiveness,
         )
-        result = reconstruct(network, batches, schedule, layers=1)
-        return replace(result, state=result.state | self.leaves)
+        result = reconstruct(network, context.calibration, schedule, layers=1)
+        return self.done(result)

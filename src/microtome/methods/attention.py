@@ -20,8 +20,8 @@ from microtome.graph.quantizers import qparams_of
 from microtome.graph.structure.attention import expand_in_place, products, source
 from microtome.graph.uneven import insert_uneven
 from microtome.graph.watching.observe import Watcher, watch
-from microtome.methods.base import Batches
-from microtome.types import Capabilities, OperatorSupport, QType
+from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State
+from microtome.types import Capabilities, ObserverName, OperatorSupport, QType
 
 SoftmaxGrid = Literal["uniform", "log2", "logsqrt2", "twin"]
 GeluGrid = Literal["uniform", "twin"]
@@ -46,13 +46,16 @@ class _Edge:
 
 
 @dataclass(frozen=True)
-class QuantizeAttention:
+class QuantizeAttention(Method):
     """Put quantizers on queries, keys, values and softmax outputs, and give GELU outputs another grid.
 
     `Quantize` reaches the linear layers only; this one reaches the products of two computed values. Attention is
     written out first (`graph.structure.attention`). Ranges come from the values that flow in the quantized network;
     calibration streams. Where a factor was quantized already, behind nothing but views, it keeps that grid. Layer norms
     and softmax itself compute in float. A network without attention stays as it is.
+
+    Products are quantized if the target runs `matmul` in integers, the first factor in the format of its activation,
+    the second in that of its weight. Where nothing is known of a target: all products, asymmetric.
 
     Uneven grids: Yuan et al., "PTQ4ViT", ECCV 2022 (`twin`); Lin et al., "FQ-ViT", IJCAI 2022 (`log2`); Li et al.,
     "RepQ-ViT", ICCV 2023 (`logsqrt2`). No runtime here has integer kernels for them: a product with such a factor, and
@@ -64,32 +67,39 @@ class QuantizeAttention:
         gelu: grid of GELU outputs that a quantizer stands on.
         observer: for uniform grids, see `Quantize`.
         percentile: for the observer of that name, in percent.
-        capabilities: of the target: products are quantized if it runs `matmul` in integers, the first factor in the
-            format of its activation, the second in that of its weight. None: all products, asymmetric.
     """
 
     bits: int = 8
     softmax: SoftmaxGrid = "uniform"
     gelu: GeluGrid = "uniform"
-    observer: str = "mse"
+    observer: ObserverName = "mse"
     percentile: float = 99.99
-    capabilities: Capabilities | None = None
 
-    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"attention_quantized"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"attention_quantized"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    needs: ClassVar[State] = frozenset({QUANTIZED})
+    leaves: ClassVar[State] = frozenset({"attention_quantized"})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def __post_init__(self) -> None:
+        """Refuse grids that there are not."""
+        if self.softmax not in SOFTMAX or self.gelu not in ("uniform", "twin"):
+            raise OptionError(
+                f"there is no grid {self.softmax!r} for softmax, or no grid {self.gelu!r} for GELU.",
+                f"Choose one of {', '.join(SOFTMAX)} for softmax, uniform or twin for GELU.",
+            )
+        least, most = {"uniform": (1, 16), "twin": (3, 9)}.get(self.softmax, (2, 8))
+        if not least <= self.bits <= most:
+            raise OptionError(f"softmax outputs have no {self.softmax} grid of {self.bits} bits: {least} to {most} do.")
+
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network with quantized attention.
 
         Raises:
-            OptionError: a grid has no such width or name.
+            OptionError: GELU outputs have no twin grid of their width.
             DataError: there is no calibration data, or it makes a value NaN.
         """
-        self._check()
         network = network.copy()
         expand_in_place(network.graph_module)
-        edges = self._edges(network)
+        edges = self._edges(network, context.capabilities)
         gelus = [node for node in network.graph_module.graph.nodes if self._wants_twin(node)]
         watchers: dict[Node, Watcher] = {node.args[0]: self._gelu_search(network, node) for node in gelus}
         for edge in edges:
@@ -100,7 +110,7 @@ class QuantizeAttention:
                 else make_observer(self.observer, percentile=self.percentile)
             )
         if watchers:
-            watch(network, watchers, batches)
+            watch(network, watchers, context.calibration)
         for edge in edges:
             _insert(network, edge, watchers[edge.value])
         for node in gelus:
@@ -110,21 +120,11 @@ class QuantizeAttention:
             node.replace_all_uses_with(value)
             insert_uneven(network.graph_module, value, readers, watchers[value].best)  # type: ignore[attr-defined]
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network)
 
-    def _check(self) -> None:
-        if self.softmax not in SOFTMAX or self.gelu not in ("uniform", "twin"):
-            raise OptionError(
-                f"there is no grid {self.softmax!r} for softmax, or no grid {self.gelu!r} for GELU.",
-                f"Choose one of {', '.join(SOFTMAX)} for softmax, uniform or twin for GELU.",
-            )
-        least, most = {"uniform": (1, 16), "twin": (3, 9)}.get(self.softmax, (2, 8))
-        if not least <= self.bits <= most:
-            raise OptionError(f"softmax outputs have no {self.softmax} grid of {self.bits} bits: {least} to {most} do.")
-
-    def _edges(self, network: Network) -> tuple[_Edge, ...]:
+    def _edges(self, network: Network, capabilities: Capabilities | None) -> tuple[_Edge, ...]:
         """Return what to quantize; factors that have a grid already get the same again, at once."""
-        support = FACTORS if self.capabilities is None else self.capabilities.operators.get("matmul")
+        support = FACTORS if capabilities is None else capabilities.operators.get("matmul")
         if support is None:
             return ()
         support = support.at((self.bits, self.bits))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from microtome.core.affine import fake_quantize
@@ -10,13 +10,13 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.quantizers import weight_quantizer
 from microtome.graph.watching.distribution import distributions, mean_is_removed, mean_response
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State
 
 NOTHING_KNOWN = "No bias was corrected: no batch norm or instance norm says what the layers read."
 
 
 @dataclass(frozen=True)
-class CorrectBiasAnalytically:
+class CorrectBiasAnalytically(Method):
     """Give back to biases the mean shift that rounding of weights causes, as far as norms tell it; no data is read.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
@@ -26,13 +26,12 @@ class CorrectBiasAnalytically:
     shift from rounding activations known. Where there are images, `CorrectBias` is better.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset(
-        {"bias_corrected", "rounded", "reconstructed", "encoded", "finetuned"}  # the float weights are gone
-    )
-    leaves: ClassVar[frozenset[str]] = frozenset({"bias_corrected"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    needs: ClassVar[State] = frozenset({QUANTIZED})
+    leaves: ClassVar[State] = frozenset({"bias_corrected"})
+    takes: ClassVar[State] = frozenset({FLOAT_BIASES})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network with corrected biases; a note where nothing could be corrected."""
         network = network.copy()
         known = distributions(network)
@@ -48,4 +47,4 @@ class CorrectBiasAnalytically:
             corrected += 1
         edit.finish(network.graph_module)
         notes = network.notes if corrected else (*network.notes, NOTHING_KNOWN)
-        return replace(network, state=network.state | self.leaves, notes=notes)
+        return self.done(network, notes=notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,12 +21,12 @@ from microtome.graph.quantizers import input_quantizer, weight_quantizer
 from microtome.graph.watching.distribution import mean_is_removed
 from microtome.graph.watching.moments import geometry
 from microtome.graph.watching.observe import Observed, Unquantized
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Batches, Context, Method, Phase, State
 from microtome.types import QParams
 
 
 @dataclass(frozen=True)
-class CorrectBias:
+class CorrectBias(Method):
     """Give back to each layer's bias the mean shift that quantization of its weight and input causes.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
@@ -42,18 +42,19 @@ class CorrectBias:
     sequential: bool = False
     most_images: int = 32
 
-    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"bias_corrected"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"bias_corrected"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    needs: ClassVar[State] = frozenset({QUANTIZED})
+    leaves: ClassVar[State] = frozenset({"bias_corrected"})
+    takes: ClassVar[State] = frozenset({FLOAT_BIASES})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network with corrected biases.
 
         Raises:
             DataError: there is no calibration data.
         """
         network = network.copy()
-        batches = _First(batches, self.most_images)
+        batches = _First(context.calibration, self.most_images)
         layers = {
             layer.node: layer
             for layer in network.layers
@@ -64,7 +65,7 @@ class CorrectBias:
         else:
             _correct_each(network, layers, batches)
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network)
 
 
 class _First:

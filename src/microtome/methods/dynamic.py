@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch.fx import Node
@@ -14,7 +14,7 @@ from microtome.graph import edit
 from microtome.graph.dynamic import insert_dynamic_quantizer
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State
 from microtome.types import QType
 
 RECURRENT = ("lstm", "gru")
@@ -30,7 +30,7 @@ class _Reader:
 
 
 @dataclass(frozen=True)
-class QuantizeDynamic:
+class QuantizeDynamic(Method):
     """Quantize linear, LSTM and GRU layers without calibration data.
 
     Weights: per output row, symmetric. Inputs: per tensor, asymmetric, over the range that each run shows, zero
@@ -52,16 +52,21 @@ class QuantizeDynamic:
     search_weights: bool = True
     skip: frozenset[str] = frozenset()
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"quantized"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    leaves: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def __post_init__(self) -> None:
+        """Refuse widths that no kernel has."""
+        activation = 8 if self.activation_bits is None else self.activation_bits
+        if not 2 <= self.weight_bits <= 8 or not 1 <= activation <= 8:
+            raise OptionError("dynamic quantization takes weights of 2 to 8 bits and inputs of 1 to 8.")
+
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network with quantized weights and dynamic quantizers; no data is read.
 
         Raises:
             TargetError: the network has no linear or recurrent layer.
-            OptionError: a width is out of range, or `skip` names a layer that is not there.
+            OptionError: `skip` names a layer that is not there.
         """
         network = network.copy()
         readers = list(_readers(network))
@@ -78,11 +83,9 @@ class QuantizeDynamic:
             for value, users in edges.items():
                 insert_dynamic_quantizer(network.graph_module, value, users, self.activation_bits)
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network, {"grids": {"weight": "mse" if self.search_weights else "minmax"}})
 
     def _check(self, readers: list[_Reader]) -> None:
-        if not 2 <= self.weight_bits <= 8 or not 1 <= (self.activation_bits or 8) <= 8:
-            raise OptionError("dynamic quantization takes weights of 2 to 8 bits and inputs of 1 to 8.")
         unknown = sorted(self.skip - {reader.name for reader in readers})
         if unknown:
             raise OptionError(f"the network has no linear or recurrent layer {unknown[0]!r}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -15,12 +15,12 @@ from microtome.graph import edit
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import kind, output_axis
 from microtome.graph.quantizers import weight_quantizer
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State
 from microtome.types import Capabilities, QParams, QType
 
 
 @dataclass(frozen=True)
-class EncodeWeights:
+class EncodeWeights(Method):
     """Give quantized weights another number format: powers of two, a codebook, three values, two, …
 
     Weights are encoded per output channel as they are, and the graph computes with the decoded values. Where these are
@@ -29,26 +29,24 @@ class EncodeWeights:
     Layers whose weight has no quantizer are left alone. No data is read.
 
     Attributes:
-        capabilities: of the target.
         format: for all layers.
         skip: names of layers that keep their quantizer.
         layer_formats: formats of single layers, by name, over `format`.
     """
 
-    capabilities: Capabilities
     format: Format
     skip: frozenset[str] = frozenset()
     layer_formats: Mapping[str, Format] = field(default_factory=dict)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"encoded"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"encoded"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    needs: ClassVar[State] = frozenset({QUANTIZED})
+    leaves: ClassVar[State] = frozenset({"encoded"})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network with encoded weights.
 
         Raises:
-            OptionError: `skip` or `layer_formats` names a layer that the network does not have.
+            OptionError: nothing is known of the target, or `skip` or `layer_formats` names a layer that there is not.
             WeightsError: a weight is empty or not finite.
         """
         unknown = sorted({*self.skip, *self.layer_formats} - {layer.name for layer in network.layers})
@@ -62,13 +60,13 @@ class EncodeWeights:
             encoded = _encode(network, layers[0], number_format)
             edit.set_weight(network.graph_module, layers, encoded.decode())
             formats[str(layers[0].weight.target)] = encoded.encoding
-            container = self._container(layers[0], encoded)
+            container = self._container(context.target, layers[0], encoded)
             for layer in layers:
                 _set_quantizer(network, layer, container)
         edit.finish(network.graph_module)
         constants = network.constants()
         formats = {name: encoding for name, encoding in formats.items() if name in constants}
-        return replace(network, state=network.state | self.leaves, formats=formats)
+        return self.done(network, {"grids": {"weight": self.format.name}}, formats=formats)
 
     def _weights(self, network: Network) -> list[tuple[list[Layer], Format]]:
         """Return the weights to encode: for each the layers that read it, and its format."""
@@ -80,9 +78,9 @@ class EncodeWeights:
                 found.setdefault(key, []).append(layer)
         return [(layers, number_format) for (_, number_format, _), layers in found.items()]
 
-    def _container(self, layer: Layer, encoded: Encoded) -> QParams | None:
+    def _container(self, capabilities: Capabilities, layer: Layer, encoded: Encoded) -> QParams | None:
         """Return the 8-bit grid that holds the values exactly; None if there is none that the target runs."""
-        support = self.capabilities.operators.get(layer.op)
+        support = capabilities.operators.get(layer.op)
         found = encoded.integers()
         if found is None or support is None or support.weight is None or not support.weight.signed:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,13 +11,13 @@ from microtome.errors import OptionError
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.structure.scaling import input_ranges, output_ranges, pairs, rescale
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, Context, Method, Phase, State
 
 SMALLEST = 1e-8  # a channel with smaller weights is dead, and stays as it is
 
 
 @dataclass(frozen=True)
-class Equalize:
+class Equalize(Method):
     """Move scales between layers until each channel's range is as wide where it is made as where it is read.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, equations
@@ -32,18 +32,18 @@ class Equalize:
     rounds: int = 20
     tolerance: float = 1e-2
 
-    needs: ClassVar[frozenset[str]] = frozenset({"folded"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"equalized"})
+    phase: ClassVar[Phase] = Phase.STRUCTURE
+    needs: ClassVar[State] = frozenset({"folded"})
+    leaves: ClassVar[State] = frozenset({"equalized"})
+    again: ClassVar[bool] = True
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
-        """Return the equalized network; no data is read.
-
-        Raises:
-            OptionError: no rounds.
-        """
+    def __post_init__(self) -> None:
+        """Refuse no rounds."""
         if self.rounds < 1:
             raise OptionError(f"equalization needs at least one round, not {self.rounds}.")
+
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
+        """Return the equalized network; no data is read."""
         network = network.copy()
         chain = pairs(network)
         for _ in range(self.rounds):
@@ -57,4 +57,4 @@ class Equalize:
             if moved < self.tolerance:
                 break
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network)

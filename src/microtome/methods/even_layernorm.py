@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,14 +14,14 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.structure.layernorm import layer_norms, scale_norm
 from microtome.graph.watching.observe import Observed
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, Context, Method, Phase, State
 
 NARROWEST = 0.01  # of the mean range; a feature that hardly moves is not blown up to full width
 SMALLEST = 1e-8
 
 
 @dataclass(frozen=True)
-class EvenLayerNorm:
+class EvenLayerNorm(Method):
     """Give every feature behind a layer norm the range of the others, so that one grid serves all.
 
     Source: Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers", ICCV
@@ -30,11 +30,11 @@ class EvenLayerNorm:
     The width of the grids does not matter: zero points are not rounded here.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"even_layernorm"})
+    phase: ClassVar[Phase] = Phase.STRUCTURE
+    leaves: ClassVar[State] = frozenset({"even_layernorm"})
+    again: ClassVar[bool] = True
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the reparametrised network.
 
         Raises:
@@ -52,7 +52,7 @@ class EvenLayerNorm:
             highs[node] = torch.maximum(highs[node], high) if node in highs else high
 
         watched = Observed(network, [norm.node for norm in norms], look)
-        for batch in batches:
+        for batch in context.calibration:
             watched(batch)
         if norms and not lows:
             raise DataError("there are no calibration images.", "Give at least one training case.")
@@ -66,4 +66,4 @@ class EvenLayerNorm:
             # x = (share - zero_j) * span_j must become (share - zero) * scale: equations 7 to 9
             scale_norm(network, norm, span / scale, span * (zeros - zero))
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network)

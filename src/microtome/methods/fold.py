@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,11 +13,11 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source, groups, is_weighted, kind
 from microtome.graph.watching.distribution import remember
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, Context, Method, Phase, State
 
 
 @dataclass(frozen=True)
-class FoldBatchNorm:
+class FoldBatchNorm(Method):
     """Multiply a batch norm's scale into the weight, and its shift into the bias, of the layer whose output it reads.
 
     Exact in evaluation mode (Jacob et al. 2018, section 3.2). A norm that does not directly follow a layer stays:
@@ -25,11 +25,11 @@ class FoldBatchNorm:
     said about the layer's output is kept with the layer (`graph.watching.distribution`).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"folded"})
+    phase: ClassVar[Phase] = Phase.STRUCTURE
+    leaves: ClassVar[State] = frozenset({"folded"})
+    again: ClassVar[bool] = True
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the folded network; no data is read."""
         network = network.copy()
         graph_module = network.graph_module
@@ -38,7 +38,7 @@ class FoldBatchNorm:
             if isinstance(layer, Node) and _foldable(layer, norm):
                 _fold(network, graph_module, layer, norm)
         edit.finish(graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network)
 
 
 def _foldable(layer: Node, norm: Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -18,14 +18,14 @@ from microtome.graph import edit
 from microtome.graph.network import Layer, Network
 from microtome.graph.quantizers import weight_quantizer
 from microtome.graph.watching.moments import Moments, collect
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State, weights_are_free
 from microtome.types import QParams
 
 MOST_BYTES = 2 << 30  # of covariances at a time; later layers wait for another pass, which runs with rounded weights
 
 
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(Method):
     """Round each weight matrix so that its layer's output changes least, instead of to the nearest.
 
     One column is rounded after the other, and those not yet rounded make up for its error.
@@ -53,32 +53,37 @@ class Gptq:
     move_bias: bool = True
     seed: int = 0
 
-    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "encoded"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"rounded"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
+    leaves: ClassVar[State] = frozenset({"rounded"})
+    takes: ClassVar[State] = frozenset({FLOAT_BIASES})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
-        """Return the network with weights that lie on their grids.
-
-        Raises:
-            OptionError: a setting is out of its range.
-            DataError: there is no calibration data, or it makes a value NaN.
-        """
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense."""
         if self.order not in ("activation", "natural"):
             raise OptionError(f"there is no order {self.order!r}.", "Choose activation or natural.")
         if self.damping < 0 or min(self.block, self.positions, self.widest) < 1:
             raise OptionError("second-order rounding needs a damping of at least 0, and at least one column.")
+
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
+        """Return the network with weights that lie on their grids.
+
+        Raises:
+            OptionError: weights are in a format that is no affine grid.
+            DataError: there is no calibration data, or it makes a value NaN.
+        """
+        weights_are_free(network)
         network = network.copy()
         generator = torch.Generator().manual_seed(self.seed)
         for weights in self._passes(network):
             moments = {layer.node: Moments(layer, self.widest) for layers in weights for layer in layers}
-            collect(network, moments, batches, most=self.positions, generator=generator)
+            collect(network, moments, context.calibration, most=self.positions, generator=generator)
             if any(not m.count for m in moments.values()):
                 raise DataError("there are no calibration images.", "Give at least one training case.")
             for layers in weights:
                 self._round(network, layers, moments)
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network)
 
     def _passes(self, network: Network) -> Iterator[list[list[Layer]]]:
         """Yield the weights, each as the layers that read it, in portions for one pass over the batches."""

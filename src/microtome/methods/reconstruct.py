@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from microtome.errors import OptionError
 from microtome.graph.learning.reconstruction import Schedule, reconstruct
 from microtome.graph.network import Network
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State, weights_are_free
 
 
 @dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Method):
     """Make each block of the quantized network give what the float one gives.
 
     A block holds a few neighbouring layers and ends where few values are alive (Li et al., "BRECQ", ICLR 2021); skip
@@ -35,7 +35,6 @@ class Reconstruct:
         grid_rate: learning rate of the logarithm of activation scales.
         fisher: weigh errors with the squared gradient of the output's divergence from the float network's (BRECQ,
             equation 10). Takes another run of the network, forward and backward, for each block and image.
-        sigmoid: for that divergence: the network's channels are probabilities of their own.
         seed: of what is drawn.
     """
 
@@ -48,23 +47,26 @@ class Reconstruct:
     decisiveness: float = 1.0
     grid_rate: float = 2e-3
     fisher: bool = False
-    sigmoid: bool = False
     seed: int = 0
 
-    needs: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"rounded", "bias_corrected", "encoded", "finetuned"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"rounded", "reconstructed"})
+    phase: ClassVar[Phase] = Phase.NUMBERS
+    needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
+    leaves: ClassVar[State] = frozenset({"rounded", "reconstructed"})
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
+    def __post_init__(self) -> None:
+        """Refuse settings that make no sense."""
+        if min(self.steps, self.samples, self.layers) < 1 or self.joint < 0 or not 0 <= self.drop < 1:
+            raise OptionError("reconstruction needs at least one step, sample and layer, and a share to drop below 1.")
+
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network with its weights on their grids.
 
         Raises:
-            OptionError: a setting makes no sense.
+            OptionError: weights are in a format that is no affine grid.
             DataError: there are no calibration images, or they make values NaN.
             OutputError: the disk is full: what enters and leaves a block is kept in TMPDIR meanwhile.
         """
-        if min(self.steps, self.samples, self.layers) < 1 or self.joint < 0 or not 0 <= self.drop < 1:
-            raise OptionError("reconstruction needs at least one step, sample and layer, and a share to drop below 1.")
+        weights_are_free(network)
         schedule = Schedule(
             self.steps,
             self.samples,
@@ -74,7 +76,7 @@ class Reconstruct:
             seed=self.seed,
             decisiveness=self.decisiveness,
             fisher=self.fisher,
-            sigmoid=self.sigmoid,
+            sigmoid=context.sigmoid,
         )
-        result = reconstruct(network, batches, schedule, layers=self.layers, joint=self.joint)
-        return replace(result, state=result.state | self.leaves)
+        result = reconstruct(network, context.calibration, schedule, layers=self.layers, joint=self.joint)
+        return self.done(result, {"grids": {"activation": "learned"}} if self.grid_rate else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,14 +20,14 @@ from microtome.graph.structure.channels import Reader
 from microtome.graph.structure.layernorm import affine_norms, scale_norm
 from microtome.graph.structure.scaling import Pair, at_inputs, input_ranges, pairs, rescale, scaled_inputs
 from microtome.graph.watching.observe import Unquantized
-from microtome.methods.base import Batches
+from microtome.methods.base import EMPTY, Batches, Context, Method, Phase, State
 from microtome.types import QType
 
 SMALLEST = 1e-5
 
 
 @dataclass(frozen=True)
-class Smooth:
+class Smooth(Method):
     """Take the outliers of single channels out of what layers read, and put them into the layers' weights.
 
     Source: Xiao et al., "SmoothQuant", ICML 2023, equation 4: scale = max|x|^alpha / max|w|^(1 - alpha) per channel.
@@ -47,39 +47,42 @@ class Smooth:
     weight_bits: int = 8
     activation_bits: int = 8
 
-    needs: ClassVar[frozenset[str]] = frozenset({"folded"})
-    refuses: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    leaves: ClassVar[frozenset[str]] = frozenset({"smoothed"})
+    phase: ClassVar[Phase] = Phase.STRUCTURE
+    needs: ClassVar[State] = frozenset({"folded"})
+    leaves: ClassVar[State] = frozenset({"smoothed"})
+    again: ClassVar[bool] = True
 
-    def __call__(self, network: Network, batches: Batches) -> Network:
-        """Return the balanced network.
-
-        Raises:
-            OptionError: `alpha` or a candidate is no share, or a width that no grid has.
-            DataError: there are no calibration images.
-        """
+    def __post_init__(self) -> None:
+        """Refuse what is no share, and widths that no grid has."""
         if not all(0 <= alpha <= 1 for alpha in (self.alpha, *self.candidates)):
             raise OptionError(
                 f"alpha is a share, 0 to 1, not {self.alpha if not self.candidates else self.candidates}."
             )
         if not all(2 <= bits <= 16 for bits in (self.weight_bits, self.activation_bits)):
             raise OptionError("grids have 2 to 16 bits.")
+
+    def run(self, network: Network, context: Context = EMPTY) -> Network:
+        """Return the balanced network.
+
+        Raises:
+            DataError: there are no calibration images.
+        """
         network = network.copy()
         layers, norms = pairs(network), affine_norms(network)
         chain = (*layers, *norms)
-        seen = _extremes(network, chain, batches)
+        seen = _extremes(network, chain, context.calibration)
         trials = {
             pair.node: [self._scale(network, pair, seen, alpha) for alpha in self.candidates or (self.alpha,)]
             for pair in chain
         }
         if self.candidates:
-            trials = self._best(network, chain, trials, seen, batches)
+            trials = self._best(network, chain, trials, seen, context.calibration)
         for pair in layers:
             rescale(network, pair, trials[pair.node][0])
         for pair in norms:
             scale_norm(network, pair, trials[pair.node][0])
         edit.finish(network.graph_module)
-        return replace(network, state=network.state | self.leaves)
+        return self.done(network)
 
     def _scale(self, network: Network, pair: Pair, seen: _Extremes, alpha: float) -> Tensor:
         """Return what to divide the channels of a value by."""

@@ -20,15 +20,14 @@ from microtome.evidence.comparison import streamed
 from microtome.files import write_json
 from microtome.graph import pt2
 from microtome.graph.network import Network
-from microtome.progress import Progress, TrainingBar
-from microtome.recipes import Data, Settings
+from microtome.methods.base import Context
+from microtome.progress import Progress
+from microtome.recipes import Recipe
 from microtome.runtimes.base import Session
 from microtome.staging import Place
 from microtome.types import Array
 from microtome.verbs.request import Task
 
-# From the cheapest to the most expensive. Each line changes one thing.
-LADDER = ("minmax", "ranges", "int8", "equalized", "mixed", "reconstruct", "qat")
 # A network that is not so much slower than the fastest counts as fast: it is within what times vary by.
 AS_FAST = 1.05
 TIMING_SECONDS = 3.0
@@ -43,9 +42,7 @@ class Trial:
     record: dict[str, Any]
 
 
-def choose(
-    task: Task, data: Data[Any], settings: Settings, staging: Place, progress: Progress
-) -> tuple[Network, list[dict[str, Any]]]:
+def choose(task: Task, context: Context, staging: Place, progress: Progress) -> tuple[Network, list[dict[str, Any]]]:
     """Return the first network that is non-inferior on the tuning cases and as fast as any, and all that was tried.
 
     What is finished lies in the staging folder: the same call goes on behind it. Where no rung is non-inferior, the one
@@ -65,17 +62,17 @@ def choose(
         seed=task.options.seed,
         progress=progress,
     )
-    climb = _Climb(task, data, settings, folder, judge, progress)
+    climb = _Climb(task, context, folder, judge, progress)
     spent = 0.0
-    for name in LADDER:
+    for recipe in task.recipes:
         if task.options.time_budget is not None and spent > task.options.time_budget * 60:
             progress.say(f"auto: the time budget of {task.options.time_budget:g} minutes is spent")
             break
-        trial = climb.step(name)
+        trial = climb.step(recipe)
         if trial is None:
             continue
         spent += trial.record["seconds"]
-        progress.say(f"auto: {name}: {trial.record['reason']}")
+        progress.say(f"auto: {recipe.name}: {trial.record['reason']}")
         if trial.record["chosen"]:
             break
     return climb.best()
@@ -84,10 +81,8 @@ def choose(
 class _Climb:
     """The rungs tried so far."""
 
-    def __init__(
-        self, task: Task, data: Data[Any], settings: Settings, folder: Path, judge: Judge, progress: Progress
-    ) -> None:
-        self.task, self.data, self.settings = task, data, settings
+    def __init__(self, task: Task, context: Context, folder: Path, judge: Judge, progress: Progress) -> None:
+        self.task, self.context = task, context
         self.folder, self.judge, self.progress = folder, judge, progress
         self.trials: list[Trial] = []
         self.failed: list[dict[str, Any]] = []
@@ -96,8 +91,9 @@ class _Climb:
         cohort, cases = task.calibration
         self.example: Array = inputs(cohort, cases[0], task.pipeline, np.random.default_rng(task.options.seed))[0][None]
 
-    def step(self, name: str) -> Trial | None:
+    def step(self, recipe: Recipe) -> Trial | None:
         """Try a rung, or read what came out of it; None where the recipe cannot run on this network."""
+        name = recipe.name
         folder = self.folder / name
         stored = folder / "trial.json"
         if stored.exists():
@@ -109,7 +105,7 @@ class _Climb:
             folder.mkdir(exist_ok=True)
             start = time.perf_counter()
             try:
-                network, session, size = self._compress(name, folder)
+                network, session, size = self._compress(recipe, folder)
             except MicrotomeError as error:
                 self.failed.append({"name": name, "verdict": None, "reason": f"could not run: {error.problem}"})
                 self.progress.say(f"auto: {name}: {error.problem}")
@@ -139,17 +135,9 @@ class _Climb:
         records = [trial.record | {"chosen": trial is chosen} for trial in self.trials]
         return chosen.network, [*records, *self.failed]
 
-    def _compress(self, name: str, folder: Path) -> tuple[Network, Session, int]:
+    def _compress(self, recipe: Recipe, folder: Path) -> tuple[Network, Session, int]:
         task, options = self.task, self.task.options
-        chosen = recipes.recipe(name, task.runtime.capabilities(), self.settings)
-
-        def announce(method: str) -> None:
-            self.progress.say(f"auto: {name}: {method}")
-
-        parent = task.loaded.network
-        bar = TrainingBar(self.progress, f"auto: {name}: train")
-        made = recipes.run(chosen, parent, self.data, checkpoints=folder, announce=announce, watch=bar.step)
-        network = made.to("cpu")
+        network = recipes.run(recipe, task.loaded.network, self.context, checkpoints=folder).to("cpu")
         path = task.runtime.export(network, folder)
         precision = task.runtime.PRECISIONS[0]
         session = task.runtime.open_session(path, threads=options.threads, precision=precision)

@@ -23,16 +23,17 @@ from microtome.files import write_json, writing
 from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
+from microtome.methods.base import Context
 from microtome.package import target_folder
-from microtome.progress import Progress, Silent, Stopwatch, TrainingBar
+from microtome.progress import Progress, Silent, Stopwatch
 from microtome.staging import Place, Staging
 from microtome.tasks import task as kind
 from microtome.tasks.base import Judgement
 from microtome.types import Array
 from microtome.verbs.auto import choose as choose_recipe
-from microtome.verbs.options import RULES, CompressOptions
+from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import AUTO, FLOAT, Task, identity, read_task, settings
+from microtome.verbs.request import Task, identity, read_task
 from microtome.verbs.result import assemble
 from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
 
@@ -100,13 +101,10 @@ def compress(
 
 def _measured(task: Task, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
     """Compress for one target, and measure what that did."""
-    options = task.options
-    placement = _placement(task, progress)
-    if placement is not None and placement.in_float:
-        progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {options.recipe}")
-        task = replace(task, options=replace(options, recipe=FLOAT))
+    options, context = task.options, _context(task, progress)
+    task, start, placement = _placed(task, context, place, progress)
     seconds.lap("place")
-    network, trials = _compressed(task, placement, place, progress)
+    network, trials = _compressed(task, start, context, place, progress)
     seconds.lap("compress")
     deployed = deploy(
         task.loaded.network,
@@ -114,7 +112,7 @@ def _measured(task: Task, place: Place, seconds: Stopwatch, progress: Progress) 
         task.runtime,
         _example(task),
         place,
-        title=task.options.recipe,
+        title=task.recipe,
         running=Running(options.threads, _precision(options, placement)),
         progress=progress,
     )
@@ -140,7 +138,7 @@ def _measured(task: Task, place: Place, seconds: Stopwatch, progress: Progress) 
 
 def _exported(task: Task, place: Place, first: Made, progress: Progress) -> Made:
     """Compress for a target that this machine cannot run, and export that: there is no evidence."""
-    network, _ = _compressed(task, None, place, progress)
+    network, _ = _compressed(task, (task.loaded.network, 0), _context(task, progress), place, progress)
     progress.say(f"export to {task.runtime.NAME}, which this machine cannot run: nothing is measured")
     path = task.runtime.export(network.to("cpu"), place.package)
     return Made(task.runtime.NAME, network, without_evidence(task, network, path, first.result), {})
@@ -152,14 +150,23 @@ def _example(task: Task) -> Array:
     return inputs(cohort, cases[0], task.pipeline, np.random.default_rng(task.options.seed))[0][None]
 
 
-def _placement(task: Task, progress: Progress) -> Placement | None:
-    """Measure where integers pay on this machine, if that is asked for."""
-    options = task.options
+def _placed(
+    task: Task, context: Context, place: Place, progress: Progress
+) -> tuple[Task, tuple[Network, int], Placement | None]:
+    """Measure where integers pay on this machine, if that is asked for.
+
+    Returns:
+        The task, its recipes told what was found; the network that was measured, and how many methods of the recipe
+        made it; what was found.
+    """
+    options, parent, first = task.options, task.loaded.network, task.recipes[0]
     if options.placement == RULES:
-        return None
+        return task, (parent, 0), None
+    checkpoints = None if task.recipe == AUTO else place.work
+    network = recipes.run(first, parent, context, checkpoints=checkpoints, until=first.structural)
     progress.say("measure where integers pay on this machine")
-    return measured_placement(
-        task.loaded.network.to("cpu"),
+    placement = measured_placement(
+        network.to("cpu"),
         task.runtime,
         _example(task),
         threads=options.threads,
@@ -167,6 +174,12 @@ def _placement(task: Task, progress: Progress) -> Placement | None:
         progress=progress,
         skip=frozenset(options.skip),
     )
+    if placement.in_float:
+        progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {task.recipe}")
+        plain = replace(task, options=replace(options, recipe=FLOAT), recipes=(recipes.read(FLOAT),))
+        return plain, (parent, 0), placement
+    told = tuple(recipe.told(readers=placement.readers, skip=placement.skip) for recipe in task.recipes)
+    return replace(task, recipes=told), (network, first.structural), placement
 
 
 def _precision(options: CompressOptions, placement: Placement | None) -> str | None:
@@ -177,23 +190,14 @@ def _precision(options: CompressOptions, placement: Placement | None) -> str | N
 
 
 def _compressed(
-    task: Task, placement: Placement | None, staging: Place, progress: Progress
+    task: Task, start: tuple[Network, int], context: Context, place: Place, progress: Progress
 ) -> tuple[Network, list[dict[str, Any]]]:
-    """Run the recipe; with `auto` also return what was tried."""
-    options, told = task.options, settings(task)
-    if placement is not None:
-        told = replace(told, readers=placement.readers, skip=placement.skip)
-    data = _data(task, progress)
-    if options.recipe == AUTO:
-        return choose_recipe(task, data, told, staging, progress)
-    chosen = recipes.recipe(options.recipe, task.runtime.capabilities(), told)
-
-    def announce(name: str) -> None:
-        data.calibration.title = name
-
-    bar = TrainingBar(progress, "train")
-    parent = task.loaded.network
-    return recipes.run(chosen, parent, data, checkpoints=staging.work, announce=announce, watch=bar.step), []
+    """Run the recipe from where it stands; with `auto` also return what was tried."""
+    if task.recipe == AUTO:
+        return choose_recipe(task, context, place, progress)
+    network, done = start
+    context = replace(context, teacher=task.loaded.network)
+    return recipes.run(task.recipes[0], network, context, checkpoints=place.work, done=done), []
 
 
 def _add_diagnosis(result: dict[str, Any], task: Task, network: Network) -> None:
@@ -205,7 +209,7 @@ def _add_diagnosis(result: dict[str, Any], task: Task, network: Network) -> None
     result |= found | from_history(network)
 
 
-def _data(task: Task, progress: Progress) -> recipes.Data[CalibrationBatches]:
+def _context(task: Task, progress: Progress) -> Context:
     """Return what methods may read: nothing of it is evaluated, and tuning patients are not trained on."""
     options, pipeline = task.options, task.pipeline
     cohort, cases = task.calibration
@@ -225,7 +229,15 @@ def _data(task: Task, progress: Progress) -> recipes.Data[CalibrationBatches]:
         tuning = TuningBatches(task.cohort, pipeline, MOST_TUNING, options.seed)
     on_foreground = options.calibration_choice == "foreground"
     calibration = CalibrationBatches(cohort, cases, pipeline, progress, options.seed, foreground=on_foreground)
-    return recipes.Data(calibration, training, tuning)
+    return Context(
+        calibration,
+        training,
+        tuning,
+        capabilities=task.runtime.capabilities(),
+        sigmoid=pipeline.activation == "sigmoid",
+        loss=kind(pipeline.task).loss(pipeline),
+        progress=progress,
+    )
 
 
 def _write(task: Task, made: Sequence[Made], result: dict[str, Any], staging: Staging, progress: Progress) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from microtome.medical.pipeline import Pipeline
+from microtome.types import CalibrationChoice
 
 RULES, MEASURED = "rules", "measured"
+AUTO, FLOAT = "auto", "f32"  # recipes: the one that tries others, and the one that changes nothing
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class CompressOptions:
 
     Attributes:
         target: runtime of the package; several make one package with a part for each, of which the first counts.
-        recipe: chain of methods, a key of `recipes.RECIPES`; or `auto`, which tries them from cheap to expensive.
+        recipe: chain of methods: a name, or a TOML file; or `auto`, which tries some from cheap to expensive.
+        set: fields of its methods, over what the recipe says: `{"quantize.weight_bits": 4}`.
         weights: weights for a model given as `file.py:factory`.
         input_shape: (C, *S) that the network is captured with; None takes it from the pipeline.
         pipeline: pre- and post-processing, or a pipeline.json; None takes the model's, or guesses from the cohort.
@@ -29,14 +34,10 @@ class CompressOptions:
         evaluation: share of patients kept for evaluation.
         metric: what the verdict rests on; None is Dice or AUROC.
         margin: the acceptable loss of it.
-        observer: how activation ranges are found.
-        percentile: for the observer of that name.
+        observer: how activation ranges are found; None goes by the recipe.
         skip: layers that stay in float.
-        weight_bits: width of weights; None leaves them in float.
-        activation_bits: width of layers' inputs; None leaves them in float.
-        weight_format: number format of weights, a key of `recipes.FORMATS`; None is the affine grid.
-        average_bits: average width of weights that the recipe `mixed` may use.
-        steps: of training, or of reconstruction per block; None takes the recipe's own.
+        weight_bits: width of weights, or `float`; None goes by the recipe.
+        activation_bits: width of layers' inputs, likewise.
         batch: images per step of training.
         flips: spatial axes along which a mirrored image is another plausible image, for training.
         worst_subgroup: `auto` also asks that no subgroup's metric falls by more than the margin.
@@ -44,14 +45,15 @@ class CompressOptions:
         placement: where integers pay: by `rules`, or `measured` on this machine.
         placement_minutes: after so long the search for it tries nothing more.
         precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
-        seed: of the split, the calibration windows and the bootstrap.
+        seed: of the split, the calibration windows, the bootstrap, and of methods that draw at random.
         threads: of the runtime and of eager PyTorch; 0 means all cores.
         device: where calibration and the parent run.
         title: of the report.
     """
 
     target: str | tuple[str, ...] = "openvino"
-    recipe: str = "int8"
+    recipe: str | Path = "int8"
+    set: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     input_shape: tuple[int, ...] | None = None
     pipeline: Pipeline | Path | None = None
@@ -59,19 +61,15 @@ class CompressOptions:
     patient_pattern: str | None = None
     calibration: Path | None = None
     calibration_cases: int = 32
-    calibration_choice: str = "first"
+    calibration_choice: CalibrationChoice = "first"
     tuning: float = 0.1
     evaluation: float = 0.3
     metric: str | None = None
     margin: float | None = None
-    observer: str = "mse"
-    percentile: float = 99.99
+    observer: str | None = None
     skip: tuple[str, ...] = ()
-    weight_bits: int | None = 8
-    activation_bits: int | None = 8
-    weight_format: str | None = None
-    average_bits: float = 4.0
-    steps: int | None = None
+    weight_bits: int | Literal["float"] | None = None
+    activation_bits: int | Literal["float"] | None = None
     batch: int = 4
     flips: tuple[int, ...] = ()
     worst_subgroup: bool = False

@@ -19,7 +19,7 @@ from microtome.runtimes.base import Runtime
 from microtome.tasks import task as kind
 from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
-from microtome.verbs.options import MEASURED, RULES, CompressOptions
+from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
 from microtome.version import __version__
 
 if TYPE_CHECKING:
@@ -27,17 +27,15 @@ if TYPE_CHECKING:
 
     from microtome.graph.network import Network
     from microtome.models import Loaded
-    from microtome.recipes import Settings
-
-
-AUTO, FLOAT = "auto", "f32"  # recipes: the one that tries others, and the one that changes nothing
+    from microtome.recipes import Recipe
 
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that was read: what the rest of the road works on."""
+    """Everything that was read: what the rest of the road works on. Of several recipes one is to be chosen."""
 
     options: CompressOptions
+    recipes: tuple[Recipe, ...]
     loaded: Loaded
     pipeline: Pipeline
     cohort: Cohort
@@ -48,6 +46,11 @@ class Task:
     def target(self) -> str:
         """The name under which `runtimes.runtime` finds the runtime: that of the first target."""
         return self.options.targets[0]
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe, or `auto`."""
+        return AUTO if self.options.recipe == AUTO else self.recipes[0].name
 
 
 def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
@@ -82,21 +85,17 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
     Raises:
         MicrotomeError: see `load_cohort`, `load_model`, `runtime`.
     """
-    from microtome import recipes
+    from microtome.verbs.recipe import asked
 
-    target, *others = _runtimes(options)
+    target = _runtimes(options)[0]
     if options.placement not in (RULES, MEASURED):
         raise OptionError(f"there is no placement {options.placement!r}.", f"Choose {RULES} or {MEASURED}.")
-    names = (*recipes.RECIPES, AUTO)
-    if options.recipe not in names:
-        raise OptionError(f"there is no recipe {options.recipe!r}.", f"Choose one of {', '.join(names)}.")
-    for one in (target, *others) if options.recipe != AUTO else ():
-        recipes.recipe(options.recipe, one.capabilities(), recipes.Settings(**_asked(options)))
+    recipes = asked(options)
     cohort = read_cohort(cohort_path, options)
     kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
     calibration = _calibration(cohort, pipeline, options)
-    return Task(options, loaded, pipeline, cohort, calibration, target)
+    return Task(options, recipes, loaded, pipeline, cohort, calibration, target)
 
 
 def _runtimes(options: CompressOptions) -> list[Runtime]:
@@ -127,27 +126,6 @@ def _runtimes(options: CompressOptions) -> list[Runtime]:
             what = f"--recipe {AUTO}" if options.recipe == AUTO else f"--placement {MEASURED}"
             raise OptionError(f"{what} measures, and this machine cannot run {target.NAME}.", "Choose another.")
     return found
-
-
-def settings(task: Task) -> Settings:
-    """Return what the options, and the pipeline, tell the methods."""
-    from microtome.recipes import Settings
-
-    return Settings(**_asked(task.options), sigmoid=task.pipeline.activation == "sigmoid")
-
-
-def _asked(options: CompressOptions) -> dict[str, Any]:
-    names = (
-        "observer",
-        "percentile",
-        "weight_bits",
-        "activation_bits",
-        "weight_format",
-        "average_bits",
-        "steps",
-        "seed",
-    )
-    return {name: getattr(options, name) for name in names} | {"skip": frozenset(options.skip)}
 
 
 def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -> tuple[Cohort, tuple[Case, ...]]:
@@ -259,4 +237,5 @@ def identity(task: Task) -> dict[str, Any]:
         "cohort": str(task.cohort.path.resolve()),
         "files": stamps,
         "options": options,
+        "recipes": [recipe.describe() for recipe in task.recipes],
     }

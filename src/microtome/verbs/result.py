@@ -51,7 +51,7 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
         "title": options.title or f"{task.loaded.title} on a {task.cohort.format} cohort",
         "task": task.pipeline.task,
         "target": target.NAME,
-        "recipe": options.recipe,
+        "recipe": task.recipe,
         "classes": list(task.pipeline.classes),
         "length_unit": "px" if task.pipeline.spatial_dims == 2 else "mm",
         "parent": {
@@ -79,7 +79,7 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
         "integer": integer,
         "parity": {"runtime_vs_simulated_db": deployed.parity_db, "simulated_vs_f32_db": deployed.quantization_db},
         "counts": counts,
-        "quantizers": _quantizer_table(network, options.observer),
+        "quantizers": _quantizer_table(network),
         "methods": list(network.history),
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
@@ -138,7 +138,11 @@ def _warnings(task: Task, deployed: Deployed, integer: dict[str, int]) -> list[s
     return found
 
 
-def _quantizer_table(network: Network, observer: str) -> list[dict[str, Any]]:
+def _quantizer_table(network: Network) -> list[dict[str, Any]]:
+    """Return a row for each quantizer; how its range was found is what the last method that did so left written."""
+    found: dict[str, str] = {}
+    for record in network.history:
+        found |= record.get("grids", {})
     rows = []
     for quantizer in quantizers(network):
         low, high = real_range(quantizer.qparams)
@@ -149,7 +153,7 @@ def _quantizer_table(network: Network, observer: str) -> list[dict[str, Any]]:
                 "qtype": quantizer.qparams.qtype.name,
                 "low": float(low.min()),
                 "high": float(high.max()),
-                "observer": observer if quantizer.kind == "activation" else "mse",
+                "observer": found.get(quantizer.kind),
             }
         )
     return rows

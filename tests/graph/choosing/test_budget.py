@@ -9,7 +9,7 @@ from microtome.graph.choosing.budget import Budget, budget_of_bits, budget_of_sh
 from microtome.graph.choosing.sensitivity import Sensitivity, measure
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images
+from networks import EVERYTHING, captured, images, told
 
 WIDTHS = ((8, 8), (4, 8), (2, 8), (4, 4))
 SIZES = {"a": (100, 9000), "b": (1000, 500), "c": (40, 40)}  # weights, multiply-accumulates
@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_a_budget_chooses_for_a_network():
-    network, batches = FoldBatchNorm()(captured("unet2d"), []), images(captured("unet2d").shape)
+    network, batches = FoldBatchNorm().run(captured("unet2d")), images(captured("unet2d").shape)
     budget = Budget(bits=4.5, widths=WIDTHS[:3], objective="fisher")
     plan = budget.plan(network, EVERYTHING, batches, skip=frozenset({"up"}))
     table = measure(network, EVERYTHING, batches, widths=WIDTHS[:3], objective="fisher", skip=frozenset({"up"}))
@@ -94,6 +94,6 @@ def test_a_budget_chooses_for_a_network():
     assert [p.bytes for p in plan.front] == sorted(p.bytes for p in plan.front)
     assert set(plan.layer_bits) == {layer.name for layer in network.layers} - {"up"}
     assert len(set(plan.layer_bits.values())) > 1
-    assert "quantized" in Quantize(EVERYTHING, layer_bits=plan.layer_bits)(network, batches).state
+    assert "quantized" in Quantize(layer_bits=plan.layer_bits).run(network, told(batches)).state
     assert Budget(share=0.5).total(table) == budget_of_bits(table, 4)
     assert Budget(amount=7).total(table) == 7

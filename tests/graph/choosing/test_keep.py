@@ -9,15 +9,15 @@ from microtome.graph.choosing.keep import keep_float, skipped
 from microtome.graph.network import Network
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images, sqnr_db
+from networks import captured, images, sqnr_db, told
 
 
 def folded(name: str) -> Network:
-    return FoldBatchNorm()(captured(name), [])
+    return FoldBatchNorm().run(captured(name))
 
 
 def quantizer(network: Network, bits: int = 4):
-    return lambda skip: Quantize(EVERYTHING, weight_bits=bits, skip=skip)(network, images(network.shape))
+    return lambda skip: Quantize(weight_bits=bits, skip=skip).run(network, told(images(network.shape)))
 
 
 def test_the_rows_are_what_is_measured_by_hand():
@@ -45,7 +45,7 @@ def test_the_layer_that_ruins_the_output_is_kept():
 
     def quantize(skip: frozenset[str]) -> Network:
         bits = {head.name: (2, 8)}
-        return Quantize(EVERYTHING, layer_bits={} if head.name in skip else bits, skip=skip)(network, batches)
+        return Quantize(layer_bits={} if head.name in skip else bits, skip=skip).run(network, told(batches))
 
     assert skipped(keep_float(network, quantize, batches)) == {head.name}
     assert skipped(keep_float(network, quantize, batches, most_bytes=10)) == frozenset()
@@ -60,7 +60,7 @@ def test_what_is_kept_counts_for_those_that_follow():
         seen.append(skip)
         if skip == frozenset(names):
             return network
-        return Quantize(EVERYTHING, weight_bits=4, skip=skip)(network, batches)
+        return Quantize(weight_bits=4, skip=skip).run(network, told(batches))
 
     rows = keep_float(network, quantize, batches, candidates=names, least_gain_db=-1000.0)
     assert seen == [frozenset(names[:count]) for count in range(len(names) + 1)]

@@ -14,19 +14,19 @@ from microtome.graph.watching.fisher import fisher_gradients
 from microtome.graph.watching.replay import without_mutation
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, REAL, captured, images, randomize, sqnr_db
+from networks import EVERYTHING, REAL, captured, images, randomize, sqnr_db, told
 
 SUMS = 1e-4  # float32 sums of another order, and of batches instead of all images
 
 
 def folded(name: str) -> Network:
-    return FoldBatchNorm()(captured(name), [])
+    return FoldBatchNorm().run(captured(name))
 
 
 def alone(network: Network, row: Sensitivity, batches: list[Tensor]) -> Network:
     """Return the network with only that layer quantized, by the method itself."""
     others = {layer.name for layer in network.layers} - {row.layer}
-    return Quantize(EVERYTHING, skip=frozenset(others), layer_bits={row.layer: row.bits})(network, batches)
+    return Quantize(skip=frozenset(others), layer_bits={row.layer: row.bits}).run(network, told(batches))
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from microtome.core.affine import fake_quantize, qparams_from_range, real_range
 from microtome.core.search import weight_qparams
-from microtome.graph.learning.learned import BinaryWeight, ClippedGrid, LearnedGrid, ObservedGrid, frozen_grid
+from microtome.graph.learning.learned import BinaryWeight, ClippedGrid, LearnedGrid, ObservedGrid
 from microtome.types import QParams, QType
 
 UNSIGNED4 = QType(4, signed=False, symmetric=False)
@@ -19,7 +19,7 @@ def values(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("make", [LearnedGrid, ClippedGrid, frozen_grid])
+@pytest.mark.parametrize("make", [LearnedGrid, ClippedGrid])
 def test_an_untrained_grid_rounds_as_the_node_did(make):
     qparams, x = grid(-1.0, 2.0), values(2, 3, 8, 8)
     module = make(qparams)

@@ -14,15 +14,15 @@ from microtome.graph.quantizers import quantizers, weight_quantizer
 from microtome.graph.structure.meeting import meets_others
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images, randomize
+from networks import captured, images, randomize, told
 
 PLAIN = Schedule(steps=6, samples=1, rate=2e-2, grid_rate=2e-3, drop=0.5, seed=0)
 
 
 def quantized(name: str, weight_bits: int | None = 4, activation_bits: int | None = 4) -> Network:
-    network = FoldBatchNorm()(captured(name), [])
-    quantize = Quantize(EVERYTHING, weight_bits=weight_bits, activation_bits=activation_bits)
-    return quantize(network, images(network.shape))
+    network = FoldBatchNorm().run(captured(name))
+    quantize = Quantize(weight_bits=weight_bits, activation_bits=activation_bits)
+    return quantize.run(network, told(images(network.shape)))
 
 
 def scales(network: Network) -> list[tuple[bool, float]]:
@@ -102,9 +102,9 @@ class IgnoresOne(nn.Module):
 def test_only_errors_that_reach_the_output_are_mended_where_they_are_weighed(fisher: bool):
     module = randomize(IgnoresOne())
     module.last.weight.data = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
-    network = FoldBatchNorm()(capture(module, (3, 16, 16)), [])
+    network = FoldBatchNorm().run(capture(module, (3, 16, 16)))
     batches = images(network.shape)
-    before = Quantize(EVERYTHING, weight_bits=3, activation_bits=None)(network, batches)
+    before = Quantize(weight_bits=3, activation_bits=None).run(network, told(batches))
     schedule = replace(PLAIN, steps=100, rate=0.2, drop=0.0, fisher=fisher)
     after = reconstruct(before, batches, schedule, layers=1)
     nearest = fake_quantize(before.tensor("first.weight"), weight_quantizer(before, before.layers[0]))

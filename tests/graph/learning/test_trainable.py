@@ -11,14 +11,14 @@ from microtome.graph.quantizers import quantizers
 from microtome.graph.watching.observe import without_quantizers
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, NETWORKS, captured, images
+from networks import NETWORKS, captured, images, told
 
 NAMES = [name for name in NETWORKS if name != "nothing"]
 
 
 def quantized(name: str, **settings) -> Network:
-    network = FoldBatchNorm()(captured(name), [])
-    return Quantize(EVERYTHING, **{"weight_bits": 4, "activation_bits": 4, **settings})(network, images(network.shape))
+    network = FoldBatchNorm().run(captured(name))
+    return Quantize(**{"weight_bits": 4, "activation_bits": 4, **settings}).run(network, told(images(network.shape)))
 
 
 def learned(network: Network) -> Trainable:
@@ -76,7 +76,7 @@ def test_a_quantizer_without_a_module_stays():
 
 
 def test_without_quantizers_is_the_float_network():
-    network = FoldBatchNorm()(captured("dense2d"), [])
+    network = FoldBatchNorm().run(captured("dense2d"))
     x = images(network.shape)[0]
     bare = without_quantizers(quantized("dense2d"))
     assert not list(quantizers(bare))

@@ -12,7 +12,7 @@ from microtome.graph.rewriting.side_by_side import TO_CHANNELS, TO_COLUMNS
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import Port
-from networks import EVERYTHING, images, randomize
+from networks import images, randomize, told
 
 
 class Narrow(nn.Module):
@@ -38,13 +38,13 @@ class Narrow(nn.Module):
 
 
 def quantized(module: nn.Module, shape: tuple[int, ...]) -> Network:
-    return Quantize(EVERYTHING)(FoldBatchNorm()(capture(randomize(module), shape), []), images(shape))
+    return Quantize().run(FoldBatchNorm().run(capture(randomize(module), shape)), told(images(shape)))
 
 
 def fixed_size(module: nn.Module, size: int) -> Network:
     port = Port("input", (3, size, size), (True, False, False, False))
     captured = network_from_export(export_graph(randomize(module), [port]))
-    return Quantize(EVERYTHING)(FoldBatchNorm()(captured, []), images((3, size, size)))
+    return Quantize().run(FoldBatchNorm().run(captured), told(images((3, size, size))))
 
 
 def between(layer: nn.Module) -> nn.Module:

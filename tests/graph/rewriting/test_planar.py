@@ -7,7 +7,7 @@ from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
 from microtome.graph.rewriting.planar import planar_concats
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, images, randomize
+from networks import images, randomize, told
 
 
 class Cascade(nn.Module):
@@ -35,7 +35,7 @@ def test_computes_the_same_by_rows_at_any_size(solid: bool, quantized: bool):
     shape = (3, 8, 8, 8) if solid else (3, 8, 8)
     network = capture(randomize(Cascade(solid=solid)), shape)
     if quantized:
-        network = Quantize(EVERYTHING)(network, images(shape))
+        network = Quantize().run(network, told(images(shape)))
     rewritten = planar_concats(network)
     assert by_rows(network) == [False]
     assert by_rows(rewritten) == [True]

@@ -7,7 +7,7 @@ from microtome.graph.operators import kind
 from microtome.graph.rewriting.sub_pixel import sub_pixel
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, images, randomize
+from networks import images, randomize, told
 
 # Kernel, stride, padding, output padding of transposed convolutions whose output is exactly `stride` times as large.
 DOUBLING = [(3, 2, 1, 1), (4, 2, 1, 0), (5, 3, 1, 0), (6, 2, 2, 0)]
@@ -36,7 +36,7 @@ def test_computes_the_same_with_quantizers(dims: int):
     layer = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dims](8, 1, 3, 2, 1, 1)
     shape = (2, *[6] * dims)
     network = network_with(layer, shape)
-    quantized = Quantize(EVERYTHING)(FoldBatchNorm()(network, []), images(shape))
+    quantized = Quantize().run(FoldBatchNorm().run(network), told(images(shape)))
     rewritten = sub_pixel(quantized)
     assert [layer.op for layer in rewritten.layers] == ["conv", "conv"]
     for x in images(shape, seed=1):

@@ -12,12 +12,12 @@ from microtome.graph.network import Network
 from microtome.graph.structure.blocks import Block, blocks, join, join_unequal, run_block
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, NETWORKS, captured, images, randomize
+from networks import NETWORKS, captured, images, randomize, told
 
 
 def quantized(name: str) -> Network:
-    network = FoldBatchNorm()(captured(name), [])
-    return Quantize(EVERYTHING)(network, images(network.shape)) if name != "nothing" else network
+    network = FoldBatchNorm().run(captured(name))
+    return Quantize().run(network, told(images(network.shape))) if name != "nothing" else network
 
 
 class WritesIntoSkip(nn.Module):

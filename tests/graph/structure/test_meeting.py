@@ -5,12 +5,12 @@ from microtome.graph.quantizers import quantizers
 from microtome.graph.structure.meeting import meets_others
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images
+from networks import captured, images, told
 
 
 def quantized(name: str) -> Network:
-    network = FoldBatchNorm()(captured(name), [])
-    return Quantize(EVERYTHING)(network, images(network.shape))
+    network = FoldBatchNorm().run(captured(name))
+    return Quantize().run(network, told(images(network.shape)))
 
 
 @pytest.mark.parametrize(

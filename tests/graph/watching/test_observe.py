@@ -13,7 +13,7 @@ from microtome.graph.watching.eager import depends_on_layout
 from microtome.graph.watching.observe import Observed, Unquantized, watch
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from networks import EVERYTHING, captured, images
+from networks import captured, images, told
 
 SUMS = 1e-5  # the same products in another order, of size 1
 
@@ -35,8 +35,8 @@ def first(network: Network, operator: str) -> Node:
 
 
 def quantized() -> Network:
-    network = FoldBatchNorm()(captured("shared2d"), [])
-    return Quantize(EVERYTHING, weight_bits=2, activation_bits=2)(network, images(network.shape))
+    network = FoldBatchNorm().run(captured("shared2d"))
+    return Quantize(weight_bits=2, activation_bits=2).run(network, told(images(network.shape)))
 
 
 def test_each_watcher_sees_its_node_in_every_batch():

@@ -12,7 +12,13 @@ from microtome.core.formats.codebook import Codebook
 from microtome.core.formats.logarithmic import Logarithmic
 from microtome.core.formats.minifloat import Minifloat
 from microtome.core.formats.power_of_two import PowerOfTwo
-from microtome.core.formats.record import encoding_from_record, encoding_record, format_from_record, format_record
+from microtome.core.formats.record import (
+    encoding_from_record,
+    encoding_record,
+    format_from_record,
+    format_of,
+    format_record,
+)
 from microtome.core.formats.ternary import Ternary
 
 __all__ = [
@@ -31,5 +37,6 @@ __all__ = [
     "encoding_from_record",
     "encoding_record",
     "format_from_record",
+    "format_of",
     "format_record",
 ]

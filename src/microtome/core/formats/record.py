@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -37,6 +38,36 @@ def format_record(number_format: Format) -> dict[str, Any]:
         if setting.init and value != setting.default:
             record[setting.name] = list(value) if isinstance(value, tuple) else value
     return record
+
+
+# Names that decode themselves. A name says nothing of some settings: floats of 8 bits then have a scale per channel.
+NAMES: tuple[tuple[str, Callable[..., Format]], ...] = (
+    (r"(u?)int(\d+)(?:g(\d+))?", lambda u, bits, group: Affine(int(bits), not u, group=group and int(group))),
+    (r"codebook(\d+)(i?)", lambda bits, integer: Codebook(int(bits), integer=bool(integer))),
+    (r"pot(\d+)", lambda bits: PowerOfTwo(int(bits))),
+    (r"apot(\d+)", lambda bits: AdditivePowerOfTwo(int(bits))),
+    (r"log(\d+)", lambda bits: Logarithmic(int(bits))),
+    (r"ternary(2?)", lambda two: Ternary(two_scales=bool(two))),
+    (r"binary", Binary),
+    (r"fp8_(e4m3fn|e5m2)", lambda kind: Minifloat(kind, scaled=True)),
+    (r"(fp16|bf16)", Minifloat),
+)
+EXAMPLES = ("codebook4i", "pot4", "apot4", "log4", "ternary", "binary", "fp8_e4m3fn", "fp16", "bf16", "int4g32")
+
+
+def format_of(value: str | Mapping[str, Any]) -> Format:
+    """Return the format that a name such as `pot4`, or a record, stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    if isinstance(value, Mapping):
+        return format_from_record(value)
+    for pattern, make in NAMES:
+        found = re.fullmatch(pattern, str(value))
+        if found:
+            return make(*found.groups())
+    raise ValueError(f"no number format is called {value!r}; such are {', '.join(EXAMPLES)}")
 
 
 def format_from_record(record: Mapping[str, Any]) -> Format:

@@ -10,11 +10,12 @@ import numpy as np
 
 from microtome.core.allocation import allocate
 from microtome.errors import OptionError
-from microtome.graph.choosing.sensitivity import WIDTHS, Batches, Objective, Sensitivity, measure
+from microtome.graph.choosing.sensitivity import Batches, Objective, Sensitivity, measure
 from microtome.graph.network import Network
 from microtome.types import Bits, Capabilities
 
 FLOAT = 32
+WIDTHS = (8, 6, 5, 4, 3, 2)
 BudgetKind = Literal["bytes", "bitops", "ms"]
 Milliseconds = Mapping[tuple[str, Bits], float]
 """Measured time of a layer at a pair of widths."""
@@ -186,9 +187,8 @@ class Budget:
         share: of the cost at 8 bits on both sides, 0.5 being half.
         amount: bytes, bit operations or milliseconds of the layers that are quantized.
         kind: the unit.
-        widths: pairs of (weight, input) bits to choose from.
+        widths: to choose from: bits of weights, or pairs of (weight, input) bits.
         objective: what is lost: `kl`, `sqnr` or `fisher`.
-        sigmoid: the network's channels are probabilities of their own.
         milliseconds: for `ms`.
     """
 
@@ -196,9 +196,8 @@ class Budget:
     share: float | None = None
     amount: float | None = None
     kind: BudgetKind = "bytes"
-    widths: tuple[Bits, ...] = WIDTHS
+    widths: tuple[int | Bits, ...] = WIDTHS
     objective: Objective = "kl"
-    sigmoid: bool = False
     milliseconds: Milliseconds | None = None
 
     def __post_init__(self) -> None:
@@ -207,9 +206,24 @@ class Budget:
             raise OptionError("a budget is an average width, or a share of the 8-bit cost, or an amount: one of them.")
 
     def plan(
-        self, network: Network, capabilities: Capabilities, batches: Batches, *, skip: frozenset[str] = frozenset()
+        self,
+        network: Network,
+        capabilities: Capabilities,
+        batches: Batches,
+        *,
+        skip: frozenset[str] = frozenset(),
+        activation_bits: int | None = 8,
+        sigmoid: bool = False,
     ) -> Plan:
         """Measure a float network with folded batch norms, and choose; the Pareto front comes with it.
+
+        Args:
+            network: what is to be quantized.
+            capabilities: of the target.
+            batches: (N, C, *S); iterated twice.
+            skip: layers that stay in float.
+            activation_bits: of inputs, where `widths` says nothing of them.
+            sigmoid: the network's channels are probabilities of their own.
 
         Raises:
             OptionError: the budget is below the narrowest widths.
@@ -219,9 +233,9 @@ class Budget:
             network,
             capabilities,
             batches,
-            widths=self.widths,
+            widths=[bits if isinstance(bits, tuple) else (bits, activation_bits) for bits in self.widths],
             objective=self.objective,
-            sigmoid=self.sigmoid,
+            sigmoid=sigmoid,
             skip=skip,
         )
         options: dict[str, Any] = {"kind": self.kind, "milliseconds": self.milliseconds}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -37,6 +38,10 @@ class Kept:
     extra_bytes: int
     kept: bool
 
+    def as_row(self) -> dict[str, Any]:
+        """Return plain values, such as JSON holds; null is without end."""
+        return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in asdict(self).items()}
+
 
 def keep_float(
     network: Network,
@@ -51,7 +56,7 @@ def keep_float(
 
     Each candidate is tried on top of those kept before it. Norms and softmax are never quantized, so that the first
     layers and the heads are what is left to ask about. 3 dB are half of the noise's power. One run in float per batch
-    and candidate, one quantized; outputs are not kept.
+    and candidate, one quantized; outputs are not kept. The last quantized layer stays quantized.
 
     Args:
         network: in float, as `quantize` takes it.
@@ -62,7 +67,7 @@ def keep_float(
         most_bytes: what all kept layers together may take more; None is no limit.
 
     Returns:
-        A row per candidate. The layers for `skip` are `skipped(rows)`.
+        A row per candidate that was tried. The layers for `skip` are `skipped(rows)`.
 
     Raises:
         OptionError: a candidate is no layer of the network.
@@ -80,9 +85,12 @@ def keep_float(
     current = _sqnr_db(network, quantized, batches)
     room = math.inf if most_bytes is None else most_bytes
     weights = {layer.name: weight_quantizer(quantized, layer) for layer in quantized.layers}
+    left = sum(grid is not None for grid in weights.values())
     rows = []
     for name in candidates:
         grid = weights.get(name)
+        if grid is not None and left == 1:
+            continue
         count = network.tensor(str(layers[name].weight.target)).numel()
         extra = 0 if grid is None else -(-count * (FLOAT_BITS - grid.qtype.bits) // 8)
         reached = _sqnr_db(network, quantize(kept | {name}), batches)
@@ -90,8 +98,28 @@ def keep_float(
         keep = gain >= least_gain_db and extra <= room
         rows.append(Kept(name, reached, gain, extra, keep))
         if keep:
-            kept, current, room = kept | {name}, reached, room - extra
+            kept, current, room, left = kept | {name}, reached, room - extra, left - (grid is not None)
     return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Which layers may go back to float, and when.
+
+    Attributes:
+        candidates: names of layers, in the order to try; None takes those that no layer stands before or behind.
+        least_gain_db: what a layer must gain.
+        most_bytes: what all of them together may take more; None is no limit.
+    """
+
+    candidates: tuple[str, ...] | None = None
+    least_gain_db: float = 3.0
+    most_bytes: int | None = None
+
+    def rows(self, network: Network, quantize: Quantizer, batches: Iterable[Batch]) -> tuple[Kept, ...]:
+        """Return what `keep_float` returns."""
+        told = {"least_gain_db": self.least_gain_db, "most_bytes": self.most_bytes}
+        return keep_float(network, quantize, batches, candidates=self.candidates, **told)  # type: ignore[arg-type]
 
 
 def skipped(rows: Iterable[Kept]) -> frozenset[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -188,27 +187,6 @@ class BinaryWeight(Grid):
     def _magnitude(self, weight: Tensor) -> Tensor:
         axis = self.qtype.axis or 0
         return weight.abs().mean([d for d in range(weight.ndim) if d != axis], keepdim=True).clamp(min=1e-12)
-
-
-def frozen_grid(qparams: QParams) -> nn.Module:
-    """Return a quantizer that training does not change."""
-    return _Frozen(qparams)
-
-
-class _Frozen(Grid):
-    def __init__(self, qparams: QParams) -> None:
-        super().__init__()
-        self.qtype, self._qparams = qparams.qtype, qparams
-
-    def forward(self, x: Tensor) -> Tensor:
-        grid = self._qparams
-        limits: tuple[Any, ...] = (self.qtype.qmin, self.qtype.qmax)
-        if self.qtype.axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, float(grid.scale), int(grid.zero_point), *limits)
-        return torch.fake_quantize_per_channel_affine(x, grid.scale, grid.zero_point, self.qtype.axis, *limits)
-
-    def grid(self) -> QParams:
-        return self._qparams
 
 
 def _rounded(x: Tensor, grid: QParams) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from microtome.errors import DataError
-from microtome.graph.learning import loop
+from microtome.training import loop
 
 CPU = torch.device("cpu")
 

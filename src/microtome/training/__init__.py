@@ -1,0 +1,1 @@
+"""Training of any module: one loop for quantization-aware training, distillation, and what else learns by gradient."""

@@ -1,0 +1,202 @@
+"""A student learns from a teacher, from labels, or from both: step by step, and the best weights seen are kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microtome.core.distillation import cosine
+from microtome.errors import DataError
+from microtome.progress import Progress, Silent, TrainingBar
+from microtome.training import loop
+
+Loss = Callable[[Tensor, Any, Any], Tensor]
+"""(student's output, teacher's output, target) → scalar. The last two are None where there is none."""
+
+LONGEST = 1.0  # of the gradient, as a vector: a longer one is shortened
+SMALLEST_SIZE = 1e-2
+
+
+@dataclass(eq=False)
+class Trainer:
+    """Trains a module in place.
+
+    Adam with a learning rate that warms up and then falls along half a cosine. Where `torch.distributed` is
+    initialized, each process trains on its own batches and gradients are averaged.
+
+    Attributes:
+        student: (N, C, *S) → output.
+        groups: its parameters as torch's optimizers take them, each group with its full learning rate, `lr`.
+        loss: of a batch.
+        steps: batches to train on.
+        teacher: what the student imitates; None where the loss asks for none.
+        clipped: parameters whose gradient is shortened to at most 1.
+        tuning: batches for early stopping: their mean loss says which weights are best.
+        score: what says so instead, higher is better; called with the student in evaluation mode.
+        check_every: steps between two looks at that.
+        patience: looks without improvement after which training stops; None never.
+        judged_from: the first step after which weights may be the best.
+        before_step: called with the number of steps made, before each, and when training goes on from a checkpoint.
+        amp: multiply in bfloat16.
+        checkpoint: file for the state of training; if it is there, training goes on from it. Deleted at the end.
+        device: where the student is.
+        progress: shows the steps.
+    """
+
+    student: nn.Module
+    groups: Sequence[Mapping[str, Any]]
+    loss: Loss
+    _: KW_ONLY
+    steps: int
+    teacher: Callable[[Tensor], Tensor] | None = None
+    clipped: Sequence[nn.Parameter] = ()
+    tuning: Iterable[Any] | None = None
+    score: Callable[[], float] | None = None
+    check_every: int = 100
+    patience: int | None = None
+    judged_from: int = 0
+    before_step: Callable[[int], None] = lambda _: None
+    amp: bool = False
+    checkpoint: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: Progress = field(default_factory=Silent)
+
+    def train(self, batches: Iterable[Any]) -> dict[str, Any]:
+        """Train on batches of inputs, or of (inputs, targets); epoch after epoch, if there are too few.
+
+        The student then holds the best weights that a look found (without tuning batches and score: the last) and is in
+        evaluation mode.
+
+        Returns:
+            The course of training: `steps`, the running mean of `loss`, and `monitor`, the tuning loss; with a score
+            also `score`. A list each.
+
+        Raises:
+            DataError: there are no batches, or the loss is not finite.
+        """
+        run = _Run(self)
+        run.resume()
+        for batch in itertools.islice(loop.endless(batches, run.step), self.steps - run.step):
+            run.train(batch)
+            if run.step % self.check_every == 0 or run.step == self.steps:
+                run.check()
+                run.store()
+                if self.patience is not None and run.stale >= self.patience:
+                    break
+        if run.best < math.inf:
+            self.student.load_state_dict(run.best_state)
+        self.student.eval()
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+        return run.curve if self.score is not None else {k: v for k, v in run.curve.items() if k != "score"}
+
+
+class _Run:
+    """One training: the optimizer, and what was seen so far."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.student = trainer, trainer.student
+        self.module = loop.distributed(self.student.train())
+        groups = [{**group, "base": group["lr"]} for group in trainer.groups if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.bar = TrainingBar(trainer.progress, "train")
+        self.step, self.stale, self.mean = 0, 0, math.nan
+        self.best, self.best_state = math.inf, self.state()
+        self.curve: dict[str, list[Any]] = {"steps": [], "loss": [], "monitor": [], "score": []}
+
+    def train(self, batch: Any) -> None:
+        """Learn from one batch."""
+        trainer = self.trainer
+        trainer.before_step(self.step)
+        loss = self.loss(self.module, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(
+                f"the training loss is {value} at step {self.step + 1}.", "Lower the rate, or check the images."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * cosine(self.step, trainer.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trainer.clipped, LONGEST)
+        self.optimizer.step()
+        self.step += 1
+        self.mean = value if math.isnan(self.mean) else 0.95 * self.mean + 0.05 * value
+        self.bar.step(self.step, trainer.steps, self.mean)
+
+    def loss(self, module: nn.Module, batch: Any) -> Tensor:
+        """Return what the student loses on a batch."""
+        trainer = self.trainer
+        x, target = batch if isinstance(batch, tuple | list) else (batch, None)
+        x, target = x.to(trainer.device), None if target is None else target.to(trainer.device)
+        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.amp):
+            with torch.no_grad():
+                wanted = None if trainer.teacher is None else trainer.teacher(x)
+            output = module(x)
+        return trainer.loss(output.float(), None if wanted is None else wanted.float(), target)
+
+    def check(self) -> None:
+        """Look at the tuning batches, or at the score, and keep the best weights."""
+        trainer = self.trainer
+        lost = score = None
+        if self.step >= trainer.judged_from and (trainer.score is not None or trainer.tuning is not None):
+            self.student.eval()
+            if trainer.score is not None:
+                score = trainer.score()
+            else:
+                lost = self.tuning_loss()
+            self.student.train()
+            value = -score if score is not None else lost
+            assert value is not None
+            improved = value < self.best
+            self.stale = 0 if improved else self.stale + 1
+            if improved:
+                self.best, self.best_state = value, self.state()
+        seen = {"steps": self.step, "loss": round(self.mean, 6), "monitor": lost, "score": score}
+        for name, value in seen.items():
+            self.curve[name].append(round(value, 6) if isinstance(value, float) else value)
+
+    @torch.no_grad()
+    def tuning_loss(self) -> float:
+        """Return the mean loss on the tuning batches."""
+        losses = [float(self.loss(self.student, batch)) for batch in self.trainer.tuning or ()]
+        if not losses:
+            raise DataError("there are no tuning images.", "Leave early stopping out, or give tuning cases.")
+        return sum(losses) / len(losses)
+
+    def store(self) -> None:
+        """Write the checkpoint."""
+        path = self.trainer.checkpoint
+        if path is None or not loop.is_first():
+            return
+        names = ("step", "stale", "mean", "best", "best_state", "curve")
+        position = {name: getattr(self, name) for name in names}
+        loop.store(path, {**position, "module": self.state(), "optimizer": self.optimizer.state_dict()})
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        stored = loop.stored(self.trainer.checkpoint, self.trainer.device)
+        if stored is None:
+            return
+        module, optimizer = stored.pop("module"), stored.pop("optimizer")
+        for name, value in stored.items():
+            setattr(self, name, value)
+        self.trainer.before_step(self.step)
+        self.student.load_state_dict(module)
+        self.optimizer.load_state_dict(optimizer)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of the student's weights."""
+        return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
+
+
+def size(weight: Tensor) -> float:
+    """Return the root mean square of a tensor, for rates relative to it; what starts at zero needs to move too."""
+    return max(float(weight.detach().square().mean().sqrt()), SMALLEST_SIZE)

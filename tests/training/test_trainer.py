@@ -1,0 +1,158 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from microtome.errors import DataError
+from microtome.training.trainer import Trainer, size
+
+WEIGHT = torch.tensor([[1.0, -2.0, 0.5]])
+
+
+def examples(count: int = 4, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Return batches of inputs with their targets: a linear function that is to be found."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(8, 3, generator=generator) for _ in range(count)]
+    return [(x, x @ WEIGHT.T) for x in inputs]
+
+
+def student() -> nn.Linear:
+    module = nn.Linear(3, 1)
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+def labels(output: Tensor, teacher: Tensor | None, target: Tensor | None) -> Tensor:
+    assert target is not None
+    return (output - target).square().mean()
+
+
+def likeness(output: Tensor, teacher: Tensor | None, target: Tensor | None) -> Tensor:
+    assert teacher is not None
+    return (output - teacher).square().mean()
+
+
+def trainer(module: nn.Module, loss=labels, **settings) -> Trainer:
+    groups = [{"params": list(module.parameters()), "lr": 0.1}]
+    return Trainer(module, groups, loss, **{"steps": 100, **settings})
+
+
+def test_a_float_module_learns_from_labels():
+    module = student()
+    curve = trainer(module, check_every=50).train(examples())
+    torch.testing.assert_close(module.weight.detach(), WEIGHT, rtol=0.02, atol=0.02)
+    assert not module.training
+    assert curve["steps"] == [50, 100]
+    assert curve["loss"][1] < curve["loss"][0]
+    assert curve["monitor"] == [None, None]
+    assert "score" not in curve
+
+
+def test_it_imitates_a_teacher_without_labels():
+    module = student()
+    trainer(module, likeness, teacher=lambda x: -x @ WEIGHT.T).train([x for x, _ in examples()])
+    torch.testing.assert_close(module.weight.detach(), -WEIGHT, rtol=0.02, atol=0.02)
+
+
+def test_the_weights_with_the_least_tuning_loss_are_kept():
+    # what is asked for in the end lies halfway to what is trained
+    module, held_out = student(), [(x, 0.5 * y) for x, y in examples(seed=1)]
+    curve = trainer(module, tuning=held_out, check_every=1).train(examples())
+    assert min(curve["monitor"]) < 0.5 * curve["monitor"][-1]
+    lost = sum(float(labels(module(x), None, y).detach()) for x, y in held_out) / len(held_out)
+    assert lost == pytest.approx(min(curve["monitor"]), abs=1e-5)
+
+
+def test_the_weights_with_the_best_score_are_kept_whatever_the_loss():
+    module, weights = student(), []
+
+    def score() -> float:
+        assert not module.training
+        weights.append(module.weight.detach().clone())
+        return -abs(len(weights) - 3)  # best at the third look
+
+    curve = trainer(module, steps=50, check_every=10, score=score, tuning=examples()).train(examples())
+    assert torch.equal(module.weight.detach(), weights[2])
+    assert curve["score"] == [-2, -1, 0, -1, -2]
+    assert curve["monitor"] == [None] * 5  # the tuning loss was not asked for
+
+
+def test_it_stops_when_nothing_improves_any_more():
+    looks = itertools.count()
+    curve = trainer(student(), check_every=1, patience=3, score=lambda: -next(looks)).train(examples())
+    assert curve["steps"] == [1, 2, 3, 4]
+
+
+def test_nothing_is_judged_before_its_time():
+    module, asked = student(), []
+    curve = trainer(module, steps=4, check_every=1, judged_from=3, score=lambda: asked.append(0) or 1.0).train(
+        examples()
+    )
+    assert len(asked) == 2
+    assert curve["score"] == [None, None, 1.0, 1.0]
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    module, moved = student(), []
+
+    def before(step: int) -> None:
+        moved.append(module.weight.detach().clone())
+
+    trainer(module, steps=40, before_step=before).train(examples())
+    steps = [float((b - a).norm()) for a, b in itertools.pairwise([*moved, module.weight.detach()])]
+    assert len(moved) == 40
+    assert steps[-1] < 0.01 * max(steps)
+
+
+def test_gradients_are_shortened_where_that_is_asked_for():
+    # plain steps would show it at once; Adam's first step has the rate's length whatever the gradient is
+    norms = []
+    module = student()
+    module.weight.register_post_accumulate_grad_hook(lambda p: norms.append(float(p.grad.norm())))
+    far = [(x, 1000 * y) for x, y in examples()]
+    trainer(module, steps=1, clipped=list(module.parameters())).train(far)
+    assert norms[0] > 100
+    whole = math.hypot(*(float(p.grad.norm()) for p in module.parameters()))
+    assert whole == pytest.approx(1.0, rel=1e-3)
+
+
+def test_interrupted_it_goes_on_to_the_same_weights(tmp_path):
+    def broken():
+        batches = examples()
+        yield from batches
+        yield batches[0]
+        raise KeyboardInterrupt
+
+    settings = {"steps": 8, "check_every": 2, "tuning": examples(seed=1)}
+    whole, half, steps = student(), student(), []
+    expected = trainer(whole, **settings).train(examples())
+    file = tmp_path / "half.training"
+    with pytest.raises(KeyboardInterrupt):
+        trainer(half, **settings, checkpoint=file).train(broken())
+    assert file.exists()
+    resumed = student()
+    found = trainer(resumed, **settings, checkpoint=file, before_step=steps.append).train(examples())
+    assert steps == [4, 4, 5, 6, 7]  # once more when it goes on
+    assert found == expected
+    assert torch.equal(resumed.weight, whole.weight)
+    assert not file.exists()
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    with pytest.raises(DataError, match="loss is nan at step 1"):
+        trainer(student()).train([(torch.full((2, 3), float("nan")), torch.zeros(2, 1))])
+
+
+def test_nothing_to_look_at_is_an_error():
+    with pytest.raises(DataError, match="no training images"):
+        trainer(student()).train([])
+    with pytest.raises(DataError, match="no tuning images"):
+        trainer(student(), steps=1, tuning=[]).train(examples())
+
+
+def test_the_size_of_a_tensor():
+    assert size(torch.tensor([3.0, -4.0])) == pytest.approx(12.5**0.5)
+    assert size(torch.zeros(3)) == 1e-2
