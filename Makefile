@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | bench | clean
+# make demo | test | test-all | lint | docs | docs-check | bench | clean
 # The first of them makes .venv; it is made again when pyproject.toml or constraints.txt changes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,8 +8,10 @@ PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet 
 OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 export OMP_NUM_THREADS
 export PIP_ROOT_USER_ACTION := ignore
+# Each process of the tests computes in one thread. A file's tests stay in one process, where they share what they made.
+PYTEST := $(VENV)/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-all lint docs docs-check bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo ## compress the built-in network, and say where the report is
@@ -17,8 +19,11 @@ demo: $(VENV)/.demo ## compress the built-in network, and say where the report i
 	$(VENV)/bin/microtome demo -o "$(DEMO)"
 	@echo "Open $(abspath $(DEMO))/report.html in a browser."
 
-test: $(VENV)/.dev ## all tests, with coverage
-	$(VENV)/bin/pytest --cov
+test: $(VENV)/.dev ## the tests that are worth running at each edit
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.dev ## all tests, with coverage
+	$(PYTEST) --durations=25 --cov --cov-fail-under=97
 
 lint: $(VENV)/.dev ## style, types, and who imports whom
 	$(VENV)/bin/ruff check .
@@ -28,6 +33,9 @@ lint: $(VENV)/.dev ## style, types, and who imports whom
 
 docs: $(VENV)/.dev ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+docs-check: $(VENV)/.dev ## every path, name and option in the documentation exists
+	$(VENV)/bin/python docs/check_names.py
 
 bench: $(VENV)/.dev ## time the built-in network, compressed and not
 	$(VENV)/bin/microtome bench microtome.demo.network:demo_network --input-shape 1,192,192

@@ -97,6 +97,7 @@ def test_options_that_are_given_reach_the_recipe() -> None:
     assert plain.methods == read("qat", seed=0).methods
 
 
+@pytest.mark.slow
 def test_demo_runs_every_convolution_in_integers(package: Path) -> None:
     result = json.loads((package / "result.json").read_text())
     assert result["verdict"]["non_inferior"] is True
@@ -104,6 +105,7 @@ def test_demo_runs_every_convolution_in_integers(package: Path) -> None:
     assert [text for text in result["warnings"] if "busy" not in text] == []
 
 
+@pytest.mark.slow
 def test_report_opens_in_a_browser_without_errors(package: Path, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
@@ -116,6 +118,7 @@ def test_report_opens_in_a_browser_without_errors(package: Path, tmp_path: Path)
     assert (tmp_path / "page.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_json_is_all_that_is_printed(package: Path, tmp_path: Path) -> None:
     said = call("bench", package, "--threads", "1", "--json")
     assert json.loads(said)["runs"][0]["latency_ms"] > 0
@@ -129,12 +132,14 @@ def test_inspect_names_layers_and_targets() -> None:
     assert "grow1" in call("inspect", DEMO, "--input-shape", "1,64,64")
 
 
+@pytest.mark.slow
 def test_bench_of_a_model_compares_precisions() -> None:
     result = json.loads(call("bench", DEMO, "--input-shape", "1,64,64", "--threads", "1", "--json"))
     assert {run["name"] for run in result["runs"]} >= {"eager f32", "openvino f32"}
     assert "down1.0.0" in {layer["name"] for layer in result["layers"]}
 
 
+@pytest.mark.slow
 def test_evaluate_against_the_parent_and_alone(package: Path, tmp_path: Path) -> None:
     from microtome.demo.phantom import write_cohort
 
@@ -147,6 +152,7 @@ def test_evaluate_against_the_parent_and_alone(package: Path, tmp_path: Path) ->
     assert (tmp_path / "pair" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_cases_that_calibrated_are_not_evaluated(package: Path, tmp_path: Path) -> None:
     from microtome.demo.phantom import write_cohort
 
@@ -174,6 +180,7 @@ def test_key_names_the_files_and_stays_outside(tmp_path: Path) -> None:
     assert all(row["files"].endswith(".png") for row in rows)
 
 
+@pytest.mark.slow
 def test_report_again_and_comparison(package: Path, tmp_path: Path) -> None:
     assert call("report", package).strip().endswith("report.html")
     call("report", package, package, "-o", tmp_path / "both.html")

@@ -11,7 +11,21 @@ import torch
 from PIL import Image as Picture
 from torch import nn
 
+from microtome.medical.pipeline import Pipeline
+
 SIZE = 32
+PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
+CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
+VOLUMES = Pipeline(
+    "segmentation",
+    ("background", "spot"),
+    1,
+    3,
+    orientation="RAS",
+    normalize="minmax",
+    patch=(16, 16, 16),
+    activation="softmax",
+)
 
 
 class Spots(nn.Module):

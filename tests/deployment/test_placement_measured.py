@@ -105,6 +105,7 @@ def test_a_layer_left_in_float_is_not_rounded_for_a_sum(network):
     )
 
 
+@pytest.mark.slow
 def test_decides_from_what_it_measured(network, tmp_path: Path):
     found = place(network, tmp_path, budget=60.0)
     assert np.isfinite(found.milliseconds)
@@ -128,6 +129,7 @@ def test_is_kept_for_the_next_time(network, tmp_path: Path):
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_broken_entry_is_measured_again(network, tmp_path: Path):
     place(network, tmp_path)
     (file,) = tmp_path.glob("*.json")
@@ -135,6 +137,7 @@ def test_a_broken_entry_is_measured_again(network, tmp_path: Path):
     assert np.isfinite(place(network, tmp_path).milliseconds)
 
 
+@pytest.mark.slow
 def test_layers_that_the_user_left_out_stay_out(network, tmp_path: Path):
     assert "head" in place(network, tmp_path, skip=frozenset({"head"})).skip
 

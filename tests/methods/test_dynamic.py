@@ -44,6 +44,7 @@ def network(name: str) -> Network:
 
 NAMES = ("transformer", "dense2d", "lstm", "gru")
 LAYERS = {"transformer": 5, "dense2d": 1, "lstm": 2, "gru": 2}
+RUN = ("transformer", "dense2d", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "gru")))
 WEIGHTS = {"transformer": 5, "dense2d": 1, "lstm": 9, "gru": 9}  # two per direction and layer, and the head's
 
 
@@ -85,7 +86,7 @@ def test_the_network_survives_the_file(name: str, bits: int | None, tmp_path):
     assert dynamic_nodes(loaded) == dynamic_nodes(result)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUN)
 @pytest.mark.parametrize("bits", [8, 5])
 def test_onnx_runtime_computes_the_same(name: str, bits: int, tmp_path):
     onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")

@@ -212,6 +212,7 @@ def _train_on_one_process(rank: int, world: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(tmp_path):
     network, batches = quantized("concat_up2d"), images((3, 16, 16), count=5)
     pt2.save(network, tmp_path / "network.pt2")

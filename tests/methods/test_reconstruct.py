@@ -32,7 +32,7 @@ def sqnr(name: str, network: Network) -> float:
 
 
 @both
-@pytest.mark.parametrize(("name", "gain"), [("unet2d", 0.5), ("residual3d", 1.0)])
+@pytest.mark.parametrize(("name", "gain"), [("unet2d", 0.5), pytest.param("residual3d", 1.0, marks=pytest.mark.slow)])
 def test_the_output_comes_closer_to_float_than_by_rounding_to_nearest(method: str, name: str, gain: float):
     before = quantized(name)
     after = METHODS[method](steps=200).run(before, told(images(before.shape, count=8)))

@@ -32,7 +32,9 @@ def quantized(target: str, softmax: str) -> Network:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "reference"])
-@pytest.mark.parametrize("softmax", ["uniform", "twin", "log2", "logsqrt2"])
+@pytest.mark.parametrize(
+    "softmax", ["uniform", "twin", *(pytest.param(name, marks=pytest.mark.slow) for name in ("log2", "logsqrt2"))]
+)
 def test_the_runtime_computes_what_the_simulation_does(target: str, softmax: str):
     network, x = quantized(target, softmax), images((3, 16, 16), seed=5)[0]
     with tempfile.TemporaryDirectory() as folder:

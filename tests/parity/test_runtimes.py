@@ -36,7 +36,11 @@ EXACT_DB = float("inf")
 # What a target cannot run in integers at all.
 NOTHING_TO_DO = {("onnxruntime", "residual3d")}
 PAIRS = [(target, name) for target in TARGETS for name in REAL if (target, name) not in NOTHING_TO_DO]
-both = pytest.mark.parametrize(("target", "name"), PAIRS)
+AT_EACH_EDIT = ("unet2d", "transformer")
+both = pytest.mark.parametrize(
+    ("target", "name"),
+    [pytest.param(*pair, marks=() if pair[1] in AT_EACH_EDIT else pytest.mark.slow) for pair in PAIRS],
+)
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,7 @@ def test_an_unknown_target_is_refused_with_the_choice():
 WIDTHS = [(4, 8), (2, 8), (4, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize(("target", "name"), [pair for pair in PAIRS if pair[0] == "openvino"])
 def test_narrow_grids_run_in_the_same_kernels(target: str, name: str, bits: tuple[int, int]):
@@ -228,6 +233,7 @@ def test_narrow_grids_run_in_the_same_kernels(target: str, name: str, bits: tupl
         assert any(r.runs(layer) and r.executed == "int8" for r in runs), layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [(12, 8), (16, 16), (8, 12), (None, 8), (4, None)])
 def test_wide_grids_and_one_sided_ones_compute_the_same(bits: tuple[int | None, int | None]):
     module, parent = runtime("openvino"), captured("unet2d")
@@ -239,6 +245,7 @@ def test_wide_grids_and_one_sided_ones_compute_the_same(bits: tuple[int | None, 
         assert sqnr_db(network(x), torch.from_numpy(session.run(x.numpy()))) > INTEGER_DB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_weights_alone_take_four_bits_in_the_file(target: str):
     module, parent = runtime(target), captured("unet2d")

@@ -24,11 +24,15 @@ target_and_threads = pytest.mark.parametrize(
 
 
 @functools.cache
-def session(target: str, threads: int) -> Session:
+def exported(target: str) -> Path:
     module, parent = runtime(target), captured("unet2d")
     network = run(read("int8"), parent, Context(images(parent.shape), capabilities=module.capabilities()))
-    path = module.export(network, Path(tempfile.mkdtemp()))
-    return module.open_session(path, threads=threads, precision="f32")
+    return module.export(network, Path(tempfile.mkdtemp()))
+
+
+@functools.cache
+def session(target: str, threads: int) -> Session:
+    return runtime(target).open_session(exported(target), threads=threads, precision="f32")
 
 
 def inputs(count: int) -> list[np.ndarray]:

@@ -40,6 +40,7 @@ def test_the_cheapest_recipe_that_loses_nothing_is_taken(cohort: Path, tmp_path:
     assert (tmp_path / "package" / "weights.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_a_recipe_loses_and_says_why(cohort: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(recipe, "LADDER", ("minmax", "int8", "gptq"))
     result = run(cohort, tmp_path / "package", margin=1e-9, weight_bits=2, activation_bits=2, set={})
@@ -52,6 +53,7 @@ def test_it_goes_on_where_a_recipe_loses_and_says_why(cohort: Path, tmp_path: Pa
     json.dumps(result)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_run_is_named_and_passed_over(cohort: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(recipe, "LADDER", ("dynamic", "int8"))  # there is no linear layer
     trials = run(cohort, tmp_path / "package", set={})["trials"]
@@ -59,6 +61,7 @@ def test_a_recipe_that_cannot_run_is_named_and_passed_over(cohort: Path, tmp_pat
     assert "could not run" in trials[1]["reason"]
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_behind_what_is_finished(cohort: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(recipe, "LADDER", ("minmax", "int8"))
     tried: list[str] = []
@@ -79,6 +82,7 @@ def test_interrupted_it_goes_on_behind_what_is_finished(cohort: Path, tmp_path: 
     assert [trial["name"] for trial in result["trials"]] == ["minmax", "int8"]
 
 
+@pytest.mark.slow
 def test_nothing_more_is_tried_when_the_time_is_spent(cohort: Path, tmp_path: Path):
     result = run(cohort, tmp_path / "package", margin=1e-9, weight_bits=2, activation_bits=2, time_budget=1e-6)
     assert [trial["name"] for trial in result["trials"]] == ["minmax"]
@@ -112,6 +116,7 @@ def test_each_recipe_is_told_what_it_can_be_told():
     assert tried["int8"][-1] == CorrectBias()
 
 
+@pytest.mark.slow
 def test_a_subgroup_can_speak_up(tmp_path: Path, monkeypatch):
     manifest = tiny.manifest_cohort(tmp_path / "cohort", cases=80)
     monkeypatch.setattr(recipe, "LADDER", ("minmax", "int8"))

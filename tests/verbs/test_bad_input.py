@@ -12,11 +12,10 @@ import pytest
 import torch
 from PIL import Image as Picture
 from safetensors.torch import save_file
-from test_compress import PICTURES, VOLUMES
 from typer.testing import CliRunner
 
 from microtome.cli import app
-from tiny import Spots, class_cohort, segmentation_cohort, volume_cohort
+from tiny import PICTURES, VOLUMES, Spots, class_cohort, segmentation_cohort, volume_cohort
 
 MODEL = f"{Path(__file__).parents[1] / 'tiny.py'}:spots"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,24 +14,11 @@ import microtome
 from microtome import recipes
 from microtome.deployment.placement import Placement
 from microtome.files import sha256
-from microtome.medical.pipeline import Pipeline
 from microtome.recipes import files
 from microtome.types import Image
 from microtome.verbs.options import CompressOptions
-from tiny import Brightness, Spots, class_cohort, manifest_cohort, segmentation_cohort, volume_cohort
+from tiny import PICTURES, Spots, manifest_cohort, segmentation_cohort
 
-PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
-CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
-VOLUMES = Pipeline(
-    "segmentation",
-    ("background", "spot"),
-    1,
-    3,
-    orientation="RAS",
-    normalize="minmax",
-    patch=(16, 16, 16),
-    activation="softmax",
-)
 FILES = {
     "weights.safetensors",
     "result.json", "report.html", "MODEL_CARD.md", "network.pt2", "pipeline.json",
@@ -39,18 +27,19 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def package(pictures: tuple[Path, Path]) -> Path:
     """A package from pictures with subgroups."""
-    folder = tmp_path_factory.mktemp("pictures")
-    manifest = manifest_cohort(folder / "cohort")
-    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=8)
-    microtome.compress(Spots(), manifest, folder / "package", options=options)
-    return folder / "package"
+    return pictures[0]
+
+
+def result_of(package: Path) -> dict[str, Any]:
+    """What was measured when a package was made."""
+    return json.loads((package / "result.json").read_text())
 
 
 def test_package_is_whole_and_non_inferior(package: Path) -> None:
-    result = json.loads((package / "result.json").read_text())
+    result = result_of(package)
     assert {file.relative_to(package).as_posix() for file in package.rglob("*") if file.is_file()} == FILES
     assert result["session"]["file"] == result["compressed"]["file"] == "targets/openvino/model.xml"
     assert result["schema"] == 1
@@ -161,10 +150,8 @@ def test_changed_model_file_is_refused(package: Path, tmp_path: Path) -> None:
         microtome.open_package(tmp_path)
 
 
-def test_classification_fixes_the_operating_point_on_tuning_cases(tmp_path: Path) -> None:
-    cohort = class_cohort(tmp_path / "cohort")
-    options = CompressOptions(pipeline=CLASSES, threads=1, calibration_cases=8, tuning=0.3)
-    result = microtome.compress(Brightness(), cohort, tmp_path / "package", options=options)
+def test_classification_fixes_the_operating_point_on_tuning_cases(classes: tuple[Path, Path]) -> None:
+    result = result_of(classes[0])
     assert result["task"] == "classification"
     assert result["operating_point"]["fixed_on"].endswith("tuning cases, parent")
     assert result["compressed"]["metrics"]["auroc"]["value"] > 0.6
@@ -172,15 +159,14 @@ def test_classification_fixes_the_operating_point_on_tuning_cases(tmp_path: Path
     assert {"sensitivity", "specificity", "auprc"} <= set(result["difference"])
 
 
-def test_volumes_by_sliding_window(tmp_path: Path) -> None:
-    cohort = volume_cohort(tmp_path / "cohort")
-    options = CompressOptions(pipeline=VOLUMES, threads=1, calibration_cases=6)
-    result = microtome.compress(Spots(3), cohort, tmp_path / "package", options=options)
+def test_volumes_by_sliding_window(volumes: tuple[Path, Path]) -> None:
+    result = result_of(volumes[0])
     assert result["integer"]["requested"] == result["integer"]["executed"] > 0
     assert result["agreement"]["value"] > 0.98
     assert result["examples"][0]["slice"] is not None
 
 
+@pytest.mark.slow
 def test_reference_target_says_that_nothing_runs_in_integers(tmp_path: Path) -> None:
     cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
     options = CompressOptions(pipeline=PICTURES, target="reference", threads=1, calibration_cases=4)
@@ -189,6 +175,7 @@ def test_reference_target_says_that_nothing_runs_in_integers(tmp_path: Path) -> 
     assert "simulates integers" in result["warnings"][0]
 
 
+@pytest.mark.slow
 def test_onnxruntime_target(tmp_path: Path) -> None:
     cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
     options = CompressOptions(pipeline=PICTURES, target="onnxruntime", threads=1, calibration_cases=4)
@@ -214,6 +201,7 @@ class _InterruptOnce:
         self.steps.append(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("title", "after"), [("Quantize", 3), ("evaluate", 5)])
 def test_interrupted_work_goes_on_where_it_stopped(tmp_path: Path, title: str, after: int) -> None:
     cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
@@ -231,6 +219,7 @@ def test_interrupted_work_goes_on_where_it_stopped(tmp_path: Path, title: str, a
     assert resumed["compressed"]["metrics"] == fresh["compressed"]["metrics"]
 
 
+@pytest.mark.slow
 def test_other_options_start_over(tmp_path: Path) -> None:
     cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
     options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6)
@@ -242,6 +231,7 @@ def test_other_options_start_over(tmp_path: Path) -> None:
     assert "Quantize" in progress.steps
 
 
+@pytest.mark.slow
 def test_empty_reference_is_counted(tmp_path: Path) -> None:
     cohort = segmentation_cohort(tmp_path / "cohort", cases=40, empty=40)
     options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=6)

@@ -28,16 +28,11 @@ from microtome.inference.jobs import jobs_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image
 from microtome.runtimes.openvino import Session
-from microtome.verbs.options import CompressOptions
 from plain import segment
-from tiny import Brightness, Spots, class_cohort, segmentation_cohort, volume_cohort
 
 sys.path.append(str(Path(__file__).parents[1] / "medical"))
 from dicom_files import write_series, write_slice
 
-PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit")
-CLASSES = Pipeline("classification", ("dark", "light"), 1, 2, size=(32, 32), normalize="unit")
-VOLUMES = Pipeline("segmentation", ("background", "spot"), 1, 3, orientation="RAS", normalize="minmax", patch=(16,) * 3)
 STAGES = {"read", "prepare", "infer", "finish", "write"}
 SAME = 0.999  # of voxels: streams sum in another order, and a value on the edge between two integers may fall over it
 
@@ -51,36 +46,6 @@ def with_pipeline(package: Path, folder: Path, **fields: object) -> Path:
     result["session"]["pipeline_sha256"] = sha256(folder / "pipeline.json")
     (folder / "result.json").write_text(json.dumps(result))
     return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A package, and a folder of pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    cohort = segmentation_cohort(folder / "cohort")
-    options = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=4)
-    microtome.compress(Spots(), cohort, folder / "package", options=options)
-    return folder / "package", cohort / "images"
-
-
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A package, and a folder of volumes."""
-    folder = tmp_path_factory.mktemp("volumes")
-    cohort = volume_cohort(folder / "cohort")
-    options = CompressOptions(pipeline=VOLUMES, threads=1, calibration_cases=4)
-    microtome.compress(Spots(3), cohort, folder / "package", options=options)
-    return folder / "package", cohort / "imagesTr"
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A package that classifies, and a folder of pictures."""
-    folder = tmp_path_factory.mktemp("classes")
-    cohort = class_cohort(folder / "cohort")
-    options = CompressOptions(pipeline=CLASSES, threads=1, calibration_cases=4, tuning=0.3)
-    microtome.compress(Brightness(), cohort, folder / "package", options=options)
-    return folder / "package", cohort / "light"
 
 
 def some(folder: Path, target: Path, count: int = 3) -> Path:

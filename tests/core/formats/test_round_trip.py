@@ -1,4 +1,4 @@
-"""What holds for every number format. A new format adds its lines to FORMATS."""
+"""What holds for every number format. A new format adds its lines to WITH_INTEGERS or WITHOUT_INTEGERS."""
 
 import dataclasses
 import json
@@ -24,25 +24,56 @@ from microtome.core.formats import (
     encoding_record,
 )
 
-FORMATS: tuple[Format, ...] = (
-    *(Affine(bits, symmetric=symmetric) for bits in range(1, 17) for symmetric in (True, False)),
-    *(Affine(bits, symmetric=symmetric, rounding="floor") for bits in (1, 4, 8, 16) for symmetric in (True, False)),
-    Affine(8, symmetric=False, signed=True),
-    Affine(3, signed=False),
+# One of each kind that core.formats has a branch of its own for.
+WITH_INTEGERS: tuple[Format, ...] = (
+    Affine(1),
+    Affine(4),
     Affine(4, narrow=False),
-    Affine(4, group=5),
-    Affine(4, symmetric=False, group=5),
     Affine(4, group=1000),
     Affine(3, search=True),
+    Affine(8, rounding="floor"),
+    Logarithmic(3),
+    PowerOfTwo(3),
+    AdditivePowerOfTwo(5),
+    AdditivePowerOfTwo(6),
+    Codebook(8, per_channel=False, integer=True),
+    Codebook(4, per_channel=True, integer=True),
+    Ternary(threshold="twn", two_scales=False),
+    Binary(),
+)
+WITHOUT_INTEGERS: tuple[Format, ...] = (
+    Affine(1, symmetric=False),
+    Affine(3, signed=False),
+    Affine(4, group=5),
+    Affine(4, symmetric=False, group=5),
+    Affine(8, symmetric=False, signed=True),
     Affine(8, symmetric=False, clip=(-1, 0.5)),
-    *(Logarithmic(bits) for bits in range(2, 7)),
+    Affine(12),
+    Affine(16, symmetric=False, rounding="floor"),
+    Logarithmic(5),
     Logarithmic(8, base=1.1),
+    Logarithmic(8, span=(1e-3, 1e2)),
+    Logarithmic(8, span=(1e-3, 1e2), rounding="floor"),
+    PowerOfTwo(6),
+    Codebook(1, per_channel=True),
+    Codebook(4, per_channel=False),
+    Ternary(threshold="exact", two_scales=True),
+    *(Minifloat(kind) for kind in ("fp16", "bf16", "e4m3fn")),
+    Minifloat("e5m2", scaled=True),
+)
+FORMATS = WITH_INTEGERS + WITHOUT_INTEGERS
+BY_CHANNEL = tuple(f for f in FORMATS if not isinstance(f, Codebook) or f.per_channel)
+# Every width, with every setting: what hypothesis draws from.
+ALL_WIDTHS: tuple[Format, ...] = (
+    *FORMATS,
+    *(Affine(bits, symmetric=symmetric) for bits in range(1, 17) for symmetric in (True, False)),
+    *(Affine(bits, symmetric=symmetric, rounding="floor") for bits in (1, 4, 8, 16) for symmetric in (True, False)),
+    *(Logarithmic(bits) for bits in range(2, 7)),
     *(Logarithmic(bits, span=(1e-3, 1e2), rounding=r) for bits in (1, 4, 8, 12) for r in ("nearest", "floor")),
     *(PowerOfTwo(bits) for bits in range(2, 8)),
     *(AdditivePowerOfTwo(bits) for bits in range(2, 9)),
     *(Codebook(bits, per_channel=p, integer=i) for bits in (1, 4, 8) for p in (True, False) for i in (True, False)),
     *(Ternary(threshold=t, two_scales=two) for t in ("exact", "twn") for two in (True, False)),
-    Binary(),
     *(Minifloat(kind) for kind in ("fp16", "bf16", "e4m3fn", "e5m2")),
     *(Minifloat(kind, scaled=True) for kind in ("e4m3fn", "e5m2")),
 )
@@ -100,7 +131,7 @@ def test_decoded_values_come_back(number_format: Format, axis: int | None):
 
 
 @given(
-    st.sampled_from(FORMATS),
+    st.sampled_from(ALL_WIDTHS),
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=24),
     st.sampled_from([None, 0, 1]),
 )
@@ -123,13 +154,12 @@ def test_shapes_and_types(number_format: Format, axis: int | None):
     assert (encoded.format, encoded.axis) == (number_format, axis)
 
 
-@every_format
+@pytest.mark.parametrize("number_format", WITH_INTEGERS, ids=repr)
 @every_axis
 def test_integers_are_exactly_the_values(number_format: Format, axis: int | None):
     encoded = number_format.encode(weight(), axis)
     found = encoded.integers()
-    if found is None:
-        return
+    assert found is not None
     integers, scale = found
     assert (integers.dtype, integers.shape) == (torch.int8, encoded.codes.shape)
     assert scale.shape == (() if axis is None else (encoded.codes.shape[axis],))
@@ -137,6 +167,12 @@ def test_integers_are_exactly_the_values(number_format: Format, axis: int | None
     shape[axis or 0] = -1
     assert torch.equal(integers * scale.reshape(shape), encoded.decode())
     assert int(integers.abs().max()) <= 127
+
+
+@pytest.mark.parametrize("number_format", WITHOUT_INTEGERS, ids=repr)
+@every_axis
+def test_where_the_values_are_no_integers_there_are_none(number_format: Format, axis: int | None):
+    assert number_format.encode(weight(), axis).integers() is None
 
 
 @pytest.mark.parametrize(
@@ -164,11 +200,9 @@ def test_which_formats_have_integers(number_format: Format, expected: bool):
     assert (number_format.encode(weight(), 0).integers() is not None) == expected
 
 
-@every_format
+@pytest.mark.parametrize("number_format", BY_CHANNEL, ids=repr)
 def test_channels_are_encoded_by_themselves(number_format: Format):
     tensor = weight()
-    if isinstance(number_format, Codebook) and not number_format.per_channel:
-        return  # one codebook for all
     together = number_format.encode(tensor, 1).decode()
     for channel in range(tensor.shape[1]):
         alone = number_format.encode(tensor[:, channel], None).decode()
@@ -213,7 +247,7 @@ def test_a_record_of_no_format_is_refused(record: dict[str, object]):
 
 
 def test_formats_are_frozen_values_with_names_of_their_own():
-    for number_format in FORMATS:
+    for number_format in ALL_WIDTHS:
         assert dataclasses.is_dataclass(number_format)
         assert hash(number_format) == hash(dataclasses.replace(number_format))
     names = ["int4", "uint8", "int4g32", "log4", "pot4", "apot4", "codebook4", "codebook4i", "ternary", "ternary2"]

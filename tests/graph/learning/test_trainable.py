@@ -62,10 +62,11 @@ def test_frozen_weights_lie_on_their_grids():
     for parameter in student.weights():
         parameter.data.add_(0.01)
     frozen = student.freeze()
-    for quantizer in quantizers(frozen):
-        if quantizer.kind == "weight":
-            weight = frozen.tensor(str(constant_source(quantizer.node).target))
-            torch.testing.assert_close(fake_quantize(weight, quantizer.qparams), weight)
+    of_weights = [quantizer for quantizer in quantizers(frozen) if quantizer.kind == "weight"]
+    assert len(of_weights) == len(frozen.layers)
+    for quantizer in of_weights:
+        weight = frozen.tensor(str(constant_source(quantizer.node).target))
+        torch.testing.assert_close(fake_quantize(weight, quantizer.qparams), weight)
 
 
 def test_a_quantizer_without_a_module_stays():
