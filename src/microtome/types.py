@@ -79,14 +79,15 @@ class OperatorSupport:
         weight: format of the weight; its channel axis is the operator's own. None leaves it in float.
         spatial_dims: for convolutions, which dimensionalities have integer kernels.
         directly: the quantizer must stand right before the operator, not before a transparent one in between.
-        output: the output must be quantized too, or the target runs the operator in float.
+        output: numbers of axes of a tensor (batch and channels count) at which the output must be quantized too, or the
+            target runs the operator in float.
     """
 
     activation: QType | None
     weight: QType | None
     spatial_dims: tuple[int, ...] = (1, 2, 3)
     directly: bool = False
-    output: bool = False
+    output: tuple[int, ...] = ()
 
     def at(self, bits: Bits) -> OperatorSupport:
         """Return the same with other widths. Two bits have no room for a grid without its most negative value."""

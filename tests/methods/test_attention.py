@@ -148,7 +148,7 @@ def test_few_bits_want_an_uneven_grid():
 
 def test_a_factor_that_is_quantized_already_keeps_its_grid():
     network = captured("transformer")
-    output = OperatorSupport(UNSIGNED, QType(8, narrow=True), output=True)
+    output = OperatorSupport(UNSIGNED, QType(8, narrow=True), output=(3,))
     chain = Quantize().run(
         FoldBatchNorm().run(network),
         Context(images(network.shape), capabilities=Capabilities("test", {"linear": output})),

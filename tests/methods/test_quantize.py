@@ -63,7 +63,7 @@ def test_an_output_has_a_range_of_its_own():
     conv = nn.Conv2d(1, 2, 1)
     nn.init.constant_(conv.weight, 0.01)
     nn.init.zeros_(conv.bias)
-    support = OperatorSupport(QType(8, signed=False, symmetric=False), QType(8, narrow=True), output=True)
+    support = OperatorSupport(QType(8, signed=False, symmetric=False), QType(8, narrow=True), output=(4,))
     quantized = Quantize(observer="minmax").run(
         capture(conv, (1, 8, 8)),
         Context(

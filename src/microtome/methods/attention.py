@@ -63,7 +63,8 @@ class QuantizeAttention(Method):
 
     Attributes:
         bits: width of the factors; GELU outputs keep the width that `Quantize` gave them.
-        softmax: grid of softmax outputs. `twin` pays at any width, logarithmic ones at 3 to 5 bits.
+        softmax: grid of softmax outputs. `uniform` has integer kernels; of the others, `twin` pays in accuracy at any
+            width, logarithmic ones at 3 to 5 bits.
         gelu: grid of GELU outputs that a quantizer stands on.
         observer: for uniform grids, see `Quantize`.
         percentile: for the observer of that name, in percent.

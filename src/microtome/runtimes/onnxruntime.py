@@ -27,9 +27,11 @@ INTEGER_OPERATORS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "Dynami
 
 
 def capabilities() -> Capabilities:
-    """Return what the CPU provider runs in 8 bits: 1-D and 2-D convolutions and linear layers between quantizers.
+    """Return what the CPU provider runs in 8 bits: 1-D and 2-D convolutions, linear layers, and products of attention.
 
-    It has no integer 3-D or transposed convolution.
+    It has no integer 3-D or transposed convolution. Convolutions must give integers; so must linear layers whose input
+    is a matrix (Gemm). Linear layers on more axes, and products of two values, may give floats
+    (MatMulIntegerToFloat). Both factors of a product are unsigned: the integers that the layer before gives.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -38,8 +40,9 @@ def capabilities() -> Capabilities:
     return Capabilities(
         target=NAME,
         operators={
-            "conv": OperatorSupport(UNSIGNED, WEIGHT, spatial_dims=(1, 2), output=True),
-            "linear": OperatorSupport(UNSIGNED, WEIGHT, output=True),
+            "conv": OperatorSupport(UNSIGNED, WEIGHT, spatial_dims=(1, 2), output=(3, 4)),
+            "linear": OperatorSupport(UNSIGNED, WEIGHT, output=(2,)),
+            "matmul": OperatorSupport(UNSIGNED, UNSIGNED),
         },
         # no concat: ONNX Runtime does not carry a DequantizeLinear through it to the next layer
         transparent=frozenset({"max_pool"}),
@@ -47,11 +50,12 @@ def capabilities() -> Capabilities:
 
 
 def export(network: Network, folder: Path) -> Path:
-    """Write `model.onnx`."""
+    """Write `model.onnx`, attention as plain products: an Einsum takes ONNX Runtime longer."""
+    from microtome.graph.structure.attention import expand_attention
     from microtome.runtimes.onnx_file import export_onnx
 
     path = folder / "model.onnx"
-    export_onnx(network, path)
+    export_onnx(expand_attention(network), path)
     return path
 
 

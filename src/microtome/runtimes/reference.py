@@ -31,10 +31,12 @@ def capabilities() -> Capabilities:
         import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("The target reference", EXTRA) from error
-    support = OperatorSupport(QType(8, signed=False, symmetric=False), QType(8, narrow=True))
+    unsigned = QType(8, signed=False, symmetric=False)
+    support = OperatorSupport(unsigned, QType(8, narrow=True))
+    products = OperatorSupport(unsigned, unsigned)
     return Capabilities(
         NAME,
-        operators={"conv": support, "conv_transpose": support, "linear": support},
+        operators={"conv": support, "conv_transpose": support, "linear": support, "matmul": products},
         transparent=frozenset({"concat", "max_pool"}),
     )
 

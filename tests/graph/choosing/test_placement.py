@@ -120,10 +120,17 @@ def test_one_value_with_two_readers_gets_the_symmetric_grid():
 
 
 def test_an_output_is_quantized_behind_its_relu_where_the_target_asks():
-    support = OperatorSupport(UNSIGNED, WEIGHT, output=True)
+    support = OperatorSupport(UNSIGNED, WEIGHT, output=(4,))
     found = edges(placed(captured("concat_up2d"), only(conv=support)))
     assert {("relu", "conv"), ("relu", "concat"), ("conv", "concat"), ("conv", "output")} <= found
     assert ("conv", "relu") not in found
+
+
+def test_an_output_is_quantized_only_at_the_numbers_of_axes_that_the_target_names():
+    on_matrices = OperatorSupport(UNSIGNED, WEIGHT, output=(2,))
+    found = edges(placed(captured("transformer"), only(linear=on_matrices)))
+    # the head reads the mean token; the other linear layers read all tokens
+    assert {edge for edge in found if edge[0] == "linear"} == {("linear", "output")}
 
 
 def test_skipped_layers_read_floats():

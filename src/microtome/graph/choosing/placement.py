@@ -226,7 +226,7 @@ def _wanted(
             fixed.add(layer.node)
         wanted.setdefault(value, {})[layer.node] = support.activation
         names.setdefault(value, layer.name)
-        if support.output:
+        if layer.node.meta["val"].ndim in support.output:
             result = _behind_activation(layer.node)
             names.setdefault(result, layer.name)
             for user in result.users:
