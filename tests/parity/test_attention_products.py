@@ -17,7 +17,7 @@ from microtome.methods.attention import QuantizeAttention
 from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from microtome.recipes import recipe, run
+from microtome.recipes import read, run
 from microtome.runtimes import runtime
 from microtome.runtimes.base import LayerRun
 from networks import captured, images, randomize, sqnr_db
@@ -63,7 +63,8 @@ NETWORKS = {"transformer": lambda: captured("transformer"), "vit": vit}
 @functools.cache
 def by_recipe(target: str, name: str) -> Network:
     parent = NETWORKS[name]()
-    return run(recipe("transformer", runtime(target).capabilities()), parent, images(parent.shape))
+    context = Context(images(parent.shape), capabilities=runtime(target).capabilities())
+    return run(read("transformer"), parent, context)
 
 
 def runs_on_onnx_runtime(network: Network) -> tuple[LayerRun, ...]:
