@@ -92,11 +92,11 @@ class Project:
         """The values that an option takes, of those options that take a name."""
         from microtome.core.observers import OBSERVERS
         from microtome.medical.formats import FORMATS
-        from microtome.recipes import RECIPES
+        from microtome.recipes.files import names
         from microtome.runtimes import TARGETS
 
         return {
-            "--recipe": frozenset(RECIPES) | {"auto"},
+            "--recipe": frozenset(names()) | {"auto"},
             "--target": frozenset(TARGETS),
             "--observer": frozenset(OBSERVERS),
             "--format": frozenset(one.NAME for one in FORMATS),

@@ -15,8 +15,8 @@ import microtome
 from microtome.errors import OptionError, ReadError
 from microtome.files import sha256
 from microtome.medical.pipeline import Pipeline
-from microtome.report.html import write_report
 from microtome.verbs.options import CompressOptions
+from microtome.verbs.report import report
 from tiny import Spots, segmentation_cohort
 
 PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
@@ -78,7 +78,7 @@ def test_each_further_target_has_a_whole_result(package: Path, target: str) -> N
     assert result["verdict"] == first["targets"][target]["verdict"]
     assert result["compressed"]["latency_ms"] == first["targets"][target]["latency_ms"]
     assert {run["runtime"] for run in result["runs"]} == {"pytorch", target}
-    assert "spot" in write_report(package / "targets" / target).read_text()
+    assert "spot" in report([package / "targets" / target]).read_text()
 
 
 @pytest.mark.parametrize("target", FILES)
@@ -111,7 +111,7 @@ def test_older_packages_open_predict_bench_and_report(package: Path, target: str
     image = next(iter((cohort / "images").iterdir()))
     assert microtome.predict(older, [image], tmp_path / "labels", threads=1)["cases"] == 1
     assert microtome.bench(older, threads=1)["runs"][0]["runtime"] == target
-    assert write_report(older).stat().st_size > 1000
+    assert report([older]).stat().st_size > 1000
 
 
 def test_a_target_that_cannot_be_run_here_is_exported_without_evidence(
@@ -130,7 +130,7 @@ def test_a_target_that_cannot_be_run_here_is_exported_without_evidence(
     own = tmp_path / "package" / "targets" / "boxed"
     assert {file.name for file in own.iterdir()} == {"model.box", "result.json"}
     assert json.loads((own / "result.json").read_text())["measured"] is False
-    assert "cannot run boxed" in write_report(own).read_text()
+    assert "cannot run boxed" in report([own]).read_text()
     opened = microtome.open_package(tmp_path / "package", target="boxed", threads=1)  # on a machine that can
     assert opened.session.run(X).shape == (1, 2, 32, 32)
     first = replace(OPTIONS, target="their_pkg.boxed")

@@ -187,4 +187,4 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(OptionError, match="no linear or recurrent layer 'elsewhere'"):
         QuantizeDynamic(skip=frozenset({"elsewhere"})).run(network("lstm"))
     with pytest.raises(OptionError, match="the network is already"):
-        run(Recipe("test", (QuantizeDynamic(),)), quantized("lstm"), [])
+        run(Recipe("test", (QuantizeDynamic(),)), quantized("lstm"))

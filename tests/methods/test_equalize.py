@@ -112,7 +112,7 @@ def test_uneven_channels_survive_narrow_grids_better():
     network.tensor(str(head.weight.target)).div_(factors.reshape(-1, 1, 1, 1))
     x, quantize = images((1, 16, 16))[0], Quantize(activation_bits=4)
     plain = quantize.run(network, told(images((1, 16, 16))))
-    even = quantize(Equalize().run(network), images((1, 16, 16)))
+    even = quantize.run(Equalize().run(network), told(images((1, 16, 16))))
     assert sqnr_db(network(x), even(x)) > sqnr_db(network(x), plain(x)) + 2
 
 

@@ -15,6 +15,7 @@ from microtome.errors import DataError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
+from microtome.methods.base import Context
 from microtome.methods.quantize import Quantize
 from microtome.runtimes import TARGETS, runtime
 from microtome.runtimes.base import Session
@@ -31,7 +32,7 @@ every = pytest.mark.parametrize("target", TARGETS)
 def exported(target: str) -> tuple[Network, Path, Session]:
     """The network with two inputs and three outputs, calibrated on mappings."""
     module = runtime(target)
-    network = Quantize(module.capabilities())(prompted(), batches())
+    network = Quantize().run(prompted(), Context(batches(), capabilities=module.capabilities()))
     path = module.export(network, Path(tempfile.mkdtemp()))
     return network, path, module.open_session(path, threads=1, precision="f32")
 

@@ -156,9 +156,12 @@ class Task(ABC):
         """Return what training compares a case's output with; `labels` is its label map on the network's grid."""
         raise NotImplementedError
 
-    @abstractmethod
-    def loss(self, pipeline: Pipeline) -> Loss:
-        """Return the loss of training: (student's output, teacher's output, target or None) → scalar."""
+    def loss(self, pipeline: Pipeline) -> Loss | None:
+        """Return the loss of training: (student's output, teacher's output, target or None) → scalar.
+
+        None leaves it to the method, which then distils the teacher's probabilities: no labels are needed.
+        """
+        return None
 
     @abstractmethod
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from microtome.tasks.base import Judgement, Record, Task, examples
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
-    from microtome.tasks.base import Loss
+    pass
 
 MOST_TRAIN_CASES = 256  # for the operating point, where there are no tuning cases
 WORST = 3  # example cases whose score moved most
@@ -136,13 +136,6 @@ class Classification(Task):
         """Return the class number."""
         assert case.label is not None
         return case.label
-
-    def loss(self, pipeline: Pipeline) -> Loss:
-        """Return the divergence from the teacher; no labels are needed."""
-        from microtome.core.distillation import distillation_loss
-
-        sigmoid = pipeline.activation == "sigmoid"
-        return lambda student, teacher, target: distillation_loss(student, teacher, sigmoid=sigmoid)
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases whose score moved most, a typical one and the one that moved least."""

@@ -23,7 +23,7 @@ from microtome.tasks.base import Judgement, Record, Task, examples
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
-    from microtome.tasks.base import Loss
+    pass
 
 # How far apart two borders may lie and still count as the same (NSD): a voxel of usual size; two pixels of a picture.
 TOLERANCE_MM = 1.0
@@ -111,13 +111,6 @@ class Segmentation(Task):
         """Return the label map."""
         assert labels is not None
         return labels
-
-    def loss(self, pipeline: Pipeline) -> Loss:
-        """Return the divergence from the teacher beside the soft Dice loss; no labels are needed."""
-        from microtome.core.distillation import distillation_loss
-
-        sigmoid = pipeline.activation == "sigmoid"
-        return lambda student, teacher, target: distillation_loss(student, teacher, sigmoid=sigmoid)
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases that lost most Dice, the lowest, a typical one and the best."""
