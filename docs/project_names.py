@@ -99,7 +99,7 @@ class Project:
             "--recipe": frozenset(names()) | {"auto"},
             "--target": frozenset(TARGETS),
             "--observer": frozenset(OBSERVERS),
-            "--format": frozenset(one.NAME for one in FORMATS),
+            "--format": frozenset(FORMATS),
         }
 
     def find(self, name: str) -> Any:

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from microtome.batches.selection import STRATEGIES
 from microtome.cli import app
-from microtome.cli.options import COHORT_FORMATS, options_of
+from microtome.cli.options import options_of
 from microtome.core.observers import OBSERVERS
-from microtome.medical.formats import FORMATS
+from microtome.medical.formats import FORMATS, cohort_format
 from microtome.recipes import read
 from microtome.recipes.files import names as recipe_names
 from microtome.runtimes import TARGETS
@@ -61,8 +61,8 @@ def test_help_has_an_example(command: str) -> None:
         ("compress", get_args(ObserverName)),
         ("compress", get_args(CalibrationChoice)),
         ("compress", tuple(TARGETS)),
-        ("compress", tuple(one.NAME for one in FORMATS)),
-        ("evaluate", tuple(one.NAME for one in FORMATS)),
+        ("compress", tuple(FORMATS)),
+        ("evaluate", tuple(FORMATS)),
     ],
 )
 def test_help_names_all_that_there_is(command: str, names: tuple[str, ...]) -> None:
@@ -73,7 +73,7 @@ def test_help_names_all_that_there_is(command: str, names: tuple[str, ...]) -> N
 def test_names_that_help_knows_are_those_that_there_are() -> None:
     assert tuple(OBSERVERS) == get_args(ObserverName)
     assert tuple(STRATEGIES) == get_args(CalibrationChoice)
-    assert tuple(one.NAME for one in FORMATS) == COHORT_FORMATS
+    assert [cohort_format(name).NAME for name in FORMATS] == list(FORMATS)
 
 
 def test_recipes_are_listed_and_shown(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.graph import edit
 from microtome.graph.dynamic import insert_dynamic_quantizer
 from microtome.graph.network import Network
+from microtome.graph.nonuniform import insert_uneven
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import quantizers
-from microtome.graph.uneven import insert_uneven
+from microtome.graph.watching.float_counterpart import float_counterpart
 from microtome.graph.watching.grid_use import GridUse, decibels
-from microtome.graph.watching.reference import float_twin
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
@@ -129,7 +129,7 @@ def test_dynamic_and_logarithmic_roundings_are_taken_out_of_the_twin() -> None:
     x = images(network.shape, 1)[0]
     expected = folded("transformer")(x)
     assert sqnr_db(expected, network(x)) < 40
-    assert sqnr_db(expected, float_twin(network)(x)) > 90
+    assert sqnr_db(expected, float_counterpart(network)(x)) > 90
     found = diagnose(captured("transformer"), network, [x])["sensitivity"]
     row = next(row for row in found["layers"] if row["name"] == "mlp.0")
     assert row["bits"] == [None, 4]

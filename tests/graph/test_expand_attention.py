@@ -7,11 +7,11 @@ from microtome.core.attention_formats import LogGrid, fake_quantize_log, fake_qu
 from microtome.graph import edit, pt2
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
+from microtome.graph.nonuniform import insert_uneven
 from microtome.graph.operators import aten, kind
 from microtome.graph.program import export_graph, network_from_export
 from microtome.graph.quantizers import quantizers
 from microtome.graph.structure.attention import expand_attention, products
-from microtome.graph.uneven import insert_uneven
 from microtome.types import Port
 from networks import captured, images, randomize
 

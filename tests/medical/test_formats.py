@@ -35,7 +35,7 @@ class TestFinding:
         write_series(tmp_path / "dicom" / "someone" / "scan", PIXELS)
         made["dicom"] = tmp_path / "dicom"
         assert {name: find_format(path).NAME for name, path in made.items()} == {name: name for name in made}
-        assert sorted(made) == sorted(one.NAME for one in FORMATS)
+        assert sorted(made) == sorted(FORMATS)
 
     def test_dicom_with_suffix_in_a_folder_per_patient_is_no_class_folder(self, tmp_path):
         for name in ("a", "b"):

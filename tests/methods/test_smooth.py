@@ -7,7 +7,7 @@ from microtome.errors import DataError, OptionError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.structure.layernorm import affine_norms, layer_norms
-from microtome.graph.structure.scaling import Pair, input_ranges
+from microtome.graph.structure.scaling import LayerPair, input_ranges
 from microtome.graph.watching.observe import Observed
 from microtome.methods.base import Context
 from microtome.methods.even_layernorm import EvenLayerNorm
@@ -55,7 +55,7 @@ class Norms(nn.Module):
         return x
 
 
-def weights(pair: Pair) -> list[str]:
+def weights(pair: LayerPair) -> list[str]:
     """Return the names of the weights that read a value."""
     return [str(reader.node.args[1].target) for reader in pair.readers]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from microtome.medical.formats import FORMATS
 from microtome.models import looked_for
 from microtome.runtimes import TARGETS
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from microtome.verbs.options import CompressOptions
 
 # The layouts of `medical.formats`, by name: loading it takes longer than help should.
-COHORT_FORMATS = ("medmnist", "manifest", "decathlon", "image_masks", "class_folders", "dicom", "images")
 # Panels of the help, as they come.
 NETWORK, COHORT, RECIPE, EVIDENCE, RUN = "Network", "Cohort", "Recipe", "Evidence", "Run"
 
@@ -52,7 +52,7 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help=f"{one_of(COHORT_FORMATS)}; otherwise found by looking.",
+        help=f"{one_of(FORMATS)}; or another package's module; otherwise found by looking.",
         rich_help_panel=COHORT,
     ),
 ]

@@ -15,8 +15,8 @@ from microtome.core.affine import real_range
 from microtome.graph.network import Batch, Layer, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import Quantizer
+from microtome.graph.watching.float_counterpart import float_counterpart, input_rounding, rounded_constant, widths_of
 from microtome.graph.watching.grid_use import GridUse, GridUses, decibels
-from microtome.graph.watching.reference import float_twin, input_rounding, rounded_constant, widths_of
 from microtome.graph.watching.replay import Replay, without_mutation
 from microtome.methods.fold import FoldBatchNorm
 
@@ -145,14 +145,14 @@ def _twin(parent: Network, network: Network, inputs: list[Batch]) -> tuple[Netwo
     if "folded" in network.state and "folded" not in parent.state:
         parent = FoldBatchNorm().run(parent)
     if not network.state & RESCALED and inputs:
-        twin = float_twin(network, parent)
+        twin = float_counterpart(network, parent)
         with torch.no_grad():
             expected, actual = parent(inputs[0]).double(), twin(inputs[0]).double()
         if expected.shape == actual.shape:
             same = decibels(float(expected.square().sum()), float((actual - expected).square().sum()))
             if same is not None and same > SAME_DB:
                 return twin, "parent"
-    return float_twin(network), "own"
+    return float_counterpart(network), "own"
 
 
 def _row(network: Network, quantizer: Quantizer, use: GridUse | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from microtome.types import Image
 
 
 @dataclass
-class Case:
+class Pending:
     """One image on its way: what the next stage needs, and the seconds of those behind it."""
 
     job: Job
@@ -27,19 +27,19 @@ class Case:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class Reader:
+class Prefetcher:
     """Reads and prepares images in a thread of its own, one ahead."""
 
     def __init__(self, jobs: Sequence[Job], pipeline: Pipeline) -> None:
         """Begin."""
         self._jobs, self._pipeline = jobs, pipeline
         self._room = threading.Semaphore(1)
-        self._ready: queue.SimpleQueue[Case] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Pending] = queue.SimpleQueue()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def take(self) -> Case:
+    def take(self) -> Pending:
         """Return the next image, or what was wrong with it."""
         case = self._ready.get()
         self._room.release()
@@ -56,9 +56,9 @@ class Reader:
             self._room.acquire()
             if self._stopped:
                 return
-            self._ready.put(self._read(Case(job, number)))
+            self._ready.put(self._read(Pending(job, number)))
 
-    def _read(self, case: Case) -> Case:
+    def _read(self, case: Pending) -> Pending:
         job, begin = case.job, time.perf_counter()
         try:
             image = read_image(job.files, job.index)
@@ -71,7 +71,7 @@ class Reader:
         return case
 
 
-class Writer:
+class BackgroundWriter:
     """Writes in a thread of its own, one behind.
 
     Attributes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from microtome.errors import MicrotomeError
 from microtome.inference.jobs import Job
 from microtome.inference.output import Predictions
-from microtome.inference.prefetch import Case, Reader, Writer
+from microtome.inference.prefetch import BackgroundWriter, Pending, Prefetcher
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import TimedStream
 from microtome.package import Package
@@ -42,7 +42,7 @@ class _Run:
     def __init__(self, package: Package, place: Predictions, progress: Progress) -> None:
         self._package, self._place, self._progress = package, place, progress
         self._kind = task(package.pipeline.task)
-        self._under_way: deque[Case] = deque()
+        self._under_way: deque[Pending] = deque()
         self._stream = TimedStream(package.session.stream)
         self._reading = 0.0  # seconds of this thread that went into waiting for images
 
@@ -52,8 +52,8 @@ class _Run:
         Raises:
             BaseException: what went wrong that was not the fault of one image; what was finished is written.
         """
-        pipeline, writer = self._package.pipeline, Writer()
-        reader = Reader(jobs, pipeline)
+        pipeline, writer = self._package.pipeline, BackgroundWriter()
+        reader = Prefetcher(jobs, pipeline)
         outcomes = self._kind.predict(self._stream, self._images(reader, jobs), pipeline)
         try:
             begin = time.perf_counter()
@@ -72,7 +72,7 @@ class _Run:
             writer.stop()
         writer.check()
 
-    def _images(self, reader: Reader, jobs: Sequence[Job]) -> Iterator[Prepared]:
+    def _images(self, reader: Prefetcher, jobs: Sequence[Job]) -> Iterator[Prepared]:
         """What can be read."""
         for _ in self._progress.track(jobs, "predict", len(jobs)):
             begin = time.perf_counter()
@@ -87,7 +87,7 @@ class _Run:
             elif case.error is not None:
                 raise case.error
 
-    def _writing(self, case: Case, outcome: Array, file: str) -> Callable[[], None]:
+    def _writing(self, case: Pending, outcome: Array, file: str) -> Callable[[], None]:
         if self._kind.MAPS:
             grid = case.grid
             assert grid is not None
@@ -95,6 +95,6 @@ class _Run:
         row = self._kind.row(outcome, self._package.pipeline, self._package.result.get("operating_point"))
         return lambda: self._place.add_row(case.job, row, case.seconds)
 
-    def _fail(self, case: Case, error: MicrotomeError) -> None:
+    def _fail(self, case: Pending, error: MicrotomeError) -> None:
         self._place.fail(case.job, error)
         self._progress.say(f"case {case.number}: {error.problem}")

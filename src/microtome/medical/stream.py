@@ -107,15 +107,15 @@ def segment_each(
     """
     if batch < 1:
         raise OptionError(f"The batch must be at least 1, not {batch}.")
-    tasks = (_Task(prepared, pipeline, batch) for prepared in images)
+    passages = (_Passage(prepared, pipeline, batch) for prepared in images)
     if pipeline.input_shape is not None:
-        yield from _through(stream, tasks)
+        yield from _through(stream, passages)
         return
-    for task in tasks:
-        yield from _through(stream, [task])
+    for passage in passages:
+        yield from _through(stream, [passage])
 
 
-class _Task:
+class _Passage:
     """One image on its way through the network.
 
     Attributes:
@@ -193,45 +193,45 @@ class _Task:
         return restore(labels, prepared)
 
 
-def _through(stream: Stream, tasks: Iterable[_Task]) -> Generator[Array | DataError, None, None]:
-    """Send the inputs of all tasks through one stream."""
-    waiting: deque[_Task] = deque()
+def _through(stream: Stream, passages: Iterable[_Passage]) -> Generator[Array | DataError, None, None]:
+    """Send the inputs of all passages through one stream."""
+    waiting: deque[_Passage] = deque()
 
     def inputs() -> Iterator[Array]:
-        for task in tasks:
-            waiting.append(task)
-            yield from task.inputs()
+        for passage in passages:
+            waiting.append(passage)
+            yield from passage.inputs()
 
     results = stream(inputs())
     try:
         while True:
-            first = next(results, None)  # before this, nobody knows which task is the next
+            first = next(results, None)  # before this, nobody knows which passage is the next
             while waiting and not waiting[0].left:
                 yield waiting.popleft().labels(iter(()))
             if first is None:
                 return
-            task, again = waiting.popleft(), False
+            passage, again = waiting.popleft(), False
             labels: Array | DataError
             try:
-                labels = task.labels(itertools.chain([first], results))
+                labels = passage.labels(itertools.chain([first], results))
             except _Undecided:
                 again = True
             except DataError as error:
                 labels = error
-            for _ in range(task.left):  # of an image that was given up; the next results are another's
+            for _ in range(passage.left):  # of an image that was given up; the next results are another's
                 next(results)
             if again:
-                labels = _all_channels(stream, task)
+                labels = _all_channels(stream, passage)
             yield labels
     finally:
         if isinstance(results, Generator):
             results.close()  # now, and not when the last traceback is gone: the network may be running
 
 
-def _all_channels(stream: Stream, task: _Task) -> Array | DataError:
+def _all_channels(stream: Stream, passage: _Passage) -> Array | DataError:
     """Run an image once more, and blend both channels."""
     try:
-        return task.labels(stream(task.inputs()), difference=False)
+        return passage.labels(stream(passage.inputs()), difference=False)
     except DataError as error:
         return error
 

@@ -39,7 +39,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WindowPlan:
     """What runs, and what is kept of it.
 
     Attributes:
@@ -66,7 +66,7 @@ def streamable(prepared: Prepared, pipeline: Pipeline) -> bool:
     return prepared.crop == prepared.content or pipeline.spatial_dims == 3
 
 
-def plan_windows(prepared: Prepared, pipeline: Pipeline) -> Plan:
+def plan_windows(prepared: Prepared, pipeline: Pipeline) -> WindowPlan:
     """Set windows on a prepared image, evenly spaced; without a patch, one window is the whole of it.
 
     Every window is there once for each of the 2^n ways to mirror the pipeline's axes. With `skip_empty`, those that
@@ -92,7 +92,7 @@ def plan_windows(prepared: Prepared, pipeline: Pipeline) -> Plan:
     weights[0] /= np.float32(len(flips))  # a power of two: exact
     wanted = prepared.content if streamable(prepared, pipeline) else prepared.array.shape[1:]
     kept = tuple(slice(part.start, part.start + size) for part, size in zip(inner[1:], wanted, strict=True))
-    return Plan(array, tuple(patch), tuple(windows), tuple(weights), kept)
+    return WindowPlan(array, tuple(patch), tuple(windows), tuple(weights), kept)
 
 
 def _constant(tile: Array) -> bytes | None:
@@ -105,7 +105,7 @@ def _constant(tile: Array) -> bytes | None:
 
 
 def blend(
-    outputs: Iterator[tuple[Window, Array]], plan: Plan, *, difference: bool = False, base: float = 0.0
+    outputs: Iterator[tuple[Window, Array]], plan: WindowPlan, *, difference: bool = False, base: float = 0.0
 ) -> Blocks:
     """Blend windows, and hand out what is kept of the planes that no later window touches.
 

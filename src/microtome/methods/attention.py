@@ -15,10 +15,10 @@ from microtome.core.observers import make_observer
 from microtome.errors import OptionError
 from microtome.graph import edit
 from microtome.graph.network import Network
+from microtome.graph.nonuniform import insert_uneven
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import qparams_of
 from microtome.graph.structure.attention import expand_in_place, products, source
-from microtome.graph.uneven import insert_uneven
 from microtome.graph.watching.observe import Watcher, watch
 from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State
 from microtome.types import Capabilities, ObserverName, OperatorSupport, QType

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from microtome.core.search import weight_qparams
+from microtome.core.range_search import weight_qparams
 from microtome.errors import OptionError, TargetError
 from microtome.graph import edit
 from microtome.graph.dynamic import insert_dynamic_quantizer

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from microtome.core.distillation import distillation_loss
-from microtome.core.search import weight_qparams
+from microtome.core.range_search import weight_qparams
 from microtome.errors import OptionError
-from microtome.graph.learning.learned import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
+from microtome.graph.learning.learned_grids import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Network
 from microtome.graph.quantizers import Quantizer
-from microtome.graph.structure.meeting import meets_others
+from microtome.graph.structure.shared_grids import meets_others
 from microtome.graph.watching.observe import without_quantizers
 from microtome.methods.base import EMPTY, Context, Method, Phase, State, weights_are_free
 from microtome.training.trainer import Trainer, size
@@ -162,7 +162,7 @@ class _Widths:
             final = self.final[slot.position]
             bits = final if stage >= len(widths) else max(widths[stage], final)
             if bits != slot.module.qtype.bits:
-                slot.module.narrow(bits, self.student.weight_of(slot).detach())
+                slot.module.set_bits(bits, self.student.weight_of(slot).detach())
 
 
 def _distilled(student: Tensor, teacher: Tensor, _: Tensor | None, *, sigmoid: bool, temperature: float) -> Tensor:

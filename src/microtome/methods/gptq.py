@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from microtome.core.affine import dequantize
 from microtome.core.columns import from_rows, rows
-from microtome.core.second_order import round_columns
+from microtome.core.gptq_rounding import round_columns
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
 from microtome.graph.network import Layer, Network

@@ -11,11 +11,11 @@ import torch
 
 from microtome.core.affine import qparams_from_range
 from microtome.core.observers import OBSERVERS, Observer, make_observer
-from microtome.core.search import weight_qparams
+from microtome.core.range_search import weight_qparams
 from microtome.errors import OptionError, TargetError
 from microtome.graph import edit
 from microtome.graph.choosing.budget import Budget
-from microtome.graph.choosing.keep import Fallback, skipped
+from microtome.graph.choosing.float_fallback import Fallback, skipped
 from microtome.graph.choosing.placement import candidates, ends, place, rule_of_thumb, supported_layers
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import output_axis

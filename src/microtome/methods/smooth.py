@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.core.affine import fake_quantize, qparams_from_range
-from microtome.core.search import weight_qparams
+from microtome.core.range_search import weight_qparams
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import kind, output_axis
-from microtome.graph.structure.channels import Reader
+from microtome.graph.structure.channels import ChannelReader
 from microtome.graph.structure.layernorm import affine_norms, scale_norm
-from microtome.graph.structure.scaling import Pair, at_inputs, input_ranges, pairs, rescale, scaled_inputs
+from microtome.graph.structure.scaling import LayerPair, at_inputs, input_ranges, pairs, rescale, scaled_inputs
 from microtome.graph.watching.observe import Unquantized
 from microtome.methods.base import EMPTY, Batches, Context, Method, Phase, State
 from microtome.types import QType
@@ -84,7 +84,7 @@ class Smooth(Method):
         edit.finish(network.graph_module)
         return self.done(network)
 
-    def _scale(self, network: Network, pair: Pair, seen: _Extremes, alpha: float) -> Tensor:
+    def _scale(self, network: Network, pair: LayerPair, seen: _Extremes, alpha: float) -> Tensor:
         """Return what to divide the channels of a value by."""
         activation, weight = _largest(pair, seen, network.device), input_ranges(network, pair)
         scale = activation.pow(alpha) / weight.clamp(min=SMALLEST).pow(1 - alpha)
@@ -93,7 +93,7 @@ class Smooth(Method):
     def _best(
         self,
         network: Network,
-        chain: Sequence[Pair],
+        chain: Sequence[LayerPair],
         trials: Mapping[Node, list[Tensor]],
         seen: _Extremes,
         batches: Batches,
@@ -116,7 +116,7 @@ class Smooth(Method):
 
     def _error(
         self,
-        reader: Reader,
+        reader: ChannelReader,
         arguments: tuple[Any, ...],
         value: Tensor,
         factors: Tensor,
@@ -140,7 +140,7 @@ _Extremes = dict[Node, tuple[Tensor, Tensor]]
 """Smallest and largest value of each input of a layer, shape (I,)."""
 
 
-def _extremes(network: Network, chain: Sequence[Pair], batches: Batches) -> _Extremes:
+def _extremes(network: Network, chain: Sequence[LayerPair], batches: Batches) -> _Extremes:
     """Stream the extremes of what the readers read."""
     nodes = {reader.node for pair in chain for reader in pair.readers}
     found: _Extremes = {}
@@ -159,7 +159,7 @@ def _extremes(network: Network, chain: Sequence[Pair], batches: Batches) -> _Ext
     return found
 
 
-def _largest(pair: Pair, seen: _Extremes, device: torch.device) -> Tensor:
+def _largest(pair: LayerPair, seen: _Extremes, device: torch.device) -> Tensor:
     """Return the largest magnitude of each channel of a value, where it is read; shape (C,)."""
     largest = torch.zeros(pair.channels, device=device)
     for reader in pair.readers:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from microtome.errors import OptionError
 from microtome.graph import pt2
 from microtome.graph.network import Network
-from microtome.memory import memory_at_hand
+from microtome.malloc import memory_at_hand
 from microtome.methods.base import EMPTY, Batches, Context, Method, Phase, State
 from microtome.recipes.tables import title, to_table
 

@@ -61,9 +61,9 @@ def export(network: Network, folder: Path) -> Path:
     Raises:
         TargetError: an operator has no form in ONNX or OpenVINO; the error names it.
     """
-    from microtome.graph.rewriting.columns import columns_as_channels
+    from microtome.graph.rewriting.columns_as_channels import columns_as_channels
     from microtome.graph.rewriting.norms import norms_by_channel
-    from microtome.graph.rewriting.planar import planar_concats
+    from microtome.graph.rewriting.row_concat import planar_concats
     from microtome.graph.rewriting.sub_pixel import sub_pixel
     from microtome.graph.rewriting.window_masks import window_masks
     from microtome.runtimes.onnx_file import export_onnx

@@ -26,7 +26,7 @@ from microtome.recipes import Recipe
 from microtome.runtimes.base import Session
 from microtome.staging import Place
 from microtome.types import Array
-from microtome.verbs.request import Task
+from microtome.verbs.request import Request
 
 # A network that is not so much slower than the fastest counts as fast: it is within what times vary by.
 AS_FAST = 1.05
@@ -42,7 +42,7 @@ class Trial:
     record: dict[str, Any]
 
 
-def choose(task: Task, context: Context, staging: Place, progress: Progress) -> tuple[Network, list[dict[str, Any]]]:
+def choose(task: Request, context: Context, staging: Place, progress: Progress) -> tuple[Network, list[dict[str, Any]]]:
     """Return the first network that is non-inferior on the tuning cases and as fast as any, and all that was tried.
 
     What is finished lies in the staging folder: the same call goes on behind it. Where no rung is non-inferior, the one
@@ -81,7 +81,7 @@ def choose(task: Task, context: Context, staging: Place, progress: Progress) -> 
 class _Climb:
     """The rungs tried so far."""
 
-    def __init__(self, task: Task, context: Context, folder: Path, judge: Judge, progress: Progress) -> None:
+    def __init__(self, task: Request, context: Context, folder: Path, judge: Judge, progress: Progress) -> None:
         self.task, self.context = task, context
         self.folder, self.judge, self.progress = folder, judge, progress
         self.trials: list[Trial] = []

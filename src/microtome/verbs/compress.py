@@ -33,7 +33,7 @@ from microtome.types import Array
 from microtome.verbs.auto import choose as choose_recipe
 from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import Task, identity, read_task
+from microtome.verbs.request import Request, identity, read_request
 from microtome.verbs.result import assemble
 from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
 
@@ -77,7 +77,7 @@ def compress(
     """
     options, progress, out = options or CompressOptions(), progress or Silent(), Path(out)
     seconds = Stopwatch()
-    task = read_task(model, Path(cohort), options)
+    task = read_request(model, Path(cohort), options)
     for note in (*task.loaded.notes, *task.cohort.notes):
         progress.say(note)
     staging = Staging(out, identity(task))
@@ -99,7 +99,7 @@ def compress(
     return result
 
 
-def _measured(task: Task, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
+def _measured(task: Request, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
     """Compress for one target, and measure what that did."""
     options, context = task.options, _context(task, progress)
     task, start, placement = _placed(task, context, place, progress)
@@ -136,7 +136,7 @@ def _measured(task: Task, place: Place, seconds: Stopwatch, progress: Progress) 
     return Made(task.runtime.NAME, network, result, arrays)
 
 
-def _exported(task: Task, place: Place, first: Made, progress: Progress) -> Made:
+def _exported(task: Request, place: Place, first: Made, progress: Progress) -> Made:
     """Compress for a target that this machine cannot run, and export that: there is no evidence."""
     network, _ = _compressed(task, (task.loaded.network, 0), _context(task, progress), place, progress)
     progress.say(f"export to {task.runtime.NAME}, which this machine cannot run: nothing is measured")
@@ -144,15 +144,15 @@ def _exported(task: Task, place: Place, first: Made, progress: Progress) -> Made
     return Made(task.runtime.NAME, network, without_evidence(task, network, path, first.result), {})
 
 
-def _example(task: Task) -> Array:
+def _example(task: Request) -> Array:
     """Return the first calibration input, float32 (1, C, *S)."""
     cohort, cases = task.calibration
     return inputs(cohort, cases[0], task.pipeline, np.random.default_rng(task.options.seed))[0][None]
 
 
 def _placed(
-    task: Task, context: Context, place: Place, progress: Progress
-) -> tuple[Task, tuple[Network, int], Placement | None]:
+    task: Request, context: Context, place: Place, progress: Progress
+) -> tuple[Request, tuple[Network, int], Placement | None]:
     """Measure where integers pay on this machine, if that is asked for.
 
     Returns:
@@ -190,7 +190,7 @@ def _precision(options: CompressOptions, placement: Placement | None) -> str | N
 
 
 def _compressed(
-    task: Task, start: tuple[Network, int], context: Context, place: Place, progress: Progress
+    task: Request, start: tuple[Network, int], context: Context, place: Place, progress: Progress
 ) -> tuple[Network, list[dict[str, Any]]]:
     """Run the recipe from where it stands; with `auto` also return what was tried."""
     if task.recipe == AUTO:
@@ -200,7 +200,7 @@ def _compressed(
     return recipes.run(task.recipes[0], network, context, checkpoints=place.work, done=done), []
 
 
-def _add_diagnosis(result: dict[str, Any], task: Task, network: Network) -> None:
+def _add_diagnosis(result: dict[str, Any], task: Request, network: Network) -> None:
     """Add what each layer lost, where values were clipped, and what methods found on their way."""
     cohort, cases = task.calibration
     batches = CalibrationBatches(cohort, cases, task.pipeline, Silent(), task.options.seed)
@@ -209,7 +209,7 @@ def _add_diagnosis(result: dict[str, Any], task: Task, network: Network) -> None
     result |= found | from_history(network)
 
 
-def _context(task: Task, progress: Progress) -> Context:
+def _context(task: Request, progress: Progress) -> Context:
     """Return what methods may read: nothing of it is evaluated, and tuning patients are not trained on."""
     options, pipeline = task.options, task.pipeline
     cohort, cases = task.calibration
@@ -240,7 +240,7 @@ def _context(task: Task, progress: Progress) -> Context:
     )
 
 
-def _write(task: Task, made: Sequence[Made], result: dict[str, Any], staging: Staging, progress: Progress) -> None:
+def _write(task: Request, made: Sequence[Made], result: dict[str, Any], staging: Staging, progress: Progress) -> None:
     """Fill the package folder: the first target's result, network and weights; of each other its own result."""
     folder, (first, *others) = staging.package, made
     progress.say("write the package")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
+class Request:
     """Everything that was read: what the rest of the road works on. Of several recipes one is to be chosen."""
 
     options: CompressOptions
@@ -79,7 +79,7 @@ def read_cohort(path: Path, options: CompressOptions) -> Cohort:
     )
 
 
-def read_task(model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions) -> Task:
+def read_request(model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions) -> Request:
     """Read and check everything before any work is done.
 
     Raises:
@@ -95,7 +95,7 @@ def read_task(model: str | Path | nn.Module, cohort_path: Path, options: Compres
     kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
     calibration = _calibration(cohort, pipeline, options)
-    return Task(options, recipes, loaded, pipeline, cohort, calibration, target)
+    return Request(options, recipes, loaded, pipeline, cohort, calibration, target)
 
 
 def _runtimes(options: CompressOptions) -> list[Runtime]:
@@ -225,7 +225,7 @@ def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: in
         )
 
 
-def identity(task: Task) -> dict[str, Any]:
+def identity(task: Request) -> dict[str, Any]:
     """Return what makes a task the same as an interrupted one."""
     files = [Path(name) for names in task.cohort.key.values() for name in str(names).split(";")]
     stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]

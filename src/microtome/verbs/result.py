@@ -15,7 +15,7 @@ from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA
-from microtome.verbs.request import Task
+from microtome.verbs.request import Request
 from microtome.verbs.targets import session
 from microtome.version import __version__
 
@@ -29,7 +29,7 @@ SHRUNK = 1.1
 UNSTEADY = 1.5
 
 
-def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evaluation) -> dict[str, Any]:
+def assemble(task: Request, network: Network, deployed: Deployed, evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `result.json`, schema 1, but for `examples` and `seconds`."""
     options, parts, target = task.options, evaluation.parts, task.runtime
     eager_run = next(run for run in deployed.runs if run["runtime"] == "pytorch")
@@ -96,7 +96,7 @@ def assemble(task: Task, network: Network, deployed: Deployed, evaluation: Evalu
     return result
 
 
-def _warnings(task: Task, deployed: Deployed, integer: dict[str, int]) -> list[str]:
+def _warnings(task: Request, deployed: Deployed, integer: dict[str, int]) -> list[str]:
     """Return what nobody may overlook."""
     calibration, _ = task.calibration
     found = [note for note in calibration.notes if calibration is not task.cohort]

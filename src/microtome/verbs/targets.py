@@ -16,7 +16,7 @@ from microtome.graph.network import Network
 from microtome.package import SCHEMA, target_folder
 from microtome.runtimes import runtime
 from microtome.types import Array
-from microtome.verbs.request import Task
+from microtome.verbs.request import Request
 from microtome.version import __version__
 
 
@@ -37,13 +37,13 @@ class Made:
     arrays: Mapping[str, Array]
 
 
-def for_each_target(task: Task) -> Iterator[Task]:
+def for_each_target(task: Request) -> Iterator[Request]:
     """Yield the task for one target after the other, as if it were the only one."""
     for name in task.options.targets:
         yield replace(task, options=replace(task.options, target=name), runtime=runtime(name))
 
 
-def without_evidence(task: Task, network: Network, path: Path, primary: Mapping[str, Any]) -> dict[str, Any]:
+def without_evidence(task: Request, network: Network, path: Path, primary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `result.json` of a target that this machine cannot run: nothing of it was measured, and it says so.
 
     Args:
@@ -81,7 +81,7 @@ def without_evidence(task: Task, network: Network, path: Path, primary: Mapping[
     }
 
 
-def session(task: Task, path: Path, precision: str) -> dict[str, Any]:
+def session(task: Request, path: Path, precision: str) -> dict[str, Any]:
     """Return what `open_package` needs of a target's files; `file` is relative to the folder of the `result.json`."""
     hashes = {file.name: sha256(file) for file in task.runtime.files(path)}
     return {

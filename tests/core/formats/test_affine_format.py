@@ -5,7 +5,7 @@ import torch
 
 from microtome.core.affine import fake_quantize
 from microtome.core.formats import Affine, affine_encoding
-from microtome.core.search import weight_qparams
+from microtome.core.range_search import weight_qparams
 from microtome.types import QType
 
 

@@ -11,7 +11,7 @@ from microtome.graph.learning.reconstruction import Schedule, reconstruct
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import quantizers, weight_quantizer
-from microtome.graph.structure.meeting import meets_others
+from microtome.graph.structure.shared_grids import meets_others
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from networks import captured, images, randomize, told

@@ -3,7 +3,7 @@ import torch
 
 from microtome.core.affine import fake_quantize
 from microtome.graph import pt2
-from microtome.graph.learning.learned import BinaryWeight, ClippedGrid, LearnedGrid, ObservedGrid
+from microtome.graph.learning.learned_grids import BinaryWeight, ClippedGrid, LearnedGrid, ObservedGrid
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source

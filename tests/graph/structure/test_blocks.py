@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microtome.graph.capture import capture
-from microtome.graph.learning.learned import LearnedGrid
+from microtome.graph.learning.learned_grids import LearnedGrid
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Network
 from microtome.graph.structure.blocks import Block, blocks, join, join_unequal, run_block

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from microtome.core.affine import qparams_from_range
 from microtome.core.formats.base import Encoding, Format, Parameters, check_bits
-from microtome.core.search import channel_extremes, weight_qparams
+from microtome.core.range_search import channel_extremes, weight_qparams
 from microtome.types import QParams, QType
 
 

@@ -22,7 +22,7 @@ Milliseconds = Mapping[tuple[str, Bits], float]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BitPlan:
     """The widths chosen.
 
     Attributes:
@@ -39,7 +39,7 @@ class Plan:
     cost: float
     bytes: float
     loss: float
-    front: tuple[Plan, ...] = ()
+    front: tuple[BitPlan, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """Return plain values, such as JSON holds."""
@@ -110,7 +110,7 @@ def choose(
     *,
     kind: BudgetKind = "bytes",
     milliseconds: Milliseconds | None = None,
-) -> Plan:
+) -> BitPlan:
     """Return the widths of least total loss within a budget.
 
     Args:
@@ -135,7 +135,7 @@ def choose(
             f"Allow {least:g} or more, or narrower widths.",
         ) from error
     taken = [rows[option] for rows, option in zip(layers.values(), chosen, strict=True)]
-    return Plan(
+    return BitPlan(
         layer_bits={row.layer: row.bits for row in taken},
         budget=float(budget),
         cost=sum(row[option] for row, option in zip(costs, chosen, strict=True)),
@@ -150,7 +150,7 @@ def front(
     *,
     kind: BudgetKind = "bytes",
     milliseconds: Milliseconds | None = None,
-) -> tuple[Plan, ...]:
+) -> tuple[BitPlan, ...]:
     """Return the best widths of several budgets, cheapest first: the Pareto front, without points that others beat.
 
     Args:
@@ -168,7 +168,7 @@ def front(
             spans.setdefault(row.layer, []).append(cost(row, kind, milliseconds))
         low, high = (sum(end(costs) for costs in spans.values()) for end in (min, max))
         budgets = [float(budget) for budget in np.linspace(low, high, budgets)]
-    found: list[Plan] = []
+    found: list[BitPlan] = []
     for budget in sorted(budgets):
         plan = choose(table, budget, kind=kind, milliseconds=milliseconds)
         if not found or plan.loss < found[-1].loss:
@@ -214,7 +214,7 @@ class Budget:
         skip: frozenset[str] = frozenset(),
         activation_bits: int | None = 8,
         sigmoid: bool = False,
-    ) -> Plan:
+    ) -> BitPlan:
         """Measure a float network with folded batch norms, and choose; the Pareto front comes with it.
 
         Args:

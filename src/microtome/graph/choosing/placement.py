@@ -41,7 +41,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Reader:
+class IntegerReader:
     """A residual sum or a norm that could read integers from the layer before it.
 
     Attributes:
@@ -88,7 +88,7 @@ def ends(network: Network) -> frozenset[str]:
     return frozenset(name for node, name in layers.items() if node not in behind or node not in before)
 
 
-def readers(network: Network, capabilities: Capabilities) -> tuple[Reader, ...]:
+def readers(network: Network, capabilities: Capabilities) -> tuple[IntegerReader, ...]:
     """Return what could read integers beside layers: sums of two images of one size, of which one comes from a layer
     (perhaps through a norm and an activation), and norms right behind a layer.
     """
@@ -106,7 +106,7 @@ def readers(network: Network, capabilities: Capabilities) -> tuple[Reader, ...]:
             values = values[:1]
             producers = [layers[v] for v in values if v in layers and len(v.users) == 1]
         if producers:
-            found.append(Reader(node, producers[-1], tuple(values), qtype))
+            found.append(IntegerReader(node, producers[-1], tuple(values), qtype))
     return tuple(found)
 
 

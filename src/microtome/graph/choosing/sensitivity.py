@@ -14,7 +14,7 @@ from torch.fx import Node
 from microtome.core.affine import fake_quantize, qparams_from_range
 from microtome.core.distillation import divergence
 from microtome.core.observers import Observer, make_observer
-from microtome.core.search import weight_qparams
+from microtome.core.range_search import weight_qparams
 from microtome.errors import DataError, OptionError
 from microtome.graph.choosing.placement import supported_layers
 from microtome.graph.network import Batch, Layer, Network

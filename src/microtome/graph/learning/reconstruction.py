@@ -18,12 +18,12 @@ from torch.fx import GraphModule
 from microtome.core.distillation import divergence
 from microtome.core.rounding import annealed_beta, indecision, rectified_sigmoid
 from microtome.errors import DataError
-from microtome.graph.learning.soft import DroppedGrid, SoftWeight, decided, in_float
+from microtome.graph.learning.soft_rounding import DroppedGrid, SoftWeight, decided, in_float
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Batch, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.structure.blocks import Block, blocks, join_unequal, run_block
-from microtome.graph.structure.meeting import meets_others
+from microtome.graph.structure.shared_grids import meets_others
 from microtome.graph.watching.store import Store, Values
 
 JUDGED = 4  # steps' worth of samples that tell whether a block became better

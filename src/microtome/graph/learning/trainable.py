@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from microtome.graph import edit
-from microtome.graph.learning.learned import Grid
+from microtome.graph.learning.learned_grids import Grid
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import Quantizer, quantizers

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, kind
-from microtome.graph.rewriting.fence import clipped
+from microtome.graph.rewriting.scale_barrier import clipped
 
 
 def norms_by_channel(network: Network, kinds: frozenset[str] = frozenset({"group_norm"})) -> Network:

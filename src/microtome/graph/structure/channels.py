@@ -28,14 +28,14 @@ MOVING = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class ChannelReader:
     """A layer that reads scaled channels; for each of its inputs the channel that it is, -1 for none of them."""
 
     node: Node
     channels: Tensor
 
 
-def readers(node: Node, axis: int, channels: Tensor, *, shifts: bool = False) -> tuple[Reader, ...]:
+def readers(node: Node, axis: int, channels: Tensor, *, shifts: bool = False) -> tuple[ChannelReader, ...]:
     """Follow a value to the layers that read it, on ways that commute with a positive scale per channel.
 
     Concatenations along channels are looked through, and so are views that keep channels apart, flattening included.
@@ -59,8 +59,8 @@ def free(node: Node) -> bool:
     return source is not None and len(source.users) == 1 and (bias is None or len(bias.users) == 1)
 
 
-def _readers(node: Node, axis: int, channels: Tensor, shifts: bool) -> list[Reader] | None:
-    found: list[Reader] = []
+def _readers(node: Node, axis: int, channels: Tensor, shifts: bool) -> list[ChannelReader] | None:
+    found: list[ChannelReader] = []
     for user in node.users:
         if is_weighted(user):
             inputs = node.meta["val"].ndim - 1 if kind(user) == "linear" else 1
@@ -71,7 +71,7 @@ def _readers(node: Node, axis: int, channels: Tensor, shifts: bool) -> list[Read
                 or (shifts and inputs == 1 != node.meta["val"].ndim - 1)
             ):
                 return None
-            found.append(Reader(user, channels))
+            found.append(ChannelReader(user, channels))
             continue
         moved = _moved(node, user, axis, channels) if not shifts or kind(user) in MOVING else None
         behind = None if moved is None else _readers(user, *moved, shifts)

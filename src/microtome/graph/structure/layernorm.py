@@ -9,24 +9,24 @@ from torch.fx import Node
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source, kind
-from microtome.graph.structure.channels import Reader, readers
-from microtome.graph.structure.scaling import Pair, at_inputs, network_constant, scale_readers
+from microtome.graph.structure.channels import ChannelReader, readers
+from microtome.graph.structure.scaling import LayerPair, at_inputs, network_constant, scale_readers
 
 # Where a norm's weight stands among its arguments; its bias comes next.
 WEIGHT_AT = {"layer_norm": 2, "group_norm": 2, "batch_norm": 1, "instance_norm": 1}
 
 
-def affine_norms(network: Network) -> tuple[Pair, ...]:
+def affine_norms(network: Network) -> tuple[LayerPair, ...]:
     """Return the norms with an affine whose output reaches only layers, on ways that commute with a scale."""
     return _norms(network, frozenset(WEIGHT_AT), shifts=False)
 
 
-def layer_norms(network: Network) -> tuple[Pair, ...]:
+def layer_norms(network: Network) -> tuple[LayerPair, ...]:
     """Return the layer norms with an affine over the last axis that only linear layers read, behind views at most."""
     return _norms(network, frozenset({"layer_norm"}), shifts=True)
 
 
-def scale_norm(network: Network, norm: Pair, scale: Tensor, shift: Tensor | None = None) -> None:
+def scale_norm(network: Network, norm: LayerPair, scale: Tensor, shift: Tensor | None = None) -> None:
     """Turn a norm's output x into (x + shift) / scale, channel by channel, and let its readers take that back.
 
     Args:
@@ -45,7 +45,7 @@ def scale_norm(network: Network, norm: Pair, scale: Tensor, shift: Tensor | None
     scale_readers(network, norm.readers, scale)
 
 
-def _norms(network: Network, kinds: frozenset[str], *, shifts: bool) -> tuple[Pair, ...]:
+def _norms(network: Network, kinds: frozenset[str], *, shifts: bool) -> tuple[LayerPair, ...]:
     found = []
     for node in network.graph_module.graph.nodes:
         if kind(node) not in kinds:
@@ -60,11 +60,11 @@ def _norms(network: Network, kinds: frozenset[str], *, shifts: bool) -> tuple[Pa
         axis = node.meta["val"].ndim - 1 if kind(node) == "layer_norm" else 1
         behind = readers(node, axis, torch.arange(shape[0]), shifts=shifts)
         if behind:
-            found.append(Pair(node, int(shape[0]), behind))
+            found.append(LayerPair(node, int(shape[0]), behind))
     return tuple(found)
 
 
-def _shift_back(network: Network, reader: Reader, shift: Tensor) -> None:
+def _shift_back(network: Network, reader: ChannelReader, shift: Tensor) -> None:
     """Take a shift of a linear layer's input out of its bias."""
     node: Node = reader.node
     source = constant_source(node.args[1])

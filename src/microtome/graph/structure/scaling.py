@@ -12,20 +12,20 @@ from torch.fx import Node
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source, groups, kind
-from microtome.graph.structure.channels import Reader, free, readers
+from microtome.graph.structure.channels import ChannelReader, free, readers
 from microtome.graph.watching.distribution import recall, remember
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class LayerPair:
     """A layer, or a norm, whose output channels can be scaled freely, and all that reads them."""
 
     node: Node
     channels: int
-    readers: tuple[Reader, ...]
+    readers: tuple[ChannelReader, ...]
 
 
-def pairs(network: Network) -> tuple[Pair, ...]:
+def pairs(network: Network) -> tuple[LayerPair, ...]:
     """Return the layers whose output reaches only layers, on ways that commute with a scale per channel.
 
     Layers whose weight another one shares are left out.
@@ -36,7 +36,7 @@ def pairs(network: Network) -> tuple[Pair, ...]:
         axis = layer.node.meta["val"].ndim - 1 if layer.op == "linear" else 1
         behind = readers(layer.node, axis, torch.arange(count)) if free(layer.node) else ()
         if behind:
-            found.append(Pair(layer.node, count, behind))
+            found.append(LayerPair(layer.node, count, behind))
     return tuple(found)
 
 
@@ -46,12 +46,12 @@ def output_channels(node: Node) -> int:
     return int(shape[1] * groups(node) if kind(node) == "conv_transpose" else shape[0])
 
 
-def output_ranges(network: Network, pair: Pair) -> Tensor:
+def output_ranges(network: Network, pair: LayerPair) -> Tensor:
     """Return the largest magnitude of the weights that make each channel; shape (C,)."""
     return _ranges(network_constant(network, pair.node.args[1]), pair.node, second=kind(pair.node) == "conv_transpose")
 
 
-def input_ranges(network: Network, pair: Pair) -> Tensor:
+def input_ranges(network: Network, pair: LayerPair) -> Tensor:
     """Return the largest magnitude of the weights that read each channel, over all readers; shape (C,)."""
     largest = torch.zeros(pair.channels, device=network.device)
     for reader in pair.readers:
@@ -63,7 +63,7 @@ def input_ranges(network: Network, pair: Pair) -> Tensor:
     return largest
 
 
-def rescale(network: Network, pair: Pair, scale: Tensor) -> None:
+def rescale(network: Network, pair: LayerPair, scale: Tensor) -> None:
     """Divide a layer's output channels by `scale` (C,), positive, and multiply it into the weights that read them."""
     graph_module = network.graph_module
     weight = network_constant(network, pair.node.args[1])
@@ -78,7 +78,7 @@ def rescale(network: Network, pair: Pair, scale: Tensor) -> None:
     scale_readers(network, pair.readers, scale)
 
 
-def scale_readers(network: Network, found: Iterable[Reader], scale: Tensor) -> None:
+def scale_readers(network: Network, found: Iterable[ChannelReader], scale: Tensor) -> None:
     """Multiply `scale` (C,) into the weights that read each channel."""
     for reader in found:
         weight = network_constant(network, reader.node.args[1])
@@ -86,7 +86,7 @@ def scale_readers(network: Network, found: Iterable[Reader], scale: Tensor) -> N
         edit.own_constant(network.graph_module, reader.node, 1, scaled)
 
 
-def at_inputs(reader: Reader, values: Tensor, otherwise: float) -> Tensor:
+def at_inputs(reader: ChannelReader, values: Tensor, otherwise: float) -> Tensor:
     """Spread a value per channel (C,) over the inputs of a layer that reads them (I,)."""
     channels = reader.channels.to(values.device)
     return torch.where(channels >= 0, values[channels.clamp(min=0)], torch.full_like(values[:1], otherwise))

@@ -16,7 +16,7 @@ from microtome.core.histogram import Histogram
 from microtome.graph.network import Batch, Network
 from microtome.graph.operators import aten, constant_source, kind
 from microtome.graph.quantizers import Quantizer, quantizers
-from microtome.graph.watching.reference import rounded_constant
+from microtome.graph.watching.float_counterpart import rounded_constant
 from microtome.graph.watching.replay import without_mutation
 from microtome.types import QParams
 

@@ -83,7 +83,7 @@ MANY_CLASSES = 1000
 PatientOf = Callable[[Path], str]
 
 
-class Format(Protocol):
+class CohortFormat(Protocol):
     """A module of `microtome.medical.formats`."""
 
     NAME: str

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from microtome.core.affine import fake_quantize, qparams_from_range, real_range
 from microtome.core.formats import Binary, Encoding
-from microtome.core.search import weight_qparams
+from microtome.core.range_search import weight_qparams
 from microtome.types import QParams, QType
 
 
@@ -70,7 +70,7 @@ class LearnedGrid(Grid):
         scale = self.log_scale.detach().exp().reshape(shape)
         return QParams(scale, self.zero_point.round().to(torch.int32).reshape(shape), self.qtype)
 
-    def narrow(self, bits: int, weight: Tensor | None = None) -> None:
+    def set_bits(self, bits: int, weight: Tensor | None = None) -> None:
         """Change the width: a weight's grid is placed anew, an activation's keeps its range."""
         old, self.qtype = self.grid(), _at(self.qtype, bits)
         if weight is not None:

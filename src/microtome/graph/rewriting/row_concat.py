@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
-from microtome.graph.rewriting.narrow import shape
+from microtome.graph.rewriting.narrow_convs import shape
 
 LANES = 16  # channels from which on runtimes copy whole vectors per pixel
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microtome.core.second_order import round_columns
+from microtome.core.gptq_rounding import round_columns
 
 LIMITS = (-3, 3)
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
-from microtome.graph.rewriting.planar import planar_concats
+from microtome.graph.rewriting.row_concat import planar_concats
 from microtome.methods.quantize import Quantize
 from networks import images, randomize, told
 

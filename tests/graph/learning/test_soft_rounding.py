@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from microtome.core.affine import fake_quantize
-from microtome.core.search import weight_qparams
-from microtome.graph.learning.soft import DroppedGrid, SoftWeight, decided, in_float
+from microtome.core.range_search import weight_qparams
+from microtome.graph.learning.soft_rounding import DroppedGrid, SoftWeight, decided, in_float
 from microtome.types import QParams, QType
 
 UNSIGNED = QType(4, signed=False, symmetric=False)

@@ -3,7 +3,7 @@ import torch
 
 from microtome.errors import DataError, OptionError
 from microtome.graph import edit
-from microtome.graph.choosing.keep import keep_float, skipped
+from microtome.graph.choosing.float_fallback import keep_float, skipped
 from microtome.graph.network import Network
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from microtome.core.affine import fake_quantize
-from microtome.core.search import channel_extremes, weight_qparams
+from microtome.core.range_search import channel_extremes, weight_qparams
 from microtome.types import QType
 
 AXES = pytest.mark.parametrize("axis", [None, 0, 1])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from microtome.memory import memory_at_hand
+from microtome.malloc import memory_at_hand
 
 MIB = 1 << 20
 BLOCK, BLOCKS = 16 * MIB, 16  # together more than what glibc keeps by itself

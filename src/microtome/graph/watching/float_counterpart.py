@@ -33,7 +33,7 @@ DYNAMIC_DEPTH = 6  # operators between a dynamic quantizer's result and the valu
 VIEWS = ("concat", "max_pool", "reshape", "transpose", "pad")
 
 
-def float_twin(network: Network, parent: Network | None = None) -> Network:
+def float_counterpart(network: Network, parent: Network | None = None) -> Network:
     """Return the same graph with nothing rounded: static, dynamic and logarithmic quantizers are taken out.
 
     Args:

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from microtome.core.affine import fake_quantize, qparams_from_range, real_range
-from microtome.core.search import weight_qparams
-from microtome.graph.learning.learned import BinaryWeight, ClippedGrid, LearnedGrid, ObservedGrid
+from microtome.core.range_search import weight_qparams
+from microtome.graph.learning.learned_grids import BinaryWeight, ClippedGrid, LearnedGrid, ObservedGrid
 from microtome.types import QParams, QType
 
 UNSIGNED4 = QType(4, signed=False, symmetric=False)
@@ -98,10 +98,10 @@ def test_a_transposed_convolution_is_binary_per_output_channel():
 def test_a_width_can_come_down():
     weight = values(6, 4, 3, 3)
     module = LearnedGrid(weight_qparams(weight, QType(8, narrow=True, axis=0)))
-    module.narrow(2, weight)
+    module.set_bits(2, weight)
     assert module.qtype == QType(2, narrow=False, axis=0)
     torch.testing.assert_close(module.grid().scale, weight_qparams(weight, module.qtype, search=True).scale)
     activation = LearnedGrid(grid(-1.0, 2.0, QType(8, signed=False, symmetric=False)))
-    activation.narrow(4)
+    activation.set_bits(4)
     low, high = real_range(activation.grid())
     assert float(high - low) == pytest.approx(3.0, rel=0.02)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from microtome.core.affine import dequantize
 from microtome.core.rounding import logits_of, rectified_sigmoid
-from microtome.graph.learning.learned import Grid, LearnedGrid
+from microtome.graph.learning.learned_grids import Grid, LearnedGrid
 from microtome.types import QParams
 
 

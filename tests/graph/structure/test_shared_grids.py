@@ -2,7 +2,7 @@ import pytest
 
 from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
-from microtome.graph.structure.meeting import meets_others
+from microtome.graph.structure.shared_grids import meets_others
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from networks import captured, images, told
