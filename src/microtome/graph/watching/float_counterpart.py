@@ -18,7 +18,7 @@ from microtome.graph.quantizers import input_quantizer, qparams_of, weight_quant
 from microtome.graph.watching.replay import without_mutation
 from microtome.types import Bits, QType
 
-# A logarithmic grid read backwards, from the rounded value to the value: see `graph.uneven`.
+# A logarithmic grid read backwards, from the rounded value to the value: see `graph.nonuniform`.
 LOGARITHMIC = (
     aten.masked_fill.Scalar,
     aten.exp2.default,
