@@ -186,5 +186,5 @@ def test_what_makes_no_sense_is_refused():
         QuantizeDynamic(weight_bits=9).run(network("lstm"))
     with pytest.raises(OptionError, match="no linear or recurrent layer 'elsewhere'"):
         QuantizeDynamic(skip=frozenset({"elsewhere"})).run(network("lstm"))
-    with pytest.raises(OptionError, match="the network is already"):
+    with pytest.raises(OptionError, match="the network is quantized already"):
         run(Recipe("test", (QuantizeDynamic(),)), quantized("lstm"))

@@ -1,49 +1,55 @@
-"""What is read before any work is done."""
-
-from __future__ import annotations
+"""What is asked for and cannot be is refused before any file is read."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from microtome.cli.options import options_of
 from microtome.errors import OptionError
-from microtome.graph import pt2
-from microtome.medical.cohort import load_cohort
+from microtome.medical.formats import cohort_format
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import read_network
-from networks_with_ports import prompted
-from tiny import segmentation_cohort
-
-COUNTED = """
-from pathlib import Path
-from torch import nn
-
-def factory():
-    with Path(__file__).with_suffix(".calls").open("a") as calls:
-        calls.write("called")
-    return nn.Conv2d(1, 2, 3, padding=1)
-"""
-
-
-def test_the_model_is_loaded_once_also_where_its_pipeline_is_guessed(tmp_path: Path) -> None:
-    cohort = load_cohort(segmentation_cohort(tmp_path / "cohort", cases=12))
-    (tmp_path / "net.py").write_text(COUNTED)
-    loaded, pipeline = read_network(f"{tmp_path / 'net.py'}:factory", cohort, CompressOptions())
-    assert (tmp_path / "net.calls").read_text() == "called"
-    assert loaded.network.shape[0] == pipeline.channels == 1
-    assert any("guessed from the cohort" in note for note in loaded.notes)
-
-
-def test_a_network_that_takes_more_than_an_image_is_refused(tmp_path: Path) -> None:
-    cohort = load_cohort(segmentation_cohort(tmp_path / "cohort", cases=12))
-    pt2.save(prompted(), tmp_path / "prompted.pt2")
-    with pytest.raises(OptionError, match=r"takes 2 inputs \(image, prompt\)"):
-        read_network(tmp_path / "prompted.pt2", cohort, CompressOptions())
+from microtome.verbs.request import read_request
+from tiny import Spots, segmentation_cohort
 
 
 @pytest.mark.parametrize(
-    ("given", "targets"), [(None, ("openvino",)), (["reference"], ("reference",)), (["a", "b"], ("a", "b"))]
+    ("asked", "reason"),
+    [
+        ({"target": ("reference", "reference")}, "the targets are reference, reference"),
+        ({"target": ()}, "the targets are none"),
+        ({"target": "reference", "precision": "bf16"}, "nothing that reference offers"),
+        ({"target": "reference", "placement": "guessed"}, "no placement 'guessed'"),
+        ({"target": "nowhere.at.all"}, "cannot be imported"),
+        ({"target": "json"}, "there is no target 'json'"),
+    ],
 )
-def test_targets_of_the_command_line(given: list[str] | None, targets: tuple[str, ...]) -> None:
-    assert options_of({"input_shape": None, "format_": None, "target": given}).targets == targets
+def test_options_that_make_no_sense(asked: dict[str, Any], reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
+        read_request(Spots(), Path("nowhere"), CompressOptions(**asked))
+
+
+@pytest.mark.parametrize("more", [{"recipe": "auto"}, {"placement": "measured"}])
+def test_targets_that_cannot_be_run_here(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from their_pkg import boxed
+
+    monkeypatch.setattr(boxed, "HERE", False)
+    with pytest.raises(OptionError, match="this machine cannot run boxed"):
+        read_request(Spots(), Path("nowhere"), CompressOptions(target="their_pkg.boxed"))
+    with pytest.raises(OptionError, match="measures, and this machine cannot run boxed"):
+        read_request(Spots(), Path("nowhere"), CompressOptions(target=("reference", "their_pkg.boxed"), **more))
+
+
+def test_a_pipeline_that_is_not_there(tmp_path: Path) -> None:
+    cohort = segmentation_cohort(tmp_path / "cohort", cases=8)
+    options = CompressOptions(target="reference", pipeline=tmp_path / "none.json")
+    with pytest.raises(OptionError, match="does not exist"):
+        read_request(Spots(), cohort, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("zip", "no cohort format 'zip'"), ("nowhere.at.all", "cannot be imported"), ("their_pkg.zoo", "it has no NAME")],
+)
+def test_cohort_formats_that_are_none(name: str, reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
+        cohort_format(name)

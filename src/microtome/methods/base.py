@@ -109,8 +109,9 @@ class Method(ABC):
             return f"it needs a network in the state {_listed(cls.needs - state)}"
         if cls.phase is Phase.STRUCTURE and QUANTIZED in state:
             return "it changes the structure, and the network is quantized already"
-        if not cls.again and cls.leaves & state:
-            return f"the network is {_listed(cls.leaves & state)} already"
+        found = (cls.leaves & state) - {FLOAT_BIASES}
+        if not cls.again and found:
+            return f"the network is {_listed(found)} already"
         return None
 
     def done(self, network: Network, found: Mapping[str, Any] | None = None, **changes: Any) -> Network:
