@@ -31,7 +31,7 @@ from networks import captured, images, told
 INT8 = recipes.read("int8")
 
 
-ALREADY = "Quantize: the network is float_biases and quantized already"
+ALREADY = "Quantize: the network is quantized already"
 
 
 class Said(Silent):

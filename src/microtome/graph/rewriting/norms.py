@@ -25,7 +25,7 @@ def norms_by_channel(network: Network, kinds: frozenset[str] = frozenset({"group
     channel are reductions over space; only they, (N, C) numbers, are joined within groups; and the norm becomes
     x · a + b with a and b per channel. Instance norm is the same with one channel per group.
 
-    A fence before it keeps the scales of an integer layer from moving behind the reductions (`rewriting.scale_barrier`).
+    A barrier (`rewriting.scale_barrier`) keeps the scales of an integer layer from moving behind the reductions.
 
     Args:
         network: with quantizers or without.
