@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ def ask(root: Path) -> list[str]:
 
 
 def test_two_processes_make_it_once(tmp_path: Path):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        first, second = pool.map(ask, [tmp_path] * 2, chunksize=1)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:  # says so where a process dies
+        first, second = pool.map(ask, [tmp_path] * 2)
     assert first == second
     assert len(first) == 1
 

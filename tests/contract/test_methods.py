@@ -55,6 +55,10 @@ WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 
 every_method = pytest.mark.parametrize("method", STEPS)
 every_network = pytest.mark.parametrize("network", WITH_LAYERS)
+AT_EACH_EDIT = ("unet2d", "transformer")  # a file takes longer than a method
+every_file = pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=() if name in AT_EACH_EDIT else pytest.mark.slow) for name in WITH_LAYERS]
+)
 
 
 def context(network: Network) -> Context:
@@ -138,7 +142,7 @@ def test_the_same_input_gives_the_same_network(method: str, network: str):
 
 
 @every_method
-@every_network
+@every_file
 def test_the_result_survives_the_file(method: str, network: str, tmp_path):
     result = after(method, network)[0]
     pt2.save(result, tmp_path / "network.pt2")

@@ -44,7 +44,7 @@ def network(name: str) -> Network:
 
 NAMES = ("transformer", "dense2d", "lstm", "gru")
 LAYERS = {"transformer": 5, "dense2d": 1, "lstm": 2, "gru": 2}
-RUN = ("transformer", "dense2d", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "gru")))
+TO_FILES = ("transformer", "dense2d", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "gru")))
 WEIGHTS = {"transformer": 5, "dense2d": 1, "lstm": 9, "gru": 9}  # two per direction and layer, and the head's
 
 
@@ -76,7 +76,7 @@ def test_nothing_is_clipped_however_large_the_image(name: str):
     assert sqnr_db(parent(50 * x), result(50 * x)) > 20
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TO_FILES)
 @pytest.mark.parametrize("bits", [8, 5, None])
 def test_the_network_survives_the_file(name: str, bits: int | None, tmp_path):
     result, x = quantized(name, bits), images(network(name).shape)[0]
@@ -86,7 +86,7 @@ def test_the_network_survives_the_file(name: str, bits: int | None, tmp_path):
     assert dynamic_nodes(loaded) == dynamic_nodes(result)
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", TO_FILES)
 @pytest.mark.parametrize("bits", [8, 5])
 def test_onnx_runtime_computes_the_same(name: str, bits: int, tmp_path):
     onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
