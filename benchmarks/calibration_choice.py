@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,10 +30,10 @@ from microtome.batches.selection import STRATEGIES, balanced, select
 from microtome.deployment.deploy import sqnr
 from microtome.deployment.timing import eager
 from microtome.evidence.candidates import Judge, Judged
+from microtome.evidence.comparison import streamed
 from microtome.graph import pt2
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.sliding import Predict
 from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
@@ -89,7 +89,7 @@ class Subject:
         rng = np.random.default_rng(0)
         self.inputs = [x[None] for case in self.cases for x in inputs(self.cohort, case, self.pipeline, rng)]
         self.outputs: list[Array] = [parent(x) for x in self.inputs]
-        self.judge = Judge(parent, self.cohort, self.cases, self.pipeline)
+        self.judge = Judge(streamed(parent), self.cohort, self.cases, self.pipeline)
 
     def rows(self, name: str, settings: Settings) -> Iterator[Row]:
         """Yield the result of each choice."""
@@ -132,10 +132,10 @@ class Subject:
                 seconds=seconds,
             )
 
-    def look(self, run: Predict) -> tuple[float, Judged]:
+    def look(self, run: Callable[[Array], Array]) -> tuple[float, Judged]:
         """Return the mean SQNR over the inputs, and what is lost."""
         noise = [sqnr(real, run(x)) for real, x in zip(self.outputs, self.inputs, strict=True)]
-        return round(statistics.fmean(noise), 3), self.judge(run)
+        return round(statistics.fmean(noise), 3), self.judge(streamed(run))
 
 
 def _has_tuning(path: Path) -> bool:
