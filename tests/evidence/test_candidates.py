@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from microtome.evidence.candidates import Judge
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
+from microtome.metrics import METRICS as TABLE
+from microtome.tasks.base import Judgement
 from microtome.tasks.guess import default_pipeline
+from microtome.tasks.segmentation import Segmentation
 from microtome.types import Array
 
 
@@ -57,6 +61,28 @@ def test_the_worst_subgroup_is_found(segmentation):
     ]
     differences = [group["difference"]["dice"]["value"] for groups in final.values() for group in groups.values()]
     assert judged.worst == min(differences)
+
+
+class ByDistance(Segmentation):
+    """A task whose usual metric is one of which less is better."""
+
+    NAME = "test_candidates:ByDistance"
+    METRICS = ("hd95",)
+    OWN = {"hd95": replace(TABLE["hd95"], margin=1.0)}  # noqa: RUF012
+
+
+def test_where_lower_is_better_the_worst_subgroup_rose_most(segmentation):
+    cohort, pipeline = segmentation
+    pipeline = replace(pipeline, task=ByDistance.NAME)
+    parent, candidate = predictor(tiny.Spots()), predictor(worse(tiny.Spots(), -0.4))
+    judge = Judge(parent, cohort, cohort.evaluation, pipeline)
+    judged = judge(candidate)
+    final = evaluate_pair(Pair(parent, candidate), cohort, pipeline, Judgement("hd95", 1.0)).parts
+    groups = [group for groups in final["subgroups"].values() for group in groups.values()]
+    differences = [group["difference"]["hd95"]["value"] for group in groups]
+    assert max(differences) > min(differences)
+    assert judged.worst == max([*differences, final["difference"]["hd95"]["value"]])
+    assert judge.gain(judged.worst) == -judged.worst == min(judge.gain(d) for d in differences)
 
 
 def test_the_parent_itself_loses_nothing(segmentation):

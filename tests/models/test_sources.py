@@ -45,7 +45,7 @@ def test_a_source_of_another_package_is_found_when_it_is_named(tmp_path):
     ("source", "problem"),
     [
         ("their_pkg.nothing::5", "cannot be imported"),
-        ("their_pkg.boxed::5", "no model source: it has no function load"),
+        ("their_pkg.boxed::5", "no model source: it has no load"),
     ],
 )
 def test_what_is_no_source_is_refused(source, problem):

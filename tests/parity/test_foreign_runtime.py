@@ -27,7 +27,7 @@ def test_it_is_found_by_its_dotted_path(tmp_path: Path) -> None:
     [
         ("boxed", "there is no target 'boxed'"),  # nothing is looked for
         ("their_pkg.nothing", "cannot be imported"),
-        ("their_pkg.zoo", "is no runtime: it has no NAME, EXTRA, PRECISIONS"),
+        ("their_pkg.zoo", "is no target: it has no NAME, EXTRA, PRECISIONS"),
     ],
 )
 def test_what_is_none_is_refused(name: str, problem: str) -> None:

@@ -116,7 +116,7 @@ def test_a_file_of_ones_own(tmp_path: Path):
             "[[method]]\nmethod = 'encode'\nformat = 'potato'",
             "no number format is called 'potato'; such are codebook4i",
         ),
-        ("[[method]]\nmethod = 'nobody.there:Method'", "nobody.there:Method cannot be loaded"),
+        ("[[method]]\nmethod = 'nobody.there:Method'", "nobody.there:Method cannot be imported"),
         ("[[method]]\nmethod = 'pathlib:Path'", "pathlib:Path is no method"),
         ("[[method]]\nmethod = 'correct_bias'", "the recipe mine cannot run CorrectBias: it needs"),
     ],

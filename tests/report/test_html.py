@@ -307,3 +307,14 @@ def test_importing_the_room_loads_neither_torch_nor_pyplot() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_where_lower_is_better_the_margin_lies_above(tmp_path: Path) -> None:
+    result = segmentation()
+    result["verdict"] |= {"metric": "hd95", "margin": 0.5}
+    text = Page(write_report(write_package(tmp_path / "package", result), task).read_text(encoding="utf-8")).text
+    assert "margin +0.5 mm" in text
+    assert "margin −0.5" not in text
+    result["verdict"] |= {"metric": "dice", "margin": 0.005}
+    text = Page(write_report(write_package(tmp_path / "other", result), task).read_text(encoding="utf-8")).text
+    assert "margin −0.005" in text

@@ -48,7 +48,11 @@ def test_a_pipeline_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("zip", "no cohort format 'zip'"), ("nowhere.at.all", "cannot be imported"), ("their_pkg.zoo", "it has no NAME")],
+    [
+        ("zip", "there is no cohort format 'zip'"),
+        ("nowhere.at.all", "cannot be imported"),
+        ("their_pkg.zoo", "it has no NAME"),
+    ],
 )
 def test_cohort_formats_that_are_none(name: str, reason: str) -> None:
     with pytest.raises(OptionError, match=reason):

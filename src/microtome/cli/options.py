@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from microtome.medical.formats import FORMATS
+from microtome.metrics import METRICS
 from microtome.models import looked_for
 from microtome.runtimes import TARGETS
 
 if TYPE_CHECKING:
     from microtome.verbs.options import CompressOptions
 
-# The layouts of `medical.formats`, by name: loading it takes longer than help should.
 # Panels of the help, as they come.
 NETWORK, COHORT, RECIPE, EVIDENCE, RUN = "Network", "Cohort", "Recipe", "Evidence", "Run"
+MARGINS = ", ".join(f"{metric.title} {metric.margin:g}" for metric in METRICS.values() if metric.margin is not None)
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -68,11 +69,11 @@ Threads = Annotated[
 ]
 Metric = Annotated[
     str | None,
-    typer.Option(help="What the verdict rests on: dice, nsd, auroc, auprc, …", rich_help_panel=EVIDENCE),
+    typer.Option(help=f"What the verdict rests on: {one_of(METRICS)}.", rich_help_panel=EVIDENCE),
 ]
 Margin = Annotated[
     float | None,
-    typer.Option(help="Acceptable loss (default: Dice 0.005, AUROC 0.01).", rich_help_panel=EVIDENCE),
+    typer.Option(help=f"Acceptable loss (default: {MARGINS}).", rich_help_panel=EVIDENCE),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.", rich_help_panel=RUN)]
 Key = Annotated[

@@ -93,7 +93,7 @@ def summarise_segmentation(
     result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin), measure)
     result["operating_point"] = None
     result["counts"]["empty_reference"] = {name: absent[name] for name in structures}
-    result["counts"]["invented"] = {name: _invented(scored, name) for name in structures}
+    result["counts"]["invented"] = {name: _invented(scored, name, measured[0]) for name in structures}
     result["cases"] = [
         {
             "case": case.case,
@@ -264,9 +264,9 @@ def verdict_of(parts: Parts, metric: str, margin: float | None, own: Mapping[str
     return non_inferiority(metric, parts["difference"][metric], margin=margin, own=own)
 
 
-def _invented(cases: Sequence[CaseScores], name: str) -> int:
+def _invented(cases: Sequence[CaseScores], name: str, metric: str) -> int:
     """Cases where one network, and not the other, segments a structure that is absent."""
-    return sum(math.isnan(case.parent["dice"][name]) != math.isnan(case.compressed["dice"][name]) for case in cases)
+    return sum(math.isnan(case.parent[metric][name]) != math.isnan(case.compressed[metric][name]) for case in cases)
 
 
 def require_cases(cases: Sequence[object]) -> None:

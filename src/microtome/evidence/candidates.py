@@ -14,6 +14,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, prepare
 from microtome.medical.stream import Stream
+from microtome.metrics import about
 from microtome.progress import Progress, Silent
 from microtome.tasks import task
 from microtome.tasks.base import Judgement, predict_one
@@ -32,7 +33,7 @@ class Judged:
         value: the metric of the candidate.
         parent: of the parent, on the same cases.
         difference: candidate − parent, with its 95 % interval by patient.
-        lower: the one-sided 95 % bound that the verdict rests on.
+        lower: the one-sided 95 % bound of the difference that the verdict rests on.
         non_inferior: True, False or None, as in the final verdict.
         worst: the worst subgroup's difference; the whole cohort's where there are none.
         agreement: mean share of voxels, or share of cases, with the parent's label.
@@ -106,9 +107,13 @@ class Judge:
             Interval(change.get("value"), change.get("low"), change.get("high")),
             verdict["lower"],
             verdict["non_inferior"],
-            min(known, default=None),
+            min(known, key=self.gain, default=None),
             float(parts["agreement"]["value"]),
         )
+
+    def gain(self, difference: float) -> float:
+        """Return what a difference of the metric gains: it falls below zero where something is lost."""
+        return -difference if about(self.metric, self._kind.OWN).lower_is_better else difference
 
     def _predict(self, stream: Stream, case: Case) -> Array:
         """Return a prediction, such as a label map on the case's own grid."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.medical.stream import Stream, TimedStream
 from microtome.progress import Progress, Silent, Stopwatch
+from microtome.runtimes.base import one_by_one
 from microtome.tasks import task
 from microtome.tasks.base import Judgement, Task, predict_one
 from microtome.types import Array, Case
@@ -39,11 +41,7 @@ class Evaluation:
 def streamed(run: Callable[[Array], Array]) -> Stream:
     """Return a network that runs one input at a time as a stream."""
 
-    def stream(batches: Iterable[Array]) -> Iterator[Array]:
-        for batch in batches:
-            yield run(batch)
-
-    return stream
+    return partial(one_by_one, run)
 
 
 def evaluate_pair(

@@ -41,7 +41,7 @@ class Finetune(Method):
         weights: of layers whose weights have 2 bits: `affine` (LSQ, four values), `ternary` (LSQ, three values), or
             `binary` (XNOR-Net, two). Wider weights are always affine.
         gradual: widths that weights pass through before their own, each for an equal share of the first half.
-        temperature: of the distillation.
+        temperature: of the distillation; a loss in the context has its own.
         decay: weight decay.
         check_every: steps between looks at the tuning loss; the best network seen is returned.
         patience: looks without improvement after which training stops; None never.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from microtome.errors import OptionError, ReadError
 from microtome.graph.quiet import first_line
 from microtome.models.base import Loaded, Source, Wanted
+from microtome.plugins import find
 
 if TYPE_CHECKING:
     from microtome.medical.pipeline import Pipeline
@@ -66,7 +67,8 @@ def load_model(
     foreign = FOREIGN.fullmatch(source) if isinstance(source, str) else None
     if foreign is not None:
         place, rest = foreign.groups()
-        return _source(place).load(rest, wanted)
+        found = find(place, {}, "model source", form="their_pkg.their_source", required=("load",))
+        return cast(Source, found).load(rest, wanted)
     for found in _sources():
         if found.matches(source):
             return found.load(source, wanted)
@@ -82,17 +84,6 @@ def looked_for() -> str:
 def _sources() -> Iterator[Source]:
     """Import one source after the other, as they are asked for."""
     return (cast(Source, importlib.import_module(place)) for place in SOURCES.values())
-
-
-def _source(place: str) -> Source:
-    """Import a source of another package."""
-    try:
-        module = importlib.import_module(place)
-    except ImportError as error:
-        raise OptionError(f"The model source {place} cannot be imported ({error}).", "Install its package.") from error
-    if not callable(getattr(module, "load", None)):
-        raise OptionError(f"{place} is no model source: it has no function load.", "`microtome.models.base` says more.")
-    return cast(Source, module)
 
 
 def _unknown_source(path: Path) -> ReadError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,7 @@ from microtome.core.formats import Format, format_of, format_record
 from microtome.errors import OptionError
 from microtome.methods import METHODS
 from microtome.methods.base import Method
-
-HINT = f"Methods are {', '.join(METHODS)}; one of another package is named their_pkg.module:TheirMethod."
+from microtome.plugins import find
 
 
 def method_class(name: str, where: str) -> type[Method]:
@@ -26,13 +24,10 @@ def method_class(name: str, where: str) -> type[Method]:
     Raises:
         OptionError: there is no such method.
     """
-    if name not in METHODS and ":" not in name:
-        raise OptionError(f"{where}: there is no method {name!r}{records.nearest(name, METHODS)}.", HINT)
-    module, _, attribute = METHODS.get(name, name).partition(":")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"{where}: the method {name} cannot be loaded: {error}.", HINT) from error
+        kind = find(name, METHODS, "method", form="their_pkg.module:TheirMethod")
+    except OptionError as error:
+        raise OptionError(f"{where}: {error.problem}", error.hint) from error
     if not (isinstance(kind, type) and issubclass(kind, Method) and dataclasses.is_dataclass(kind)):
         raise OptionError(f"{where}: {name} is no method.", "A method is a frozen dataclass and a methods.base.Method.")
     return kind

@@ -69,23 +69,23 @@ def _forests(result: Result, names: list[str], chosen: str) -> list[str]:
     shares = [name for name in names if not words.unit(name)]
     if len(shares) > MAX_FOREST:
         shares = [name for name in shares if "/" not in name or base(name) == base(chosen)]
-    lengths = [name for name in names if words.unit(name)]
-    margin = words.number(result["verdict"].get("margin"))
-    return [
-        plots.forest(
-            _forest_rows(result, group, chosen),
-            name=f"forest{place}",
-            xlabel=xlabel,
-            label=f"Difference per metric with 95 % intervals: {xlabel}",
-            margin=margin if chosen in group else None,
-        )
-        for place, (group, xlabel) in enumerate(
-            (
-                (shares, "compressed − parent; left of zero is worse"),
-                (lengths, f"compressed − parent in {words.LENGTH.get()}; right is worse"),
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name in (name for name in names if name in shares or words.unit(name)):
+        groups.setdefault((words.unit(name), words.about(name).lower_is_better), []).append(name)
+    drawn = []
+    for place, ((unit, lower_is_better), group) in enumerate(groups.items()):
+        worse = "right is worse" if lower_is_better else "left of zero is worse"
+        xlabel = f"compressed − parent{f' in{unit}' if unit else ''}; {worse}"
+        drawn.append(
+            plots.forest(
+                _forest_rows(result, group, chosen),
+                name=f"forest{place}",
+                xlabel=xlabel,
+                label=f"Difference per metric with 95 % intervals: {xlabel}",
+                limit=words.limit(result["verdict"].get("margin"), chosen) if chosen in group else None,
             )
         )
-    ]
+    return drawn
 
 
 def _forest_rows(result: Result, names: list[str], chosen: str) -> list[plots.ForestRow]:
@@ -215,7 +215,7 @@ def subgroups(result: Result) -> list[dict[str, Any]]:
                 name=f"group{place}",
                 xlabel=f"difference in {words.metric_name(metric)}",
                 label=label,
-                margin=words.number(result["verdict"].get("margin")),
+                limit=words.limit(result["verdict"].get("margin"), metric),
             )
             shown.append({"column": words.text(column), "rows": rows, "svg": svg})
     return shown

@@ -9,15 +9,16 @@ from typing import Any
 from microtome.errors import OptionError
 from microtome.report import files, headline, plots, words
 from microtome.report.html import environment
+from microtome.report.view import ViewOf
 from microtome.types import Interval
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+def write_comparison(folders: Sequence[Path], out: Path, view_of: ViewOf) -> Path:
     """Write one self-contained page that compares packages, and return its path.
 
     A table in the order given, and latency against the difference in the verdict's metric, one plot per metric.
-    Raises OptionError without folders, ReadError when a `result.json` is missing, broken or of another schema,
-    OutputError when the page cannot be written.
+    `view_of` gives what is a task's own. Raises OptionError without folders, ReadError when a `result.json` is missing,
+    broken or of another schema, OutputError when the page cannot be written.
     """
     if not folders:
         raise OptionError("There is no package to compare.", "Name at least one package folder.")
@@ -29,8 +30,8 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         .render(
             title="Packages compared",
             version=words.NONE,
-            rows=[_row(name, result) for name, result in zip(names, results, strict=True)],
-            plots=_plots(names, results),
+            rows=[_row(name, result, view_of) for name, result in zip(names, results, strict=True)],
+            plots=_plots(names, results, view_of),
             notes=_notes(results),
             evidence=headline.EVIDENCE,
         )
@@ -48,7 +49,12 @@ def _names(folders: list[Path]) -> list[str]:
     return [words.text(folder) for folder in folders]
 
 
-def _row(name: str, result: files.Result) -> dict[str, Any]:
+def _row(name: str, result: files.Result, view_of: ViewOf) -> dict[str, Any]:
+    with words.reading(result, view_of(result["task"]).OWN):
+        return _cells(name, result)
+
+
+def _cells(name: str, result: files.Result) -> dict[str, Any]:
     metric = headline.main_metric(result)
     kind, word, _ = headline.verdict(result)
     parent, compressed = result["parent"], result["compressed"]
@@ -79,20 +85,24 @@ def _row(name: str, result: files.Result) -> dict[str, Any]:
     }
 
 
-def _plots(names: list[str], results: list[files.Result]) -> list[str]:
+def _plots(names: list[str], results: list[files.Result], view_of: ViewOf) -> list[str]:
     """One plot per metric; the margin is drawn when all packages of the plot share it."""
     groups: dict[str, list[tuple[str, float, Interval]]] = {}
-    margins: dict[str, set[float | None]] = {}
+    limits: dict[str, set[float | None]] = {}
+    shown: dict[str, files.Result] = {}
     for name, result in zip(names, results, strict=True):
         metric = headline.main_metric(result)
         latency = words.number(result["compressed"].get("latency_ms"))
         if metric and latency is not None:
             groups.setdefault(metric, []).append((name, latency, words.interval(result["difference"].get(metric))))
-            margins.setdefault(metric, set()).add(words.number(result["verdict"].get("margin")))
+            with words.reading(result, view_of(result["task"]).OWN):
+                limits.setdefault(metric, set()).add(words.limit(result["verdict"].get("margin"), metric))
+            shown.setdefault(metric, result)
     drawn = []
     for place, (metric, points) in enumerate(groups.items()):
-        margin = next(iter(margins[metric])) if len(margins[metric]) == 1 else None
-        drawn.append(plots.tradeoff(points, name=f"tradeoff{place}", metric=metric, margin=margin))
+        limit = next(iter(limits[metric])) if len(limits[metric]) == 1 else None
+        with words.reading(shown[metric], view_of(shown[metric]["task"]).OWN):
+            drawn.append(plots.tradeoff(points, name=f"tradeoff{place}", metric=metric, limit=limit))
     return [plot for plot in drawn if plot]
 
 

@@ -138,13 +138,14 @@ def _trials(rows: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         metric = str(row.get("metric") or "")
         lower = words.change(row.get("lower", row.get("low")), metric)
+        side = "upper" if words.about(metric).lower_is_better else "lower"
         shown.append(
             {
                 "name": words.text(row.get("name")),
                 "chosen": row.get("chosen") is True,
                 "verdict": _verdict(row),
                 "difference": words.change(row.get("difference"), metric),
-                "lower": "" if lower == words.NONE else f"lower bound {lower}",
+                "lower": "" if lower == words.NONE else f"{side} bound {lower}",
                 "latency": words.milliseconds(row.get("latency_ms")),
                 "bytes": words.size(row.get("bytes")),
                 "seconds": words.seconds(row.get("seconds")),

@@ -71,9 +71,9 @@ def proof(result: Result) -> str:
     lower = words.number(result["verdict"].get("lower"))
     if lower is not None:
         parts.append(f"one-sided 95 % bound {words.change(lower, metric)}")
-    margin = words.number(result["verdict"].get("margin"))
-    if margin is not None:
-        parts.append(f"margin {words.MINUS}{margin:g}{words.unit(metric)}")
+    limit = words.limit(result["verdict"].get("margin"), metric)
+    if limit is not None:
+        parts.append(f"margin {words.signed(limit)}{words.unit(metric)}")
     return "; ".join(parts) + "."
 
 

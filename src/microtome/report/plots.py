@@ -27,15 +27,17 @@ class ForestRow:
     strong: bool = False
 
 
-def forest(rows: Sequence[ForestRow], *, name: str, xlabel: str, label: str, margin: float | None = None) -> str:
-    """Differences (compressed − parent) with intervals, zero, and the non-inferiority margin. Empty without rows."""
+def forest(rows: Sequence[ForestRow], *, name: str, xlabel: str, label: str, limit: float | None = None) -> str:
+    """Differences (compressed − parent) with intervals, zero, and `limit`, beyond which one is inferior; negative where
+    higher values are better. Empty without rows.
+    """
     drawn = [row for row in rows if row.interval.value is not None]
     if not drawn:
         return ""
     figure, axes = drawing.canvas(WIDE, 0.85 + ROW * len(drawn))
     gutter = 0.3 + 0.083 * min(34, max(len(row.label) for row in drawn))
     drawing.place(figure, axes, left=gutter, right=0.25, top=0.32, bottom=0.5)
-    numbers = [0.0] if margin is None else [0.0, -margin]
+    numbers = [0.0] if limit is None else [0.0, limit]
     for place, row in enumerate(drawn):
         value, low, high = row.interval.value, row.interval.low, row.interval.high
         if low is not None and high is not None:
@@ -45,11 +47,13 @@ def forest(rows: Sequence[ForestRow], *, name: str, xlabel: str, label: str, mar
         numbers.append(value or 0.0)
     axes.axvline(0.0, color=drawing.MUTED, linewidth=1.0)
     span = (max(numbers) - min(numbers)) or 1.0
-    axes.set_xlim(min(numbers) - 0.08 * span, max(numbers) + 0.08 * span)
-    if margin is not None:
-        axes.axvline(-margin, color=drawing.BAD, linewidth=1.3, linestyle=(0, (4, 3)))
-        axes.axvspan(min(numbers) - 0.08 * span, -margin, color=drawing.BAD, alpha=0.07, linewidth=0)
-        _note(axes, -margin, 1.0, f"margin {words.MINUS}{margin:g}", color=drawing.BAD)
+    left, right = min(numbers) - 0.08 * span, max(numbers) + 0.08 * span
+    axes.set_xlim(left, right)
+    if limit is not None:
+        axes.axvline(limit, color=drawing.BAD, linewidth=1.3, linestyle=(0, (4, 3)))
+        inferior = (left, limit) if limit < 0 else (limit, right)
+        axes.axvspan(*inferior, color=drawing.BAD, alpha=0.07, linewidth=0)
+        _note(axes, limit, 1.0, f"margin {words.signed(limit)}", color=drawing.BAD)
     axes.set_ylim(len(drawn) - 0.5, -0.6)
     axes.set_yticks(range(len(drawn)))
     axes.set_yticklabels([words.shorten(row.label, 34) for row in drawn], parse_math=False, color=drawing.INK)
@@ -187,9 +191,12 @@ def ranges(rows: Sequence[tuple[str, float, float]], *, name: str) -> str:
 
 
 def tradeoff(
-    points: Sequence[tuple[str, float, Interval]], *, name: str, metric: str, margin: float | None = None
+    points: Sequence[tuple[str, float, Interval]], *, name: str, metric: str, limit: float | None = None
 ) -> str:
-    """Latency (ms) against metric difference, one point per package, with its interval. Empty without points."""
+    """Latency (ms) against metric difference, one point per package, with its interval, and `limit` as in `forest`.
+
+    Empty without points.
+    """
     drawn = [point for point in points if point[2].value is not None]
     if not drawn:
         return ""
@@ -204,10 +211,10 @@ def tradeoff(
             parse_math=False,
         )  # fmt: skip
     axes.axhline(0.0, color=drawing.MUTED, linewidth=1.0)
-    if margin is not None:
-        axes.axhline(-margin, color=drawing.BAD, linewidth=1.3, linestyle=(0, (4, 3)))
+    if limit is not None:
+        axes.axhline(limit, color=drawing.BAD, linewidth=1.3, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"margin {words.MINUS}{margin:g}", (1.0, -margin), xycoords=("axes fraction", "data"), ha="right",
+            f"margin {words.signed(limit)}", (1.0, limit), xycoords=("axes fraction", "data"), ha="right",
             xytext=(0, 4), textcoords="offset points", color=drawing.BAD, annotation_clip=False,
         )  # fmt: skip
     latencies = [latency for _, latency, _ in drawn]

@@ -111,6 +111,19 @@ def change(value: Any, metric: str) -> str:
     return ("" if zero or shown.startswith(MINUS) else "+") + shown + unit(metric)
 
 
+def limit(margin: Any, metric: str) -> float | None:
+    """The difference from which on a metric is inferior: minus the margin, or plus it where lower values are better."""
+    converted = number(margin)
+    if converted is None:
+        return None
+    return converted if about(metric).lower_is_better else -converted
+
+
+def signed(value: float) -> str:
+    """A number as short as it was given, with its sign: `+1`, or U+2212 and `0.005`."""
+    return f"{MINUS if value < 0 else '+'}{abs(value):g}"
+
+
 def spread(value: Any, metric: str, *, signed: bool = False) -> str:
     """The interval of a metric as `0.8912 to 0.9031`; empty when there is none."""
     bounds = interval(value)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-
 from microtome.errors import OptionError
+from microtome.plugins import find
 from microtome.tasks.base import Task
 
 TASKS = {
@@ -19,11 +18,7 @@ def task(name: str) -> Task:
     Raises:
         OptionError: there is no such task.
     """
-    place, _, kind = TASKS.get(name, name).partition(":")
-    try:
-        found = getattr(importlib.import_module(place), kind) if kind else None
-    except (ImportError, AttributeError) as error:
-        raise OptionError(f"The task {name!r} cannot be loaded ({error}).", "Name it as module:class.") from error
-    if found is None or not issubclass(found, Task):
-        raise OptionError(f"There is no task {name!r}.", f"Choose one of {', '.join(TASKS)}.")
-    return found()  # type: ignore[no-any-return]
+    found = find(name, TASKS, "task", form="their_pkg.module:TheirTask")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise OptionError(f"{name} is no task.", "A task is a class derived from `microtome.tasks.base.Task`.")
+    return found()

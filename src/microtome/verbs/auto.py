@@ -42,7 +42,9 @@ class Trial:
     record: dict[str, Any]
 
 
-def choose(task: Request, context: Context, staging: Place, progress: Progress) -> tuple[Network, list[dict[str, Any]]]:
+def choose(
+    request: Request, context: Context, staging: Place, progress: Progress
+) -> tuple[Network, list[dict[str, Any]]]:
     """Return the first network that is non-inferior on the tuning cases and as fast as any, and all that was tried.
 
     What is finished lies in the staging folder: the same call goes on behind it. Where no rung is non-inferior, the one
@@ -54,19 +56,19 @@ def choose(task: Request, context: Context, staging: Place, progress: Progress) 
     folder = staging.work / "auto"
     folder.mkdir(exist_ok=True)
     judge = Judge(
-        streamed(eager(task.loaded.network.to("cpu"), task.options.threads)),
-        task.cohort,
-        task.cohort.tuning,
-        task.pipeline,
-        margin=task.options.margin,
-        seed=task.options.seed,
+        streamed(eager(request.loaded.network.to("cpu"), request.options.threads)),
+        request.cohort,
+        request.cohort.tuning,
+        request.pipeline,
+        margin=request.options.margin,
+        seed=request.options.seed,
         progress=progress,
     )
-    climb = _Climb(task, context, folder, judge, progress)
+    climb = _Climb(request, context, folder, judge, progress)
     spent = 0.0
-    for recipe in task.recipes:
-        if task.options.time_budget is not None and spent > task.options.time_budget * 60:
-            progress.say(f"auto: the time budget of {task.options.time_budget:g} minutes is spent")
+    for recipe in request.recipes:
+        if request.options.time_budget is not None and spent > request.options.time_budget * 60:
+            progress.say(f"auto: the time budget of {request.options.time_budget:g} minutes is spent")
             break
         trial = climb.step(recipe)
         if trial is None:
@@ -81,15 +83,16 @@ def choose(task: Request, context: Context, staging: Place, progress: Progress) 
 class _Climb:
     """The rungs tried so far."""
 
-    def __init__(self, task: Request, context: Context, folder: Path, judge: Judge, progress: Progress) -> None:
-        self.task, self.context = task, context
+    def __init__(self, request: Request, context: Context, folder: Path, judge: Judge, progress: Progress) -> None:
+        self.request, self.context = request, context
         self.folder, self.judge, self.progress = folder, judge, progress
         self.trials: list[Trial] = []
         self.failed: list[dict[str, Any]] = []
         self.fastest: Session | None = None
         self.fastest_ms = float("inf")
-        cohort, cases = task.calibration
-        self.example: Array = inputs(cohort, cases[0], task.pipeline, np.random.default_rng(task.options.seed))[0][None]
+        cohort, cases = request.calibration
+        rng = np.random.default_rng(request.options.seed)
+        self.example: Array = inputs(cohort, cases[0], request.pipeline, rng)[0][None]
 
     def step(self, recipe: Recipe) -> Trial | None:
         """Try a rung, or read what came out of it; None where the recipe cannot run on this network."""
@@ -129,23 +132,23 @@ class _Climb:
             record = trial.record
             if record["verdict"]:
                 return True, -record["latency_ms"]
-            return False, -np.inf if record["lower"] is None else record["lower"]
+            return False, -np.inf if record["lower"] is None else self.judge.gain(record["lower"])
 
         chosen = next((t for t in self.trials if t.record["chosen"]), None) or max(self.trials, key=rank)
         records = [trial.record | {"chosen": trial is chosen} for trial in self.trials]
         return chosen.network, [*records, *self.failed]
 
     def _compress(self, recipe: Recipe, folder: Path) -> tuple[Network, Session, int]:
-        task, options = self.task, self.task.options
-        network = recipes.run(recipe, task.loaded.network, self.context, checkpoints=folder).to("cpu")
-        path = task.runtime.export(network, folder)
-        precision = task.runtime.PRECISIONS[0]
-        session = task.runtime.open_session(path, threads=options.threads, precision=precision)
-        return network, session, file_bytes(task.runtime, path)
+        request, options = self.request, self.request.options
+        network = recipes.run(recipe, request.loaded.network, self.context, checkpoints=folder).to("cpu")
+        path = request.runtime.export(network, folder)
+        precision = request.runtime.PRECISIONS[0]
+        session = request.runtime.open_session(path, threads=options.threads, precision=precision)
+        return network, session, file_bytes(request.runtime, path)
 
     def _time(self, session: Session) -> float:
         """Return the median latency, as it compares with the fastest so far in the same run."""
-        target = self.task.runtime.NAME
+        target = self.request.runtime.NAME
         session.run(self.example)
         candidates = [Candidate("this", target, "", session.run)]
         if self.fastest is not None:
@@ -174,9 +177,10 @@ class _Climb:
         """Say whether this is the one, and why or why not."""
         fast = record["latency_ms"] <= AS_FAST * self.fastest_ms
         lower = "cannot be told" if record["lower"] is None else f"{record['lower']:+.4f}"
-        bound = f"on the tuning cases (lower bound {lower})"
+        side = "lower" if self.judge.gain(1) > 0 else "upper"
+        bound = f"on the tuning cases ({side} bound {lower})"
         worst = record["worst_subgroup"]
-        if self.task.options.worst_subgroup and worst is not None and worst < -self.judge.margin:
+        if self.request.options.worst_subgroup and worst is not None and self.judge.gain(worst) < -self.judge.margin:
             return {"chosen": False, "reason": f"the worst subgroup changes by {worst:+.4f} {bound}."}
         if record["verdict"] and fast:
             return {"chosen": True, "reason": f"non-inferior {bound}, and as fast as any."}

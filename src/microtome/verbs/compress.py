@@ -77,109 +77,109 @@ def compress(
     """
     options, progress, out = options or CompressOptions(), progress or Silent(), Path(out)
     seconds = Stopwatch()
-    task = read_request(model, Path(cohort), options)
-    for note in (*task.loaded.notes, *task.cohort.notes):
+    request = read_request(model, Path(cohort), options)
+    for note in (*request.loaded.notes, *request.cohort.notes):
         progress.say(note)
-    staging = Staging(out, identity(task))
+    staging = Staging(out, identity(request))
     if staging.resumed:
         progress.say("going on where the last run stopped")
     seconds.lap("read")
     with writing(out):
-        staging.require(ROOM * 4 * task.loaded.network.parameters * len(options.targets))
+        staging.require(ROOM * 4 * request.loaded.network.parameters * len(options.targets))
         made: list[Made] = []
-        for part in for_each_target(task):
+        for part in for_each_target(request):
             place = staging.part(part.runtime.NAME, target_folder(part.runtime.NAME))
             if part.runtime.measurable():
                 made.append(_measured(part, place, seconds if not made else Stopwatch(), progress))
             else:
                 made.append(_exported(part, place, made[0], progress))
         result = listed(made)
-        _write(task, made, result, staging, progress)
+        _write(request, made, result, staging, progress)
         staging.finish()
     return result
 
 
-def _measured(task: Request, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
+def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
     """Compress for one target, and measure what that did."""
-    options, context = task.options, _context(task, progress)
-    task, start, placement = _placed(task, context, place, progress)
+    options, context = request.options, _context(request, progress)
+    request, start, placement = _placed(request, context, place, progress)
     seconds.lap("place")
-    network, trials = _compressed(task, start, context, place, progress)
+    network, trials = _compressed(request, start, context, place, progress)
     seconds.lap("compress")
     deployed = deploy(
-        task.loaded.network,
+        request.loaded.network,
         network,
-        task.runtime,
-        _example(task),
+        request.runtime,
+        _example(request),
         place,
-        title=task.recipe,
+        title=request.recipe,
         running=Running(options.threads, _precision(options, placement)),
         progress=progress,
     )
     seconds.lap("export and bench")
-    pair = Pair(streamed(eager(task.loaded.network, options.threads)), deployed.session.stream)
-    judgement = Judgement(kind(task.pipeline.task).metric(options.metric), options.margin, options.seed)
+    pair = Pair(streamed(eager(request.loaded.network, options.threads)), deployed.session.stream)
+    judgement = Judgement(kind(request.pipeline.task).metric(options.metric), options.margin, options.seed)
     store = place.work / "cases.jsonl"
-    evaluation = evaluate_pair(pair, task.cohort, task.pipeline, judgement, store=store, progress=progress)
+    evaluation = evaluate_pair(pair, request.cohort, request.pipeline, judgement, store=store, progress=progress)
     seconds.lap("evaluate")
-    examples, arrays = pictures(choose(evaluation.parts, task.pipeline), pair, task.cohort, task.pipeline)
+    examples, arrays = pictures(choose(evaluation.parts, request.pipeline), pair, request.cohort, request.pipeline)
     seconds.lap("examples")
-    result = assemble(task, network, deployed, evaluation)
+    result = assemble(request, network, deployed, evaluation)
     result["examples"], result["seconds"] = examples, seconds.laps
     result["packed"] = {"bytes": packed_bytes(network), "theoretical_bytes": theoretical_bytes(network)}
-    _add_diagnosis(result, task, network)
+    _add_diagnosis(result, request, network)
     seconds.lap("diagnose")
     if trials:
         result["trials"] = trials
     if placement is not None:
         result["placement"] = list(placement.tried)
-    return Made(task.runtime.NAME, network, result, arrays)
+    return Made(request.runtime.NAME, network, result, arrays)
 
 
-def _exported(task: Request, place: Place, first: Made, progress: Progress) -> Made:
+def _exported(request: Request, place: Place, first: Made, progress: Progress) -> Made:
     """Compress for a target that this machine cannot run, and export that: there is no evidence."""
-    network, _ = _compressed(task, (task.loaded.network, 0), _context(task, progress), place, progress)
-    progress.say(f"export to {task.runtime.NAME}, which this machine cannot run: nothing is measured")
-    path = task.runtime.export(network.to("cpu"), place.package)
-    return Made(task.runtime.NAME, network, without_evidence(task, network, path, first.result), {})
+    network, _ = _compressed(request, (request.loaded.network, 0), _context(request, progress), place, progress)
+    progress.say(f"export to {request.runtime.NAME}, which this machine cannot run: nothing is measured")
+    path = request.runtime.export(network.to("cpu"), place.package)
+    return Made(request.runtime.NAME, network, without_evidence(request, network, path, first.result), {})
 
 
-def _example(task: Request) -> Array:
+def _example(request: Request) -> Array:
     """Return the first calibration input, float32 (1, C, *S)."""
-    cohort, cases = task.calibration
-    return inputs(cohort, cases[0], task.pipeline, np.random.default_rng(task.options.seed))[0][None]
+    cohort, cases = request.calibration
+    return inputs(cohort, cases[0], request.pipeline, np.random.default_rng(request.options.seed))[0][None]
 
 
 def _placed(
-    task: Request, context: Context, place: Place, progress: Progress
+    request: Request, context: Context, place: Place, progress: Progress
 ) -> tuple[Request, tuple[Network, int], Placement | None]:
     """Measure where integers pay on this machine, if that is asked for.
 
     Returns:
-        The task, its recipes told what was found; the network that was measured, and how many methods of the recipe
+        The request, its recipes told what was found; the network that was measured, and how many methods of the recipe
         made it; what was found.
     """
-    options, parent, first = task.options, task.loaded.network, task.recipes[0]
+    options, parent, first = request.options, request.loaded.network, request.recipes[0]
     if options.placement == RULES:
-        return task, (parent, 0), None
-    checkpoints = None if task.recipe == AUTO else place.work
+        return request, (parent, 0), None
+    checkpoints = None if request.recipe == AUTO else place.work
     network = recipes.run(first, parent, context, checkpoints=checkpoints, until=first.structural)
     progress.say("measure where integers pay on this machine")
     placement = measured_placement(
         network.to("cpu"),
-        task.runtime,
-        _example(task),
+        request.runtime,
+        _example(request),
         threads=options.threads,
         budget=60 * options.placement_minutes,
         progress=progress,
         skip=frozenset(options.skip),
     )
     if placement.in_float:
-        progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {task.recipe}")
-        plain = replace(task, options=replace(options, recipe=FLOAT), recipes=(recipes.read(FLOAT),))
+        progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {request.recipe}")
+        plain = replace(request, options=replace(options, recipe=FLOAT), recipes=(recipes.read(FLOAT),))
         return plain, (parent, 0), placement
-    told = tuple(recipe.told(readers=placement.readers, skip=placement.skip) for recipe in task.recipes)
-    return replace(task, recipes=told), (network, first.structural), placement
+    told = tuple(recipe.told(readers=placement.readers, skip=placement.skip) for recipe in request.recipes)
+    return replace(request, recipes=told), (network, first.structural), placement
 
 
 def _precision(options: CompressOptions, placement: Placement | None) -> str | None:
@@ -190,34 +190,34 @@ def _precision(options: CompressOptions, placement: Placement | None) -> str | N
 
 
 def _compressed(
-    task: Request, start: tuple[Network, int], context: Context, place: Place, progress: Progress
+    request: Request, start: tuple[Network, int], context: Context, place: Place, progress: Progress
 ) -> tuple[Network, list[dict[str, Any]]]:
     """Run the recipe from where it stands; with `auto` also return what was tried."""
-    if task.recipe == AUTO:
-        return choose_recipe(task, context, place, progress)
+    if request.recipe == AUTO:
+        return choose_recipe(request, context, place, progress)
     network, done = start
-    context = replace(context, teacher=task.loaded.network)
-    return recipes.run(task.recipes[0], network, context, checkpoints=place.work, done=done), []
+    context = replace(context, teacher=request.loaded.network)
+    return recipes.run(request.recipes[0], network, context, checkpoints=place.work, done=done), []
 
 
-def _add_diagnosis(result: dict[str, Any], task: Request, network: Network) -> None:
+def _add_diagnosis(result: dict[str, Any], request: Request, network: Network) -> None:
     """Add what each layer lost, where values were clipped, and what methods found on their way."""
-    cohort, cases = task.calibration
-    batches = CalibrationBatches(cohort, cases, task.pipeline, Silent(), task.options.seed)
-    found = diagnose(task.loaded.network, network, batches)
+    cohort, cases = request.calibration
+    batches = CalibrationBatches(cohort, cases, request.pipeline, Silent(), request.options.seed)
+    found = diagnose(request.loaded.network, network, batches)
     result["quantizers"] = [row | more for row, more in zip(result["quantizers"], found.pop("quantizers"), strict=True)]
     result |= found | from_history(network)
 
 
-def _context(task: Request, progress: Progress) -> Context:
+def _context(request: Request, progress: Progress) -> Context:
     """Return what methods may read: nothing of it is evaluated, and tuning patients are not trained on."""
-    options, pipeline = task.options, task.pipeline
-    cohort, cases = task.calibration
+    options, pipeline = request.options, request.pipeline
+    cohort, cases = request.calibration
     training = None
-    if task.cohort.train:
+    if request.cohort.train:
         training = TrainingBatches(
-            task.cohort,
-            task.cohort.train,
+            request.cohort,
+            request.cohort.train,
             pipeline,
             batch=options.batch,
             seed=options.seed,
@@ -225,22 +225,24 @@ def _context(task: Request, progress: Progress) -> Context:
             flips=options.flips,
         )
     tuning = None
-    if task.cohort.tuning:
-        tuning = TuningBatches(task.cohort, pipeline, MOST_TUNING, options.seed)
+    if request.cohort.tuning:
+        tuning = TuningBatches(request.cohort, pipeline, MOST_TUNING, options.seed)
     on_foreground = options.calibration_choice == "foreground"
     calibration = CalibrationBatches(cohort, cases, pipeline, progress, options.seed, foreground=on_foreground)
     return Context(
         calibration,
         training,
         tuning,
-        capabilities=task.runtime.capabilities(),
+        capabilities=request.runtime.capabilities(),
         sigmoid=pipeline.activation == "sigmoid",
         loss=kind(pipeline.task).loss(pipeline),
         progress=progress,
     )
 
 
-def _write(task: Request, made: Sequence[Made], result: dict[str, Any], staging: Staging, progress: Progress) -> None:
+def _write(
+    request: Request, made: Sequence[Made], result: dict[str, Any], staging: Staging, progress: Progress
+) -> None:
     """Fill the package folder: the first target's result, network and weights; of each other its own result."""
     folder, (first, *others) = staging.package, made
     progress.say("write the package")
@@ -253,10 +255,10 @@ def _write(task: Request, made: Sequence[Made], result: dict[str, Any], staging:
     network = first.network.to("cpu")
     pt2.save(network, folder / "network.pt2")
     save_packed(network, folder / "weights.safetensors")
-    (folder / "pipeline.json").write_text(task.pipeline.to_json())
-    calibration_cohort, cases = task.calibration
+    (folder / "pipeline.json").write_text(request.pipeline.to_json())
+    calibration_cohort, cases = request.calibration
     write_json(
         folder / "provenance.json",
-        provenance(task.loaded, task.cohort, calibration_cohort, cases, result, folder, progress),
+        provenance(request.loaded, request.cohort, calibration_cohort, cases, result, folder, progress),
     )
     write_pages(folder)

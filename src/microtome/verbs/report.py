@@ -28,7 +28,7 @@ def report(folders: Sequence[str | Path], out: str | Path | None = None) -> Path
     places = [Path(folder) for folder in folders]
     if len(places) == 1 and out is None:
         return write_report(places[0], task)
-    return write_comparison(places, Path(out or "comparison.html"))
+    return write_comparison(places, Path(out or "comparison.html"), task)
 
 
 def write_pages(folder: Path, *, card: bool = True) -> None:

@@ -225,17 +225,17 @@ def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: in
         )
 
 
-def identity(task: Request) -> dict[str, Any]:
-    """Return what makes a task the same as an interrupted one."""
-    files = [Path(name) for names in task.cohort.key.values() for name in str(names).split(";")]
+def identity(request: Request) -> dict[str, Any]:
+    """Return what makes a request the same as an interrupted one."""
+    files = [Path(name) for names in request.cohort.key.values() for name in str(names).split(";")]
     stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    options = {f.name: str(getattr(task.options, f.name)) for f in dataclasses.fields(task.options)}
+    options = {f.name: str(getattr(request.options, f.name)) for f in dataclasses.fields(request.options)}
     return {
         "version": __version__,
-        "network": task.loaded.network.fingerprint(),
-        "pipeline": task.pipeline.to_json(),
-        "cohort": str(task.cohort.path.resolve()),
+        "network": request.loaded.network.fingerprint(),
+        "pipeline": request.pipeline.to_json(),
+        "cohort": str(request.cohort.path.resolve()),
         "files": stamps,
         "options": options,
-        "recipes": [recipe.describe() for recipe in task.recipes],
+        "recipes": [recipe.describe() for recipe in request.recipes],
     }

@@ -29,31 +29,31 @@ SHRUNK = 1.1
 UNSTEADY = 1.5
 
 
-def assemble(task: Request, network: Network, deployed: Deployed, evaluation: Evaluation) -> dict[str, Any]:
+def assemble(request: Request, network: Network, deployed: Deployed, evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `result.json`, schema 1, but for `examples` and `seconds`."""
-    options, parts, target = task.options, evaluation.parts, task.runtime
+    options, parts, target = request.options, evaluation.parts, request.runtime
     eager_run = next(run for run in deployed.runs if run["runtime"] == "pytorch")
     ours = next(run for run in deployed.runs if run.get("compressed"))
     baseline_bytes = next((run["bytes"] for run in deployed.runs if run["bytes"] and not run.get("compressed")), None)
-    parent = task.loaded.network
+    parent = request.loaded.network
     integer = integer_counts(deployed.layers)
-    _, calibration = task.calibration
+    _, calibration = request.calibration
     counts = {
         **parts["counts"],
         "calibration": len(calibration),
-        "tuning": len(task.cohort.tuning),
+        "tuning": len(request.cohort.tuning),
         "failed": 0,
     }
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "microtome": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "title": options.title or f"{task.loaded.title} on a {task.cohort.format} cohort",
-        "task": task.pipeline.task,
+        "title": options.title or f"{request.loaded.title} on a {request.cohort.format} cohort",
+        "task": request.pipeline.task,
         "target": target.NAME,
-        "recipe": task.recipe,
-        "classes": list(task.pipeline.classes),
-        "length_unit": "px" if task.pipeline.spatial_dims == 2 else "mm",
+        "recipe": request.recipe,
+        "classes": list(request.pipeline.classes),
+        "length_unit": "px" if request.pipeline.spatial_dims == 2 else "mm",
         "parent": {
             "sha256": parent.fingerprint(),
             "parameters": parent.parameters,
@@ -69,8 +69,8 @@ def assemble(task: Request, network: Network, deployed: Deployed, evaluation: Ev
             "file": deployed.path.name,
             **parts["compressed"],
         },
-        "session": session(task, deployed.path, deployed.precision),
-        "input": {"shape": [1, *network.shape], "pipeline": describe_pipeline(task.pipeline)},
+        "session": session(request, deployed.path, deployed.precision),
+        "input": {"shape": [1, *network.shape], "pipeline": describe_pipeline(request.pipeline)},
         **{side: [asdict(port) for port in getattr(network, side)] for side in ("inputs", "outputs")},
         **{key: parts[key] for key in ("difference", "agreement", "operating_point", "subgroups", "cases")},
         "verdict": parts["verdict"],
@@ -84,8 +84,8 @@ def assemble(task: Request, network: Network, deployed: Deployed, evaluation: Ev
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
-        "notes": [*task.loaded.notes, *network.notes, *task.cohort.notes],
-        "warnings": _warnings(task, deployed, integer),
+        "notes": [*request.loaded.notes, *network.notes, *request.cohort.notes],
+        "warnings": _warnings(request, deployed, integer),
     }
     if integer["executed"] < integer["requested"]:
         result["verdict"] = {
@@ -96,11 +96,11 @@ def assemble(task: Request, network: Network, deployed: Deployed, evaluation: Ev
     return result
 
 
-def _warnings(task: Request, deployed: Deployed, integer: dict[str, int]) -> list[str]:
+def _warnings(request: Request, deployed: Deployed, integer: dict[str, int]) -> list[str]:
     """Return what nobody may overlook."""
-    calibration, _ = task.calibration
-    found = [note for note in calibration.notes if calibration is not task.cohort]
-    name = task.runtime.NAME
+    calibration, _ = request.calibration
+    found = [note for note in calibration.notes if calibration is not request.cohort]
+    name = request.runtime.NAME
     if name == "reference":
         found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")
     elif integer["executed"] < integer["requested"]:

@@ -37,25 +37,25 @@ class Made:
     arrays: Mapping[str, Array]
 
 
-def for_each_target(task: Request) -> Iterator[Request]:
-    """Yield the task for one target after the other, as if it were the only one."""
-    for name in task.options.targets:
-        yield replace(task, options=replace(task.options, target=name), runtime=runtime(name))
+def for_each_target(request: Request) -> Iterator[Request]:
+    """Yield the request for one target after the other, as if it were the only one."""
+    for name in request.options.targets:
+        yield replace(request, options=replace(request.options, target=name), runtime=runtime(name))
 
 
-def without_evidence(task: Request, network: Network, path: Path, primary: Mapping[str, Any]) -> dict[str, Any]:
+def without_evidence(request: Request, network: Network, path: Path, primary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `result.json` of a target that this machine cannot run: nothing of it was measured, and it says so.
 
     Args:
-        task: of this target.
+        request: of this target.
         network: compressed for it.
         path: the exported file.
         primary: the whole result of the package's first target; what is the parent's and the cohort's holds here too.
     """
-    name, size = task.runtime.NAME, file_bytes(task.runtime, path)
+    name, size = request.runtime.NAME, file_bytes(request.runtime, path)
     reason = f"This machine cannot run {name}: the network was exported for it, and nothing was measured."
     shared = ("title", "task", "classes", "length_unit", "operating_point", "input")
-    precision = task.runtime.PRECISIONS[0] if task.options.precision == "auto" else task.options.precision
+    precision = request.runtime.PRECISIONS[0] if request.options.precision == "auto" else request.options.precision
     return {
         "schema": SCHEMA,
         "microtome": __version__,
@@ -72,24 +72,24 @@ def without_evidence(task: Request, network: Network, path: Path, primary: Mappi
             "file": path.name,
             "metrics": {},
         },
-        "session": session(task, path, precision),
+        "session": session(request, path, precision),
         "verdict": {"non_inferior": None, "lower": None, "reason": reason},
         "methods": list(network.history),
-        "environment": describe(task.options.threads),
+        "environment": describe(request.options.threads),
         "notes": list(network.notes),
         "warnings": [reason],
     }
 
 
-def session(task: Request, path: Path, precision: str) -> dict[str, Any]:
+def session(request: Request, path: Path, precision: str) -> dict[str, Any]:
     """Return what `open_package` needs of a target's files; `file` is relative to the folder of the `result.json`."""
-    hashes = {file.name: sha256(file) for file in task.runtime.files(path)}
+    hashes = {file.name: sha256(file) for file in request.runtime.files(path)}
     return {
-        "runtime": task.target,
+        "runtime": request.target,
         "file": path.name,
         "precision": precision,
         "sha256": hashes,
-        "pipeline_sha256": hashlib.sha256(task.pipeline.to_json().encode()).hexdigest(),
+        "pipeline_sha256": hashlib.sha256(request.pipeline.to_json().encode()).hexdigest(),
     }
 
 

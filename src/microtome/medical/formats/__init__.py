@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from microtome.errors import DataError, OptionError, ReadError
+from microtome.errors import DataError, ReadError
+from microtome.plugins import find
 
 if TYPE_CHECKING:
     from microtome.medical.formats.table import CohortFormat
@@ -29,22 +29,7 @@ def cohort_format(name: str) -> CohortFormat:
     Raises:
         OptionError: there is no such format, or the module is none.
     """
-    if name not in FORMATS and "." not in name:
-        raise OptionError(
-            f"There is no cohort format '{name}'.",
-            f"Choose one of: {', '.join(FORMATS)}; or name a module: their_pkg.module.",
-        )
-    try:
-        module = importlib.import_module(FORMATS.get(name, name))
-    except ImportError as error:
-        raise OptionError(
-            f"The cohort format {name} cannot be imported: {error}.", "Install the package it is in."
-        ) from error
-    missing = [wanted for wanted in REQUIRED if not hasattr(module, wanted)]
-    if missing:
-        what = f"{name} is no cohort format: it has no {', '.join(missing)}."
-        raise OptionError(what, "`microtome.medical.formats.table` says what a format defines.")
-    return cast("CohortFormat", module)
+    return cast("CohortFormat", find(name, FORMATS, "cohort format", form="their_pkg.module", required=REQUIRED))
 
 
 def find_format(path: Path, name: str | None = None) -> CohortFormat:
