@@ -156,3 +156,40 @@ def test_targets_are_named_once_each(targets: tuple[str, ...], cohort: Path, tmp
     options = replace(OPTIONS, target=targets)
     with pytest.raises(OptionError, match="the targets are"):
         microtome.compress(Spots(), cohort, tmp_path / "package", options=options)
+
+
+def spoiled(package: Path, folder: Path, *, without: str = "", result: str | None = None) -> Path:
+    """A copy of a package that lacks a file, or has another `result.json`."""
+    shutil.copytree(package, folder)
+    if without:
+        (folder / without).unlink()
+    if result is not None:
+        (folder / "result.json").write_text(result)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"without": "result.json"}, "it has no result.json"),
+        ({"without": "pipeline.json"}, "has no pipeline.json"),
+        ({"without": "targets/openvino/model.bin"}, "has no model.bin"),
+        ({"result": "{"}, "is broken"),
+        ({"result": "[]"}, "is not of schema 1"),
+        ({"result": '{"schema": 2}'}, "is not of schema 1"),
+        ({"result": '{"schema": 1}'}, "does not say which runtime"),
+    ],
+)
+def test_a_package_that_is_not_whole_is_refused(
+    package: Path, how: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ReadError, match=reason):
+        microtome.open_package(spoiled(package, tmp_path / "copy", **how))
+
+
+def test_a_file_that_was_not_measured_is_refused(package: Path, tmp_path: Path) -> None:
+    copy = spoiled(package, tmp_path / "copy")
+    with (copy / "targets" / "openvino" / "model.bin").open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(ReadError, match="not the file that was measured"):
+        microtome.open_package(copy)

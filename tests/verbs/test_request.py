@@ -1,15 +1,19 @@
 """What is asked for and cannot be is refused before any file is read."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as Picture
+from torch import nn
 
-from microtome.errors import OptionError
+from microtome.errors import LabelError, OptionError
 from microtome.medical.formats import cohort_format
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import read_request
-from tiny import Spots, segmentation_cohort
+from microtome.verbs.request import Request, read_request
+from tiny import PICTURES, Spots, manifest_cohort, segmentation_cohort
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,41 @@ def test_a_pipeline_that_is_not_there(tmp_path: Path) -> None:
 def test_cohort_formats_that_are_none(name: str, reason: str) -> None:
     with pytest.raises(OptionError, match=reason):
         cohort_format(name)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return segmentation_cohort(tmp_path_factory.mktemp("request") / "cohort", cases=16)
+
+
+def asked(cohort: Path, module: nn.Module | None = None, **options: Any) -> Request:
+    return read_request(
+        module or Spots(), cohort, CompressOptions(target="reference", **{"pipeline": PICTURES, **options})
+    )
+
+
+def test_calibration_images_that_are_evaluated_too_are_told(cohort: Path, tmp_path: Path) -> None:
+    same, cases = asked(cohort, calibration=cohort).calibration
+    assert {case.role for case in cases} == {"train"}
+    assert re.search(r"[1-9]\d* of the 16 calibration images are evaluated too", same.notes[-1])
+    other, cases = asked(cohort, calibration=manifest_cohort(tmp_path / "other", cases=20)).calibration
+    assert any("evaluated too" in note for note in other.notes)  # drawn with the same seed: the same pictures
+    fresh = segmentation_cohort(tmp_path / "fresh", cases=4)
+    for image in (fresh / "images").iterdir():
+        Picture.open(image).transpose(Picture.Transpose.FLIP_LEFT_RIGHT).save(image)
+    third, cases = asked(cohort, calibration=fresh).calibration
+    assert len(cases) == 4
+    assert not any("evaluated too" in note for note in third.notes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "reason"),
+    [
+        ({"task": "classification", "classes": ("a", "b")}, OptionError, "the pipeline is for classification"),
+        ({"channels": 3}, OptionError, "takes 1 channels in 2-D, the pipeline gives 3 in 2-D"),
+        ({"classes": ("a", "b", "c", "d")}, LabelError, "the network has 2 outputs, but there are 4 classes"),
+    ],
+)
+def test_what_does_not_belong_together(cohort: Path, fields: Any, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        asked(cohort, pipeline=replace(PICTURES, **fields), input_shape=(1, 32, 32))
