@@ -152,7 +152,7 @@ class Contest:
                 budget=60 * self.minutes,
                 progress=Silent(),
             )
-            told = recipe.told(readers=found.readers, skip=found.skip)
+            told = recipe.with_fields(readers=found.readers, skip=found.skip)
             recipe = recipes.read("f32") if found.in_float else told
             precisions = (found.precision,)
         network = recipes.run(recipe, self.subject.network, context)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 import microtome
+from microtome.cli.running import FAULT, finish
 from microtome.errors import OptionError, ReadError
 from microtome.files import sha256
 from microtome.medical.pipeline import Pipeline
@@ -73,7 +75,7 @@ def test_each_further_target_has_a_whole_result(package: Path, target: str) -> N
     first, result = (
         json.loads((place / "result.json").read_text()) for place in (package, package / "targets" / target)
     )
-    assert result.keys() == first.keys() - {"targets"}
+    assert result.keys() == first.keys() - {"targets", "failed_targets"}
     assert (result["target"], result["session"]["file"]) == (target, FILES[target])
     assert result["verdict"] == first["targets"][target]["verdict"]
     assert result["compressed"]["latency_ms"] == first["targets"][target]["latency_ms"]
@@ -136,6 +138,44 @@ def test_a_target_that_cannot_be_run_here_is_exported_without_evidence(
     first = replace(OPTIONS, target="their_pkg.boxed")
     with pytest.raises(OptionError, match="cannot run boxed, so that there would be no evidence"):
         microtome.compress(Spots(), cohort, tmp_path / "other", options=first)
+
+
+def test_a_further_target_that_fails_does_not_lose_the_first(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from their_pkg import boxed
+
+    def fails(network: object, folder: Path) -> Path:
+        (folder / "half.box").write_text("half")
+        raise OptionError("boxed cannot hold a convolution.", "Take another target.")
+
+    monkeypatch.setattr(boxed, "export", fails)
+    options = replace(OPTIONS, target=("reference", "their_pkg.boxed"))
+    result = microtome.compress(Spots(), cohort, tmp_path / "package", options=options)
+    assert list(result["targets"]) == ["reference"]
+    assert "cannot hold a convolution" in result["failed_targets"]["boxed"]
+    assert any("no part for boxed" in warning for warning in result["warnings"])
+    assert not (tmp_path / "package" / "targets" / "boxed").exists()
+    assert microtome.open_package(tmp_path / "package", threads=1).session.run(X).shape == (1, 2, 32, 32)
+    with pytest.raises(typer.Exit) as end:
+        finish(result, as_json=True, out=tmp_path / "package")
+    assert end.value.exit_code == FAULT
+    first = replace(OPTIONS, target="their_pkg.boxed")
+    with pytest.raises(OptionError, match="cannot hold a convolution"):
+        microtome.compress(Spots(), cohort, tmp_path / "other", options=first)
+
+
+def test_any_target_of_a_package_predicts_and_is_evaluated(package: Path, cohort: Path, tmp_path: Path) -> None:
+    image = next(iter((cohort / "images").iterdir()))
+    for target in FILES:
+        out = tmp_path / target
+        assert microtome.predict(package, [image], out / "labels", target=target, threads=1)["cases"] == 1
+        options = CompressOptions(evaluation=1.0, tuning=0.0, threads=1)
+        assert microtome.evaluate(package, cohort, out / "e", target=target, options=options)["target"] == target
+    with pytest.raises(OptionError, match="has no target 'tensorrt'"):
+        microtome.predict(package, [image], tmp_path / "other", target="tensorrt")
+    with pytest.raises(OptionError, match="is no package"):
+        microtome.evaluate("torch.nn:Identity", cohort, tmp_path / "model", target="openvino")
 
 
 def test_a_package_imports_no_runtime_of_another_package_unless_it_is_named(package: Path, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from microtome.errors import OptionError, ReadError
 from microtome.files import sha256
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.results import Result, SessionFiles
 from microtome.runtimes import TARGETS, runtime
 from microtome.runtimes.base import Session
 from microtome.tasks import task
@@ -36,7 +36,7 @@ class Package:
     folder: Path
     pipeline: Pipeline
     session: Session
-    result: Mapping[str, Any]
+    result: Result
 
     def predict(self, image: Image) -> Array:
         """Return what the task predicts, such as a label map on the image's own grid, or class probabilities."""
@@ -95,11 +95,12 @@ def target_folder(name: str) -> Path:
     return Path("targets", name)
 
 
-def _part(folder: Path, target: str | None) -> tuple[Path, dict[str, Any]]:
+def _part(folder: Path, target: str | None) -> tuple[Path, Result]:
     """Return the result of a target, and the folder that its files are named from."""
     result = read_result(folder)
-    deployed = result.get("session") or {}
-    targets = result.get("targets") or {result.get("target"): deployed}  # older packages have one, and no list
+    targets: Mapping[str, SessionFiles] = result.get("targets") or {}
+    if not targets:  # older packages have one, and no list
+        targets = {result.get("target", ""): result.get("session") or {}}
     found = next((name for name, entry in targets.items() if target in (name, entry.get("runtime"))), None)
     if target is None or found == result.get("target"):
         return folder, result
@@ -109,7 +110,7 @@ def _part(folder: Path, target: str | None) -> tuple[Path, dict[str, Any]]:
     return place, read_result(place)
 
 
-def read_result(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> Result:
     """Read a package's `result.json`.
 
     Raises:
@@ -119,7 +120,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise ReadError(f"{folder} is not a package: it has no result.json.", "Give the folder that `compress` wrote.")
     try:
-        result = json.loads(path.read_text())
+        result: Result = json.loads(path.read_text())
     except ValueError as error:
         raise ReadError(f"{path} is broken ({error}).", "Compress again.") from error
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:

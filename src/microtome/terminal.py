@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -66,7 +66,7 @@ def complain(error: MicrotomeError) -> None:
         console.print(error.hint, style="dim", highlight=False, markup=False)
 
 
-def print_result(result: dict[str, Any], out: Path) -> None:
+def print_result(result: Mapping[str, Any], out: Path) -> None:
     """Print the verdict, the main numbers and where the report is."""
     console = Console(soft_wrap=True)
     verdict = result.get("verdict") or {}

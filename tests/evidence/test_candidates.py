@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import tiny
-from microtome.errors import SplitError
+from microtome.errors import OptionError, SplitError
 from microtome.evidence.candidates import Judge
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.medical.cohort import load_cohort
@@ -123,3 +123,44 @@ def test_cases_without_reference_cannot_be_judged(segmentation):
     cohort, pipeline = segmentation
     with pytest.raises(SplitError, match="none of the 0 cases"):
         Judge(predictor(tiny.Spots()), cohort, (), pipeline)
+
+
+def test_the_metric_of_the_verdict_is_judged_by(tmp_path: Path, segmentation):
+    cohort, pipeline = segmentation
+    judge = Judge(predictor(tiny.Spots()), cohort, cohort.evaluation, pipeline, metric="nsd/spot", margin=0.02)
+    assert (judge.metric, judge.margin) == ("nsd/spot", 0.02)
+    judged = judge(predictor(tiny.Spots()))
+    assert judged.difference.value == 0
+    assert judge.score(predictor(tiny.Spots())) == pytest.approx(judged.value)
+    with pytest.raises(OptionError, match="auroc does not fit segmentation"):
+        Judge(predictor(tiny.Spots()), cohort, cohort.evaluation, pipeline, metric="auroc")
+    classes = load_cohort(tiny.class_cohort(tmp_path), seed=0)
+    judge = Judge(
+        predictor(tiny.Brightness()),
+        classes,
+        classes.evaluation,
+        default_pipeline(classes),
+        metric="sensitivity",
+        margin=0.05,
+    )
+    assert judge.metric == "sensitivity"
+
+
+def test_a_worse_network_scores_lower_also_where_it_finds_nothing(segmentation):
+    cohort, pipeline = segmentation
+    judge = Judge(predictor(tiny.Spots()), cohort, cohort.evaluation, pipeline, metric="nsd/spot", margin=0.02)
+    scores = [judge.score(predictor(worse(tiny.Spots(), shift))) for shift in (0.0, 1.5, -100.0)]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[2] == 0
+
+
+def test_where_lower_is_better_more_is_a_loss(segmentation):
+    cohort, pipeline = segmentation
+    cases = cohort.evaluation
+    judge = Judge(predictor(tiny.Spots()), cohort, cases, pipeline, metric="hd95/spot", margin=0.05)
+    judged = judge(predictor(worse(tiny.Spots(), 0.8)))
+    assert judged.difference.value > 0
+    assert judged.non_inferior is not True
+    assert judge.score(predictor(worse(tiny.Spots(), 0.8))) == -judged.value < judge.score(predictor(tiny.Spots()))
+    with pytest.raises(OptionError, match="--margin"):
+        Judge(predictor(tiny.Spots()), cohort, cases, pipeline, metric="hd95/spot")

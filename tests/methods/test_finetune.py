@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import networks_with_ports
 from microtome.core.affine import fake_quantize
 from microtome.core.distillation import distillation_loss
 from microtome.core.formats import PowerOfTwo
@@ -21,6 +22,7 @@ from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.progress import Silent
 from networks import NETWORKS, captured, images, randomize, sqnr_db, told
+from networks_with_ports import prompted
 
 
 def quantized(name: str = "unet2d", weight_bits: int = 3, activation_bits: int = 4) -> Network:
@@ -163,7 +165,7 @@ def test_the_best_network_by_a_score_is_returned():
         return float(seen[-1][1])
 
     batches = images(network.shape)
-    after = Finetune(steps=5, check_every=1).run(network, Context(training=batches, score=score))
+    after = Finetune(steps=5, check_every=1, watch="score").run(network, Context(training=batches, score=score))
     assert after.fingerprint() == seen[2][0]
     assert after.history[-1]["training"]["score"] == [0, 0, 1, 0, 0]
     assert len({fingerprint for fingerprint, _ in seen}) == 5
@@ -224,3 +226,21 @@ def test_two_processes_train_one_network(tmp_path):
     alone = Finetune(steps=5).run(network, Context(training=batches))
     assert sqnr_db(alone(x), first(x)) > 15  # the loss of a mean is not the mean of losses where Dice is in it
     assert sqnr_db(network(x), first(x)) < 60
+
+
+def test_a_score_is_asked_for_only_where_it_is_watched():
+    network = quantized()
+    batches = images(network.shape)
+    context = Context(training=batches, tuning=batches, score=lambda _: pytest.fail("scored"))
+    after = Finetune(steps=2, check_every=1).run(network, context)
+    assert all(value is not None for value in after.history[-1]["training"]["monitor"])
+    with pytest.raises(OptionError, match="no score to watch"):
+        Finetune(steps=2, watch="score").run(network, Context(training=batches))
+
+
+def test_a_network_of_several_inputs_and_outputs_is_trained():
+    network, batches = prompted(), networks_with_ports.batches(4)
+    after = Finetune(steps=20, check_every=10).run(network, Context(training=batches, tuning=batches[:1]))
+    assert after.fingerprint() != network.fingerprint()
+    assert after.outputs == network.outputs
+    assert len(after.history[-1]["training"]["monitor"]) == 2

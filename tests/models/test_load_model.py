@@ -241,3 +241,53 @@ def test_our_own_package_can_be_loaded_again(tmp_path):
     (folder / "result.json").write_text(json.dumps({"schema": 1}))
     loaded = load_model(str(folder))
     assert (loaded.title, loaded.pipeline) == ("package", PIPELINE)
+
+
+def several(**more: str) -> Pipeline:
+    """A pipeline for a network of several outputs."""
+    return Pipeline("segmentation", ("background", "spot"), size=(8, 8), **more)
+
+
+class Supervised(nn.Module):
+    """Returns features first, and takes the image by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, weight: float = 1.0, image: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        assert image is not None
+        features = torch.relu(self.enter(image))
+        return {"features": features, "scores": self.head(features) * weight}
+
+
+def test_the_pipeline_names_input_and_output():
+    module = Supervised().eval()
+    loaded = load_model(module, pipeline=several(input="image", output="scores"))
+    assert [port.name for port in loaded.network.inputs] == ["image"]
+    assert [port.name for port in loaded.network.outputs] == ["scores"]
+    assert not loaded.notes
+    x = torch.randn(1, *SHAPE)
+    torch.testing.assert_close(loaded.network(x), module(image=x)["scores"])
+    with pytest.raises(CaptureError, match="no output 'logits'"):
+        load_model(module, pipeline=several(input="image", output="logits"))
+    with pytest.raises(CaptureError, match="no input 'picture'"):
+        load_model(module, pipeline=several(input="picture", output="scores"))
+
+
+def test_the_pipeline_names_the_output_of_a_file(tmp_path):
+    network = capture(Supervised().eval(), {"image": SHAPE}, keep=("features", "scores"))
+    pt2.save(network, tmp_path / "ours.pt2")
+    program = torch.export.export(Supervised().eval(), (), {"image": torch.zeros(1, *SHAPE)})
+    torch.export.save(program, tmp_path / "theirs.pt2")
+    x = torch.randn(1, *SHAPE)
+    for name in ("ours", "theirs"):
+        source = str(tmp_path / f"{name}.pt2")
+        assert load_model(source).network.outputs[0].name == "features"
+        chosen = load_model(source, pipeline=several(output="scores")).network
+        assert [port.name for port in chosen.outputs] == ["scores"]
+        assert chosen(x).shape == (1, 2, 8, 8)
+        with pytest.raises(CaptureError, match="no output 'logits'"):
+            load_model(source, pipeline=several(output="logits"))
+        with pytest.raises(OptionError, match="has no input 'picture'"):
+            load_model(source, pipeline=several(input="picture"))

@@ -196,11 +196,11 @@ def test_it_goes_on_from_the_middle(finished: Network):
 
 def test_methods_are_told_what_was_found():
     skip = frozenset({"deep"})
-    chain = recipes.read("int8").told(readers=frozenset(), skip=skip)
+    chain = recipes.read("int8").with_fields(readers=frozenset(), skip=skip)
     assert chain.methods[1] == replace(INT8.methods[1], readers=frozenset(), skip=skip)
     assert (chain.methods[0], chain.methods[2]) == (INT8.methods[0], INT8.methods[2])
     dynamic = recipes.read("dynamic")
-    assert dynamic.told(readers=frozenset(), skip=skip) == dynamic  # it has no readers
+    assert dynamic.with_fields(readers=frozenset(), skip=skip) == dynamic  # it has no readers
 
 
 def test_a_run_that_was_interrupted_resumes_behind_the_last_finished_method(tmp_path, finished: Network):

@@ -156,3 +156,17 @@ def test_nothing_to_look_at_is_an_error():
 def test_the_size_of_a_tensor():
     assert size(torch.tensor([3.0, -4.0])) == pytest.approx(12.5**0.5)
     assert size(torch.zeros(3)) == 1e-2
+
+
+class Weighted(nn.Linear):
+    """Takes two inputs, and returns two outputs of which the second is of no use."""
+
+    def forward(self, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x) * times, x
+
+
+def test_several_inputs_come_by_name_in_any_order():
+    module = Weighted(3, 1)
+    batches = [({"times": torch.full((8, 1), 2.0), "x": x}, 2 * y) for x, y in examples()]
+    trainer(module, inputs=("x", "times")).train(batches)
+    torch.testing.assert_close(module.weight.detach(), WEIGHT, rtol=0.02, atol=0.02)

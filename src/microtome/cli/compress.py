@@ -33,6 +33,7 @@ from microtome.cli.options import (
 )
 from microtome.cli.running import finish, run_verb
 from microtome.recipes.files import names
+from microtome.results import Result
 from microtome.types import CalibrationChoice, ObserverName
 
 
@@ -137,7 +138,7 @@ def compress(
     """Compress a network and measure what that did: makes a package with the evidence."""
     given = dict(locals())
 
-    def verb(progress: Any) -> dict[str, Any]:
+    def verb(progress: Any) -> Result:
         from microtome.verbs.compress import compress as run
         from microtome.verbs.request import write_key
 

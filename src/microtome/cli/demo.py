@@ -10,6 +10,7 @@ import typer
 from microtome.cli.app import app
 from microtome.cli.options import Json, Out, Target, Threads
 from microtome.cli.running import finish, run_verb
+from microtome.results import Result
 
 
 @app.command(epilog="Example: microtome demo -o microtome-demo")
@@ -22,7 +23,7 @@ def demo(
 ) -> None:
     """Compress the built-in phantom network, with everything that `compress` does. Needs no data and no network."""
 
-    def verb(progress: Any) -> dict[str, Any]:
+    def verb(progress: Any) -> Result:
         from microtome.demo.run import demo as run
 
         return run(out, target=target, cases=cases, threads=threads, progress=progress)

@@ -17,6 +17,7 @@ from microtome.cli.options import (
     Metric,
     Model,
     Out,
+    PackageTarget,
     PatientPattern,
     PipelineFile,
     Seed,
@@ -25,6 +26,7 @@ from microtome.cli.options import (
     options_of,
 )
 from microtome.cli.running import finish, run_verb
+from microtome.results import Result
 
 
 @app.command(epilog="Example: microtome evaluate package/ other-hospital/ -o evaluation --parent unet.pt2")
@@ -33,6 +35,7 @@ def evaluate(
     cohort: CohortPath,
     out: Out,
     parent: Annotated[str | None, typer.Option(help="The uncompressed network to compare with.")] = None,
+    package_target: PackageTarget = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
     input_shape: InputShape = None,
@@ -50,13 +53,13 @@ def evaluate(
     """Evaluate a package or a model on a cohort, alone or against its parent."""
     given = dict(locals())
 
-    def verb(progress: Any) -> dict[str, Any]:
+    def verb(progress: Any) -> Result:
         from microtome.verbs.evaluate import evaluate as run
         from microtome.verbs.request import write_key
 
         options = options_of(given)
         if key is not None:
             write_key(key, cohort, options)
-        return run(model, cohort, out, parent=parent, options=options, progress=progress)
+        return run(model, cohort, out, parent=parent, target=package_target, options=options, progress=progress)
 
     finish(run_verb(verb, as_json), as_json, out)

@@ -38,6 +38,9 @@ Weights = Annotated[
     Path | None,
     typer.Option(help="Weights for file.py:factory (.pt, .pth, .safetensors).", rich_help_panel=NETWORK),
 ]
+PackageTarget = Annotated[
+    str | None, typer.Option("--target", help="Which of the package's targets; the first one otherwise.")
+]
 PipelineFile = Annotated[
     Path | None,
     typer.Option(

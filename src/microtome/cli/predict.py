@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from microtome.cli.app import app
-from microtome.cli.options import Threads
+from microtome.cli.options import PackageTarget, Threads
 from microtome.cli.running import FAULT, run_verb
 
 
@@ -21,6 +21,7 @@ def predict(
         typer.Argument(metavar="INPUT…", help="Image files, DICOM series, or folders that hold them."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to fill; finished images in it are kept.")],
+    target: PackageTarget = None,
     threads: Threads = 0,
     extension: Annotated[
         str, typer.Option(help="Of label maps of volumes: nii.gz, or nii, which is faster.")
@@ -43,6 +44,7 @@ def predict(
             package,
             inputs,
             out,
+            target=target,
             threads=threads,
             overwrite=overwrite,
             extension=extension,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from microtome.errors import MicrotomeError, MissingExtraError
+from microtome.results import Result
 
+Outcome = TypeVar("Outcome", bound=Mapping[str, Any])
 INFERIOR, FAULT, INTERRUPTED = 1, 2, 130
 
 
-def run_verb(verb: Callable[[Any], dict[str, Any]], quietly: bool) -> dict[str, Any]:
+def run_verb(verb: Callable[[Any], Outcome], quietly: bool) -> Outcome:
     """Call a verb; turn what a user can mend into one sentence and an exit code."""
     from microtome.progress import Silent
     from microtome.terminal import RichProgress, complain
@@ -38,8 +40,8 @@ def run_verb(verb: Callable[[Any], dict[str, Any]], quietly: bool) -> dict[str, 
         raise typer.Exit(INTERRUPTED) from None
 
 
-def finish(result: dict[str, Any], as_json: bool, out: Path) -> None:
-    """Print a result, and end with 1 if the compressed network is inferior."""
+def finish(result: Result, as_json: bool, out: Path) -> None:
+    """Print a result, and end with 1 if the compressed network is inferior, with 2 if a target is left out."""
     if as_json:
         sys.stdout.write(json.dumps(result, default=float) + "\n")
     else:
@@ -48,6 +50,8 @@ def finish(result: dict[str, Any], as_json: bool, out: Path) -> None:
         print_result(result, out)
     if result.get("verdict", {}).get("non_inferior") is False:
         raise typer.Exit(INFERIOR)
+    if result.get("failed_targets"):
+        raise typer.Exit(FAULT)
 
 
 def show(result: dict[str, Any], as_json: bool, table: str) -> None:

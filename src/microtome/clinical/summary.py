@@ -55,6 +55,7 @@ def summarise_segmentation(
     margin: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    own: Mapping[str, Metric] | None = None,
 ) -> Json:
     """The parts of `result.json` that follow from scored cases.
 
@@ -64,6 +65,7 @@ def summarise_segmentation(
         margin: the acceptable loss; None takes the metric's default.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        own: a task's own metrics, beside those of `microtome.metrics`.
 
     Returns:
         `parent` and `compressed` (each with `metrics`), `difference`, `agreement`, `verdict`, `operating_point` (None),
@@ -75,7 +77,7 @@ def summarise_segmentation(
         LabelError: no case has the structure that the metric asks for.
         OptionError: metric or margin make no sense.
     """
-    chosen_margin(metric, margin)
+    chosen_margin(metric, margin, own)
     require_cases(cases)
     scored = [case for case in cases if case.parent]
     measured = list(dict.fromkeys(metric for case in scored for metric in case.parent))
@@ -90,7 +92,7 @@ def summarise_segmentation(
     agreement = bootstrap_mean(
         np.array([case.agreement for case in cases]), patients_of(cases), resamples=resamples, seed=seed
     )
-    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin), measure)
+    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin, own), measure)
     result["operating_point"] = None
     result["counts"]["empty_reference"] = {name: absent[name] for name in structures}
     result["counts"]["invented"] = {name: _invented(scored, name, measured[0]) for name in structures}
@@ -116,6 +118,7 @@ def summarise_classification(
     margin: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    own: Mapping[str, Metric] | None = None,
 ) -> Json:
     """The parts of `result.json` that follow from classified cases.
 
@@ -127,6 +130,7 @@ def summarise_classification(
         margin: the acceptable loss; None takes the metric's default.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        own: a task's own metrics, beside those of `microtome.metrics`.
 
     Returns:
         As `summarise_segmentation`. `agreement` is the fraction of cases with the parent's decision.
@@ -137,7 +141,7 @@ def summarise_classification(
         LabelError: labels do not fit the probabilities, or the metric is unknown.
         OptionError: metric or margin make no sense.
     """
-    chosen_margin(metric, margin)
+    chosen_margin(metric, margin, own)
     require_cases(cases)
 
     def measure(chosen: Sequence[CasePrediction]) -> Parts:
@@ -148,7 +152,7 @@ def summarise_classification(
         classification.decide(_probabilities(cases, side), threshold=threshold) for side in ("parent", "compressed")
     )
     agreement = bootstrap_mean(parent == compressed, patients_of(cases), resamples=resamples, seed=seed)
-    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin), measure)
+    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin, own), measure)
     result["counts"]["empty_reference"] = {}
     result["cases"] = [
         {

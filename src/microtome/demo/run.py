@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from microtome.demo.network import demo_network, pipeline
 from microtome.demo.phantom import write_cohort
 from microtome.progress import Progress, Silent
+from microtome.results import Result
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
 
@@ -20,7 +20,7 @@ def demo(
     cases: int = 160,
     threads: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Make phantoms, compress the small U-Net that finds their lesions, and write the package.
 
     Args:

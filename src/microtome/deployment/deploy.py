@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from microtome.deployment.timing import Candidate, eager, file_bytes, interleave
 from microtome.errors import MicrotomeError
 from microtome.graph.network import Network
 from microtome.progress import Progress, Silent
+from microtome.results import LayerRow, Run
 from microtome.runtimes.base import Runtime, Session
 from microtome.staging import Place
 from microtome.types import Array
@@ -43,8 +43,8 @@ class Deployed:
     path: Path
     session: Session
     precision: str
-    runs: list[dict[str, Any]]
-    layers: list[dict[str, Any]]
+    runs: list[Run]
+    layers: list[LayerRow]
     parity_db: float
     quantization_db: float
 

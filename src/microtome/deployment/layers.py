@@ -7,17 +7,19 @@ from typing import Any
 
 from microtome.graph.network import Network
 from microtome.graph.quantizers import weight_quantizer
+from microtome.results import LayerRow
 from microtome.runtimes.base import LayerRun
 
 
-def layer_table(network: Network, runs: Sequence[LayerRun]) -> list[dict[str, Any]]:
+def layer_table(network: Network, runs: Sequence[LayerRun]) -> list[LayerRow]:
     """Put what was asked of each layer beside what the runtime did; the last row sums all other operators.
 
     Args:
         network: the compressed graph.
         runs: the session's own account.
     """
-    rows, taken = [], set()
+    rows: list[LayerRow] = []
+    taken: set[int] = set()
     for layer in network.layers:
         qparams = weight_quantizer(network, layer)
         bits = qparams.qtype.bits if qparams is not None else 32

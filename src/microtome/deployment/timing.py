@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from microtome.results import Run
 from microtome.runtimes.base import Runtime
 from microtome.types import Array
 
@@ -39,7 +40,7 @@ class Candidate:
     compressed: bool = False
 
 
-def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BUDGET_SECONDS) -> list[dict[str, Any]]:
+def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BUDGET_SECONDS) -> list[Run]:
     """Time the candidates in turn, A B C A B C …, so that a machine that slows down slows them all.
 
     Each begins when the threads of the one before it sleep, and short runs are timed after one that is not: a candidate
@@ -87,9 +88,9 @@ def _seconds(candidate: Candidate, x: Array) -> float:
     return time.perf_counter() - start
 
 
-def _row(candidate: Candidate, milliseconds: Array) -> dict[str, Any]:
+def _row(candidate: Candidate, milliseconds: Array) -> Run:
     low, median, high = (round(float(v), 4) for v in np.percentile(milliseconds, (25, 50, 75)))
-    row: dict[str, Any] = {
+    row: Run = {
         "name": candidate.name,
         "runtime": candidate.runtime,
         "precision": candidate.precision,

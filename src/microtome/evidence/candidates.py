@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, prepare
 from microtome.medical.stream import Stream
-from microtome.metrics import about
+from microtome.metrics import about, base
 from microtome.progress import Progress, Silent
 from microtome.tasks import task
 from microtome.tasks.base import Judgement, predict_one
@@ -51,7 +52,7 @@ class Judged:
 class Judge:
     """Runs candidates on a fixed set of cases; the parent's side is computed once.
 
-    Of maps only the task's usual metric is scored: boundaries, which take longer, are for the final evaluation.
+    Of maps only the metric of the verdict is scored: the others are for the final evaluation.
     """
 
     def __init__(
@@ -61,17 +62,29 @@ class Judge:
         cases: Sequence[Case],
         pipeline: Pipeline,
         *,
+        metric: str | None = None,
         margin: float | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
         """Run the parent on the cases.
 
+        Args:
+            parent: runs it.
+            cohort: where the cases belong.
+            cases: to judge by.
+            pipeline: of the parent and of every candidate.
+            metric: what is judged by; None is the task's usual one.
+            margin: the acceptable loss of it; None is its default.
+            seed: of the bootstrap.
+            progress: told of each case.
+
         Raises:
+            OptionError: the task does not measure the metric.
             SplitError: there are no cases, or none with a reference.
         """
         self._kind = task(pipeline.task)
-        self.metric = self._kind.metric(None)
+        self.metric = self._kind.metric(metric)
         self.margin = chosen_margin(self.metric, margin, self._kind.OWN)
         self._cohort, self._pipeline, self._seed = cohort, pipeline, seed
         self._cases, self._progress = tuple(cases), progress or Silent()
@@ -91,7 +104,7 @@ class Judge:
             image = self._cohort.image(case) if self._kind.MAPS else BLANK
             reference = self._kind.reference(self._cohort, case, image)
             found, parent = self._predict(candidate, case), self._parent[case.id]
-            only = (self.metric,) if self._kind.MAPS else None
+            only = (base(self.metric),) if self._kind.MAPS else None
             rows.append((case, self._kind.compare(parent, found, reference, image, self._pipeline, metrics=only)))
         parts = self._kind.summarise(rows, Judgement(self.metric, self.margin, self._seed), None)
         verdict, change = parts["verdict"], parts["difference"].get(self.metric) or {}
@@ -114,6 +127,11 @@ class Judge:
     def gain(self, difference: float) -> float:
         """Return what a difference of the metric gains: it falls below zero where something is lost."""
         return -difference if about(self.metric, self._kind.OWN).lower_is_better else difference
+
+    def score(self, candidate: Stream) -> float:
+        """Return the metric of a candidate alone, higher is better; it is −∞ where the metric cannot be told."""
+        value = self(candidate, "score").value
+        return -math.inf if value is None else self.gain(value)
 
     def _predict(self, stream: Stream, case: Case) -> Array:
         """Return a prediction, such as a label map on the case's own grid."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.medical.stream import Stream, TimedStream
 from microtome.progress import Progress, Silent, Stopwatch
+from microtome.results import Result
 from microtome.runtimes.base import one_by_one
 from microtome.tasks import task
 from microtome.tasks.base import Judgement, Task, predict_one
@@ -34,7 +35,7 @@ class Pair:
 class Evaluation:
     """Parts of `result.json`, and the median seconds of each pipeline stage of the compressed network."""
 
-    parts: dict[str, Any]
+    parts: Result
     stages: dict[str, float]
 
 
@@ -81,7 +82,7 @@ def evaluate_pair(
     parts = kind.summarise(rows, judgement, point)
     names = rows[0][1]["seconds"]
     stages = {name: float(np.median([record["seconds"][name] for _, record in rows])) for name in names}
-    return Evaluation(parts, stages)
+    return Evaluation(cast(Result, parts), stages)
 
 
 def _run_case(pair: Pair, cohort: Cohort, case: Case, pipeline: Pipeline, kind: Task) -> dict[str, Any]:

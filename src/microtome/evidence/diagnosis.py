@@ -35,7 +35,7 @@ class _Probe:
     """One layer with what it loses; each pair is (signal, noise)."""
 
     layer: Layer
-    twin: Layer
+    counterpart: Layer
     round_input: Callable[[Tensor], Tensor] | None
     arguments: tuple[Any, ...]
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class _Probe:
     def alone(self, arguments: tuple[Any, ...]) -> Any:
         """Compute the layer from the float input as the compressed network does, input rounded too."""
         x = arguments[0] if self.round_input is None else self.round_input(arguments[0])
-        return self.twin.node.target(x, *self.arguments or arguments[1:], **self.twin.node.kwargs)  # type: ignore[operator]
+        return self.counterpart.node.target(x, *self.arguments or arguments[1:], **self.counterpart.node.kwargs)  # type: ignore[operator]
 
     def add(self, what: str, expected: Tensor, actual: Tensor) -> None:
         """Add one batch to the sums."""
@@ -106,14 +106,14 @@ def diagnose(
     """
     clock = _Clock(seconds)
     inputs = list(itertools.islice(batches, most_batches))
-    twin, reference = _twin(parent, network, inputs)
-    uses = GridUses(network, twin)
+    counterpart, reference = _counterpart(parent, network, inputs)
+    uses = GridUses(network, counterpart)
     for place, x in enumerate(inputs):
         if place == 0 or clock.left > HALF * seconds:
             uses.update(x)
     return {
         "quantizers": [_row(network, quantizer, use) for quantizer, use in uses],
-        "sensitivity": {"reference": reference, **_sensitivity(network, twin, inputs, clock)},
+        "sensitivity": {"reference": reference, **_sensitivity(network, counterpart, inputs, clock)},
     }
 
 
@@ -139,19 +139,19 @@ def _plan(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "bytes": row["bytes"], "loss": row["loss"], "chosen": same}
 
 
-def _twin(parent: Network, network: Network, inputs: list[Batch]) -> tuple[Network, str]:
+def _counterpart(parent: Network, network: Network, inputs: list[Batch]) -> tuple[Network, str]:
     """Return the float network to compare with: with the parent's weights where that gives what the parent gives."""
     parent = parent.to(network.device)
     if "folded" in network.state and "folded" not in parent.state:
         parent = FoldBatchNorm().run(parent)
     if not network.state & RESCALED and inputs:
-        twin = float_counterpart(network, parent)
+        counterpart = float_counterpart(network, parent)
         with torch.no_grad():
-            expected, actual = parent(inputs[0]).double(), twin(inputs[0]).double()
+            expected, actual = parent(inputs[0]).double(), counterpart(inputs[0]).double()
         if expected.shape == actual.shape:
             same = decibels(float(expected.square().sum()), float((actual - expected).square().sum()))
             if same is not None and same > SAME_DB:
-                return twin, "parent"
+                return counterpart, "parent"
     return float_counterpart(network), "own"
 
 
@@ -173,14 +173,14 @@ def _row(network: Network, quantizer: Quantizer, use: GridUse | None) -> dict[st
 
 
 @torch.no_grad()
-def _sensitivity(network: Network, twin: Network, inputs: list[Batch], clock: _Clock) -> dict[str, Any]:
+def _sensitivity(network: Network, counterpart: Network, inputs: list[Batch], clock: _Clock) -> dict[str, Any]:
     """Measure each layer, as far as the time goes."""
     simulated = without_mutation(network)
-    probes = [_probe(network, twin, *pair) for pair in zip(network.layers, twin.layers, strict=True)]
+    probes = [_probe(network, counterpart, *pair) for pair in zip(network.layers, counterpart.layers, strict=True)]
     signal, noise = 0.0, 0.0
     start, runs = time.monotonic(), 0
     for x in inputs:
-        expected, actual = twin(x), simulated(x)
+        expected, actual = counterpart(x), simulated(x)
         signal += float(expected.double().square().sum())
         noise += float((actual - expected).double().square().sum())
         runs += 1
@@ -189,14 +189,14 @@ def _sensitivity(network: Network, twin: Network, inputs: list[Batch], clock: _C
     a_run = (time.monotonic() - start) / max(2 * runs, 1)
     locally = inputs if len(inputs) * 4 * a_run < HALF * clock.left else inputs[:1]
     for x in locally:
-        _look_inside(probes, simulated, twin, x, clock)
+        _look_inside(probes, simulated, counterpart, x, clock)
     measured = _worst_first(probes, int(clock.left / max(HALF * a_run, 1e-9)))
     batches = 0
     for x in inputs:
         if batches and HALF * a_run * len(measured) > clock.left:
             break
         if measured:
-            _one_at_a_time(measured, twin, x, clock)
+            _one_at_a_time(measured, counterpart, x, clock)
         batches += 1
     touched = [probe for probe in probes if probe.touched]
     return {
@@ -207,10 +207,10 @@ def _sensitivity(network: Network, twin: Network, inputs: list[Batch], clock: _C
     }
 
 
-def _probe(network: Network, twin: Network, layer: Layer, reference: Layer) -> _Probe:
+def _probe(network: Network, counterpart: Network, layer: Layer, reference: Layer) -> _Probe:
     """Prepare a layer; its arguments are empty where weight and bias are those of the reference."""
     arguments = tuple(rounded_constant(network, argument) for argument in layer.node.args[1:])
-    before = tuple(rounded_constant(twin, argument) for argument in reference.node.args[1:])
+    before = tuple(rounded_constant(counterpart, argument) for argument in reference.node.args[1:])
     changed = any(
         not torch.equal(new, old)
         for new, old in zip(arguments, before, strict=True)
@@ -219,11 +219,11 @@ def _probe(network: Network, twin: Network, layer: Layer, reference: Layer) -> _
     return _Probe(layer, reference, input_rounding(network, layer), arguments if changed else ())
 
 
-def _look_inside(probes: list[_Probe], simulated: Network, twin: Network, x: Batch, clock: _Clock) -> None:
+def _look_inside(probes: list[_Probe], simulated: Network, counterpart: Network, x: Batch, clock: _Clock) -> None:
     """Run both networks side by side and compare them behind each layer."""
-    stops = {probe.twin.node: probe for probe in probes}
+    stops = {probe.counterpart.node: probe for probe in probes}
     ours = Replay(simulated, [layer.node for layer in simulated.layers])(x)
-    for (node, arguments, _), (other, theirs, _) in zip(Replay(twin, stops)(x), ours, strict=True):
+    for (node, arguments, _), (other, theirs, _) in zip(Replay(counterpart, stops)(x), ours, strict=True):
         if clock.left <= 0:
             return
         probe = stops[node]
@@ -241,11 +241,11 @@ def _worst_first(probes: list[_Probe], affordable: int) -> list[_Probe]:
     return sorted(known, key=lambda probe: probe.db("own") or 0.0)[: max(affordable, 1)]
 
 
-def _one_at_a_time(probes: list[_Probe], twin: Network, x: Batch, clock: _Clock) -> None:
+def _one_at_a_time(probes: list[_Probe], counterpart: Network, x: Batch, clock: _Clock) -> None:
     """Run the float network, and from each layer on once more with that layer as compressed."""
-    expected = twin(x)
-    stops = {probe.twin.node: probe for probe in probes}
-    for node, arguments, resume in Replay(twin, stops)(x):
+    expected = counterpart(x)
+    stops = {probe.counterpart.node: probe for probe in probes}
+    for node, arguments, resume in Replay(counterpart, stops)(x):
         if clock.left <= 0:
             return
         stops[node].add("alone", expected, resume(stops[node].alone(arguments)))

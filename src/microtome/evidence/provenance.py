@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from microtome.files import sha256
 from microtome.medical.cohort import Cohort
 from microtome.progress import Progress
+from microtome.results import Result
 from microtome.types import Case
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def provenance(
     cohort: Cohort,
     calibration_cohort: Cohort,
     calibration: Sequence[Case],
-    result: dict[str, Any],
+    result: Result,
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,12 +37,16 @@ def save(network: Network, path: Path) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def load(path: Path) -> Network:
-    """Read a `.pt2` file, ours or anybody's; of the outputs of anybody else's the first is kept.
+def load(path: Path, keep: Sequence[str] | None = None) -> Network:
+    """Read a `.pt2` file, ours or anybody's.
+
+    Args:
+        path: the file.
+        keep: names of the outputs to keep, the scores first; None keeps all of ours, and the first of anybody else's.
 
     Raises:
         ReadError: missing, not a `.pt2` file, or truncated.
-        CaptureError: its inputs or outputs are no tensors.
+        CaptureError: its inputs or outputs are no tensors, or it has no such output.
         ModelError: our own part of it is broken.
     """
 
@@ -57,14 +62,14 @@ def load(path: Path) -> Network:
             "Save it with torch.export.save, or pass the model as file.py:factory with --weights.",
         ) from error
     if not extra[METADATA]:
-        return network_from_export(program)
+        return network_from_export(program, keep=keep)
     try:
         metadata = json.loads(extra[METADATA])
         inputs, outputs = (
             metadata.get("inputs", [INPUT]),
             metadata.get("outputs", [OUTPUT]),
         )  # older files: one each
-        network = network_from_export(program, inputs=inputs, outputs=outputs, keep=outputs)
+        network = network_from_export(program, inputs=inputs, outputs=outputs, keep=keep or outputs)
         return replace(
             network,
             state=frozenset(metadata["state"]),

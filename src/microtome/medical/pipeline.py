@@ -57,6 +57,8 @@ class Pipeline:
         divisible: without `patch` and `size`, zeros are appended to each axis up to a multiple of this.
         activation: what turns the network's output into probabilities; `none` if they are probabilities already.
         threshold: probability above which a sigmoid output (or a single output channel) counts as positive.
+        input: name of the network's input that takes the image; None is the only one.
+        output: name of the network's output that holds the scores; None is the first.
 
     Raises:
         OptionError: a value of the wrong type, out of range, or in conflict with another one.
@@ -85,6 +87,8 @@ class Pipeline:
     divisible: int = 1
     activation: Activation = "softmax"
     threshold: float = 0.5
+    input: str | None = None
+    output: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before any image is read."""
@@ -142,6 +146,7 @@ def describe(pipeline: Pipeline) -> str:
     steps += [f"mirrored along axes {', '.join(map(str, p.mirror))}"] if p.mirror else []
     steps += ["windows of one value skipped"] if p.skip_empty else []
     steps += [f"pad to multiples of {p.divisible}"] if p.divisible > 1 and not (p.patch or p.size) else []
+    steps += [f"output {p.output}"] if p.output else []
     steps += [p.activation] if p.activation != "none" else []
     return ", ".join(steps)
 

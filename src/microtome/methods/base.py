@@ -43,7 +43,7 @@ class Context:
         sigmoid: the network's channels are probabilities of their own, instead of a softmax over channels.
         teacher: what training imitates: the parent; None takes the network itself, in float.
         loss: of training; None distils the teacher.
-        score: of a network on the tuning patients, higher is better, for early stopping; None goes by the loss.
+        score: of a network on the tuning patients, higher is better; None where none has a reference.
         checkpoint: file for the state of training; if it is there, training goes on from it.
         progress: told of what is done.
     """

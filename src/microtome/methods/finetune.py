@@ -43,7 +43,9 @@ class Finetune(Method):
         gradual: widths that weights pass through before their own, each for an equal share of the first half.
         temperature: of the distillation; a loss in the context has its own.
         decay: weight decay.
-        check_every: steps between looks at the tuning loss; the best network seen is returned.
+        watch: what is looked at on the tuning patients: the `loss`, or the `score`, which is the metric that the
+            verdict rests on and takes longer.
+        check_every: steps between looks; the best network seen is returned.
         patience: looks without improvement after which training stops; None never.
         amp: multiply in bfloat16.
         seed: of torch's generator.
@@ -57,6 +59,7 @@ class Finetune(Method):
     gradual: tuple[int, ...] = ()
     temperature: float = 1.0
     decay: float = 0.0
+    watch: Literal["loss", "score"] = "loss"
     check_every: int = 100
     patience: int | None = None
     amp: bool = False
@@ -89,7 +92,12 @@ class Finetune(Method):
             weight=lambda q: self.weight_module(q, network.tensor(_constant(q))),
             activation=self.activation_module,
         )
-        score = context.score
+        score = context.score if self.watch == "score" else None
+        if self.watch == "score" and score is None:
+            raise OptionError(
+                "there is no score to watch: no tuning patient has a reference.",
+                "Label some, or set watch to loss.",
+            )
         curve = Trainer(
             student.module,
             self._groups(student),
@@ -106,6 +114,7 @@ class Finetune(Method):
             amp=self.amp,
             checkpoint=context.checkpoint,
             device=network.device,
+            inputs=[port.name for port in network.inputs],
             progress=context.progress,
         ).train(context.training)
         grids = {"activation": self.ranges, "weight": "learned"} if student.slots else {}

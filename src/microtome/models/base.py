@@ -81,9 +81,15 @@ def captured(module: nn.Module, weights: Path | None, shape: tuple[int, ...], wa
         apply_state(module, load_state(weights), weights)
     if wanted.device != "cpu":
         module = module.to(wanted.device)
-    network = capture(module, shape)
+    image, scores = ports(wanted.pipeline)
+    network = capture(module, {image: shape} if image else shape, keep=(scores,) if scores else None)
     files = (weights,) if weights is not None else ()
     return Loaded(on_device(network, wanted.device), wanted.pipeline, type(module).__name__, files, network.notes)
+
+
+def ports(pipeline: Pipeline | None) -> tuple[str | None, str | None]:
+    """Return which input a pipeline gives the image to, and which output it reads; None where it does not say."""
+    return (None, None) if pipeline is None else (pipeline.input, pipeline.output)
 
 
 def on_device(network: Network, device: str) -> Network:

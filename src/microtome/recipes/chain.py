@@ -50,7 +50,7 @@ class Recipe:
         numbers = (k for k, method in enumerate(self.methods) if method.phase is Phase.NUMBERS)
         return next(numbers, len(self.methods))
 
-    def told(self, **fields: Any) -> Recipe:
+    def with_fields(self, **fields: Any) -> Recipe:
         """Return the same with other values in each method that has all of these fields."""
         methods = [
             replace(m, **fields) if fields.keys() <= {f.name for f in dataclasses.fields(m)} else m  # type: ignore[arg-type, type-var]
@@ -100,14 +100,14 @@ def run(
         start = time.perf_counter()
         before = network.history
         batches = context.calibration
-        told = replace(
+        own = replace(
             context,
             calibration=batches.titled(name) if isinstance(batches, Titled) else batches,
             teacher=teacher,
             checkpoint=None if checkpoint is None else checkpoint.with_suffix(".training"),
         )
         with memory_at_hand():
-            network = method.run(network, told)
+            network = method.run(network, own)
         record = to_table(method) | {"method": name, "seconds": round(time.perf_counter() - start, 3)}
         for found in network.history[len(before) :]:  # what the method itself found worth keeping
             record.update(found)

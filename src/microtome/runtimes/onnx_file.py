@@ -122,7 +122,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     import torch
     from onnxscript import opset21 as op
 
-    from microtome.graph.rewriting.side_by_side import TO_CHANNELS, TO_COLUMNS
+    from microtome.graph.rewriting.column_operators import TO_CHANNELS, TO_COLUMNS
 
     def pair(x: Any, scale: Any, zero_point: Any, axis: int | None, limits: tuple[int, int]) -> Any:
         settings = {} if axis is None else {"axis": axis}

@@ -107,6 +107,7 @@ class Classification(Task):
             metric=judgement.metric,
             margin=judgement.margin,
             seed=judgement.seed,
+            own=self.OWN,
         )
         return {**parts, "operating_point": point}
 

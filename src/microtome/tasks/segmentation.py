@@ -36,7 +36,7 @@ class Segmentation(Task):
 
     NAME = "segmentation"
     MAPS = True
-    METRICS = tuple(name for name in named(STRUCTURE) if not about(name).lower_is_better)
+    METRICS = named(STRUCTURE)
     RULE = (
         "Empty masks: where reference and prediction are both empty, a structure's metric is undefined; the case is "
         "left out of that mean. Where only one of them is empty, Dice and NSD are 0 and HD95 is the diagonal of the "
@@ -105,7 +105,9 @@ class Segmentation(Task):
             )
             for case, record in rows
         ]
-        return summarise_segmentation(cases, metric=judgement.metric, margin=judgement.margin, seed=judgement.seed)
+        return summarise_segmentation(
+            cases, metric=judgement.metric, margin=judgement.margin, seed=judgement.seed, own=self.OWN
+        )
 
     def training_target(self, case: Case, labels: Array | None) -> Array | float:
         """Return the label map."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microtome.core.distillation import cosine
 from microtome.errors import DataError
+from microtome.graph.network import first
 from microtome.progress import Progress, Silent, TrainingBar
 from microtome.training import loop
 
@@ -32,7 +33,7 @@ class Trainer:
     initialized, each process trains on its own batches and gradients are averaged.
 
     Attributes:
-        student: (N, C, *S) → output.
+        student: (N, C, *S) → output, of several the first counts.
         groups: its parameters as torch's optimizers take them, each group with its full learning rate, `lr`.
         loss: of a batch.
         steps: batches to train on.
@@ -47,6 +48,7 @@ class Trainer:
         amp: multiply in bfloat16.
         checkpoint: file for the state of training; if it is there, training goes on from it. Deleted at the end.
         device: where the student is.
+        inputs: names of what the student takes, in order, for batches that hold several inputs by name.
         progress: shows the steps.
     """
 
@@ -55,7 +57,7 @@ class Trainer:
     loss: Loss
     _: KW_ONLY
     steps: int
-    teacher: Callable[[Tensor], Tensor] | None = None
+    teacher: Callable[[Any], Tensor] | None = None
     clipped: Sequence[nn.Parameter] = ()
     tuning: Iterable[Any] | None = None
     score: Callable[[], float] | None = None
@@ -66,10 +68,13 @@ class Trainer:
     amp: bool = False
     checkpoint: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    inputs: Sequence[str] = ()
     progress: Progress = field(default_factory=Silent)
 
     def train(self, batches: Iterable[Any]) -> dict[str, Any]:
-        """Train on batches of inputs, or of (inputs, targets); epoch after epoch, if there are too few.
+        """Train on batches of inputs, a tensor or several by name, or of (inputs, targets).
+
+        If there are too few, epoch follows epoch.
 
         The student then holds the best weights that a look found (without tuning batches and score: the last) and is in
         evaluation mode.
@@ -135,11 +140,13 @@ class _Run:
         """Return what the student loses on a batch."""
         trainer = self.trainer
         x, target = batch if isinstance(batch, tuple | list) else (batch, None)
-        x, target = x.to(trainer.device), None if target is None else target.to(trainer.device)
+        target = None if target is None else target.to(trainer.device)
+        x = _moved(x, trainer.device)
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.amp):
             with torch.no_grad():
                 wanted = None if trainer.teacher is None else trainer.teacher(x)
-            output = module(x)
+            inputs = [x[name] for name in trainer.inputs] if isinstance(x, Mapping) else [x]
+            output = first(module(*inputs))
         return trainer.loss(output.float(), None if wanted is None else wanted.float(), target)
 
     def check(self) -> None:
@@ -200,3 +207,8 @@ class _Run:
 def size(weight: Tensor) -> float:
     """Return the root mean square of a tensor, for rates relative to it; what starts at zero needs to move too."""
     return max(float(weight.detach().square().mean().sqrt()), SMALLEST_SIZE)
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    """Return a batch's input on a device: a tensor, or several by name."""
+    return {name: value.to(device) for name, value in x.items()} if isinstance(x, Mapping) else x.to(device)

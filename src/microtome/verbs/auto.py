@@ -13,10 +13,9 @@ import numpy as np
 
 from microtome import recipes
 from microtome.batches.calibration import inputs
-from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
+from microtome.deployment.timing import Candidate, file_bytes, interleaved
 from microtome.errors import MicrotomeError
 from microtome.evidence.candidates import Judge
-from microtome.evidence.comparison import streamed
 from microtome.files import write_json
 from microtome.graph import pt2
 from microtome.graph.network import Network
@@ -27,6 +26,7 @@ from microtome.runtimes.base import Session
 from microtome.staging import Place
 from microtome.types import Array
 from microtome.verbs.request import Request
+from microtome.verbs.score import judge_of
 
 # A network that is not so much slower than the fastest counts as fast: it is within what times vary by.
 AS_FAST = 1.05
@@ -55,15 +55,7 @@ def choose(
     """
     folder = staging.work / "auto"
     folder.mkdir(exist_ok=True)
-    judge = Judge(
-        streamed(eager(request.loaded.network.to("cpu"), request.options.threads)),
-        request.cohort,
-        request.cohort.tuning,
-        request.pipeline,
-        margin=request.options.margin,
-        seed=request.options.seed,
-        progress=progress,
-    )
+    judge = judge_of(request, progress)
     climb = _Climb(request, context, folder, judge, progress)
     spent = 0.0
     for recipe in request.recipes:

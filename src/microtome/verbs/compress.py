@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from microtome.batches.training import TrainingBatches, TuningBatches
 from microtome.deployment.deploy import Running, deploy
 from microtome.deployment.placement import Placement, measured_placement
 from microtome.deployment.timing import eager
+from microtome.errors import MicrotomeError
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.evidence.examples import choose, pictures
@@ -26,6 +28,7 @@ from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
 from microtome.methods.base import Context
 from microtome.package import target_folder
 from microtome.progress import Progress, Silent, Stopwatch
+from microtome.results import QuantizerRow, Result
 from microtome.staging import Place, Staging
 from microtome.tasks import task as kind
 from microtome.tasks.base import Judgement
@@ -35,6 +38,7 @@ from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
 from microtome.verbs.request import Request, identity, read_request
 from microtome.verbs.result import assemble
+from microtome.verbs.score import score_of
 from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
 
 if TYPE_CHECKING:
@@ -52,7 +56,7 @@ def compress(
     *,
     options: CompressOptions | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Compress a network for a target and measure what that did.
 
     The package appears at `out` when it is whole. Interrupted work is kept in `out.partial`; the same call goes on.
@@ -68,7 +72,8 @@ def compress(
         The content of `result.json`.
 
     Raises:
-        MicrotomeError: of the kind that says what is wrong; nothing is written to `out`.
+        MicrotomeError: of the kind that says what is wrong; nothing is written to `out`. A further target that fails is
+            left out instead, and named under `failed_targets`: what was measured for the others is kept.
 
     Example:
         >>> import microtome
@@ -87,16 +92,28 @@ def compress(
     with writing(out):
         staging.require(ROOM * 4 * request.loaded.network.parameters * len(options.targets))
         made: list[Made] = []
+        failed: dict[str, str] = {}
         for part in for_each_target(request):
             place = staging.part(part.runtime.NAME, target_folder(part.runtime.NAME))
-            if part.runtime.measurable():
-                made.append(_measured(part, place, seconds if not made else Stopwatch(), progress))
-            else:
-                made.append(_exported(part, place, made[0], progress))
-        result = listed(made)
+            try:
+                made.append(_made(part, place, made, seconds if not made else Stopwatch(), progress))
+            except MicrotomeError as error:
+                if not made:
+                    raise
+                failed[part.runtime.NAME] = str(error)
+                progress.say(f"{part.runtime.NAME} is left out: {error}")
+                shutil.rmtree(staging.package / target_folder(part.runtime.NAME), ignore_errors=True)
+        result = listed(made, failed)
         _write(request, made, result, staging, progress)
         staging.finish()
     return result
+
+
+def _made(request: Request, place: Place, others: Sequence[Made], seconds: Stopwatch, progress: Progress) -> Made:
+    """Compress for one target, and measure it if this machine can."""
+    if request.runtime.measurable():
+        return _measured(request, place, seconds, progress)
+    return _exported(request, place, others[0], progress)
 
 
 def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
@@ -178,8 +195,8 @@ def _placed(
         progress.say(f"on this machine no layer is faster in integers: recipe {FLOAT} in place of {request.recipe}")
         plain = replace(request, options=replace(options, recipe=FLOAT), recipes=(recipes.read(FLOAT),))
         return plain, (parent, 0), placement
-    told = tuple(recipe.told(readers=placement.readers, skip=placement.skip) for recipe in request.recipes)
-    return replace(request, recipes=told), (network, first.structural), placement
+    placed = tuple(recipe.with_fields(readers=placement.readers, skip=placement.skip) for recipe in request.recipes)
+    return replace(request, recipes=placed), (network, first.structural), placement
 
 
 def _precision(options: CompressOptions, placement: Placement | None) -> str | None:
@@ -200,13 +217,14 @@ def _compressed(
     return recipes.run(request.recipes[0], network, context, checkpoints=place.work, done=done), []
 
 
-def _add_diagnosis(result: dict[str, Any], request: Request, network: Network) -> None:
+def _add_diagnosis(result: Result, request: Request, network: Network) -> None:
     """Add what each layer lost, where values were clipped, and what methods found on their way."""
     cohort, cases = request.calibration
     batches = CalibrationBatches(cohort, cases, request.pipeline, Silent(), request.options.seed)
     found = diagnose(request.loaded.network, network, batches)
-    result["quantizers"] = [row | more for row, more in zip(result["quantizers"], found.pop("quantizers"), strict=True)]
-    result |= found | from_history(network)
+    rows = zip(result["quantizers"], found.pop("quantizers"), strict=True)
+    result["quantizers"] = [cast(QuantizerRow, {**row, **more}) for row, more in rows]
+    result.update(cast(Result, found | from_history(network)))
 
 
 def _context(request: Request, progress: Progress) -> Context:
@@ -236,13 +254,12 @@ def _context(request: Request, progress: Progress) -> Context:
         capabilities=request.runtime.capabilities(),
         sigmoid=pipeline.activation == "sigmoid",
         loss=kind(pipeline.task).loss(pipeline),
+        score=score_of(request, progress),
         progress=progress,
     )
 
 
-def _write(
-    request: Request, made: Sequence[Made], result: dict[str, Any], staging: Staging, progress: Progress
-) -> None:
+def _write(request: Request, made: Sequence[Made], result: Result, staging: Staging, progress: Progress) -> None:
     """Fill the package folder: the first target's result, network and weights; of each other its own result."""
     folder, (first, *others) = staging.package, made
     progress.say("write the package")

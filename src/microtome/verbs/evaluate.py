@@ -13,7 +13,7 @@ import numpy as np
 
 from microtome.deployment.timing import eager
 from microtome.environment import describe, peak_memory_mib
-from microtome.errors import SplitError
+from microtome.errors import OptionError, SplitError
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.provenance import hash_case
@@ -23,6 +23,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.stream import Stream
 from microtome.package import SCHEMA, open_package
 from microtome.progress import Progress, Silent
+from microtome.results import Result
 from microtome.staging import Staging
 from microtome.tasks import task
 from microtome.tasks.base import Judgement
@@ -38,9 +39,10 @@ def evaluate(
     out: str | Path,
     *,
     parent: str | Path | None = None,
+    target: str | None = None,
     options: CompressOptions | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Evaluate a package, or a model in PyTorch, on the evaluation cases of a cohort.
 
     Without `parent` there is no difference and no verdict. Cases that a package was calibrated on are left out. An
@@ -51,6 +53,7 @@ def evaluate(
         cohort: labelled cases.
         out: folder to make, with `result.json` and `report.html`.
         parent: the uncompressed network; runs in PyTorch.
+        target: which of a package's targets; None is the first.
         options: those that concern cohort, model and judgement.
         progress: told of each case.
 
@@ -62,14 +65,21 @@ def evaluate(
     """
     options, progress, out = options or CompressOptions(evaluation=1.0, tuning=0.0), progress or Silent(), Path(out)
     cases = read_cohort(Path(cohort), options)
-    predict, pipeline, known = _open(model, cases, options)
+    predict, pipeline, known = _open(model, cases, options, target)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
     reference, kind = predict, task(pipeline.task)
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
         reference = streamed(eager(loaded.network, options.threads))
     staging = Staging(
-        out, {"evaluate": str(model), "parent": str(parent), "cohort": str(cohort), "options": str(options)}
+        out,
+        {
+            "evaluate": str(model),
+            "parent": str(parent),
+            "target": target,
+            "cohort": str(cohort),
+            "options": str(options),
+        },
     )
     with writing(out):
         pair = Pair(reference, predict)
@@ -83,7 +93,7 @@ def evaluate(
             progress=progress,
         )
         examples, arrays = pictures(choose(evaluation.parts, pipeline), pair, cases, pipeline)
-        result = {
+        result: Result = {
             "schema": SCHEMA,
             "microtome": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -116,13 +126,17 @@ def evaluate(
     return result
 
 
-def _open(model: str | Path, cohort: Cohort, options: CompressOptions) -> tuple[Stream, Pipeline, dict[str, Any]]:
+def _open(
+    model: str | Path, cohort: Cohort, options: CompressOptions, target: str | None
+) -> tuple[Stream, Pipeline, dict[str, Any]]:
     """Return how to run the model, its pipeline, and what its package knows."""
     folder = Path(model)
     if not (folder / "result.json").exists():
+        if target is not None:
+            raise OptionError(f"{model} is no package: it has no target.", "Leave --target out.")
         loaded, pipeline = read_network(model, cohort, options)
         return streamed(eager(loaded.network, options.threads)), pipeline, {}
-    package = open_package(folder, threads=options.threads)
+    package = open_package(folder, target=target, threads=options.threads)
     known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
     record = folder / "provenance.json"
     if record.exists():

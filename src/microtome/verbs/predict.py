@@ -28,6 +28,7 @@ def predict(
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
+    target: str | None = None,
     threads: int = 0,
     overwrite: bool = False,
     extension: str = "nii.gz",
@@ -49,6 +50,7 @@ def predict(
         package: a folder that `compress` wrote.
         inputs: image files, DICOM series, and folders that hold them, see `inference.jobs.jobs_of`.
         out: folder to fill.
+        target: which of the package's targets; None is the first.
         threads: of the runtime; 0 lets it choose.
         overwrite: do everything anew, into a folder that may hold something else.
         extension: of label maps of volumes: `nii.gz` or `nii`.
@@ -61,14 +63,14 @@ def predict(
         `peak_memory_mib`.
 
     Raises:
-        OptionError: an extension that does not exist.
+        OptionError: an extension, or a target, that does not exist.
         ReadError: the package is broken, an input does not exist, or there is no image.
         OutputError: `out` holds something else, or cannot be written; what is finished is kept.
     """
     progress, out = progress or Silent(), Path(out)
     if extension not in EXTENSIONS:
         raise OptionError(f"The extension must be {' or '.join(EXTENSIONS)}, not {extension!r}.")
-    opened = open_package(package, threads=threads)
+    opened = open_package(package, target=target, threads=threads)
     jobs = jobs_of(inputs)
     place = Predictions(out, {"package": _identity(opened), "extension": extension}, overwrite=overwrite)
     suffix = "png" if opened.pipeline.spatial_dims == 2 else extension

@@ -35,11 +35,11 @@ def asked(options: CompressOptions) -> tuple[Recipe, ...]:
         for method in methods
         if getattr(options, name) not in (None, ())
     }
-    told: dict[str, Any] = dict(options.set)
+    given: dict[str, Any] = dict(options.set)
     if options.recipe != AUTO:
         find(options.recipe, also=(AUTO,))
-        return (read(options.recipe, told, where_there=short, seed=options.seed),)
-    for key in told:
+        return (read(options.recipe, given, where_there=short, seed=options.seed),)
+    for key in given:
         if not any(holds(name, key) for name in LADDER):
             raise OptionError(f"no recipe that auto tries has {key!r}.", f"It tries {', '.join(LADDER)}.")
-    return tuple(read(name, where_there=short | told, seed=options.seed) for name in LADDER)
+    return tuple(read(name, where_there=short | given, seed=options.seed) for name in LADDER)

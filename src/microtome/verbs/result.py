@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import asdict
-from typing import Any
 
 from microtome.core.affine import real_range
 from microtome.deployment.deploy import Deployed
@@ -15,6 +14,7 @@ from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA
+from microtome.results import QuantizerRow, Result
 from microtome.verbs.request import Request
 from microtome.verbs.targets import session
 from microtome.version import __version__
@@ -29,7 +29,7 @@ SHRUNK = 1.1
 UNSTEADY = 1.5
 
 
-def assemble(request: Request, network: Network, deployed: Deployed, evaluation: Evaluation) -> dict[str, Any]:
+def assemble(request: Request, network: Network, deployed: Deployed, evaluation: Evaluation) -> Result:
     """Return the content of `result.json`, schema 1, but for `examples` and `seconds`."""
     options, parts, target = request.options, evaluation.parts, request.runtime
     eager_run = next(run for run in deployed.runs if run["runtime"] == "pytorch")
@@ -44,7 +44,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "tuning": len(request.cohort.tuning),
         "failed": 0,
     }
-    result: dict[str, Any] = {
+    result: Result = {
         "schema": SCHEMA,
         "microtome": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -64,15 +64,20 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "compressed": {
             "sha256": network.fingerprint(),
             "parameters": network.parameters,
-            "bytes": ours["bytes"],
+            "bytes": ours["bytes"] or 0,
             "latency_ms": ours["latency_ms"],
             "file": deployed.path.name,
             **parts["compressed"],
         },
         "session": session(request, deployed.path, deployed.precision),
         "input": {"shape": [1, *network.shape], "pipeline": describe_pipeline(request.pipeline)},
-        **{side: [asdict(port) for port in getattr(network, side)] for side in ("inputs", "outputs")},
-        **{key: parts[key] for key in ("difference", "agreement", "operating_point", "subgroups", "cases")},
+        "inputs": [asdict(port) for port in network.inputs],
+        "outputs": [asdict(port) for port in network.outputs],
+        "difference": parts["difference"],
+        "agreement": parts["agreement"],
+        "operating_point": parts["operating_point"],
+        "subgroups": parts["subgroups"],
+        "cases": parts["cases"],
         "verdict": parts["verdict"],
         "runs": deployed.runs,
         "layers": deployed.layers,
@@ -129,21 +134,22 @@ def _warnings(request: Request, deployed: Deployed, integer: dict[str, int]) -> 
             f"The uncompressed network is faster on {name} in {best['precision']} ({best['latency_ms']:.1f} ms) than "
             f"the compressed one ({ours['latency_ms']:.1f} ms)."
         )
-    float_bytes = min((run["bytes"] for run in floats if run["bytes"]), default=0)
-    if integer["requested"] and 0 < float_bytes < SHRUNK * ours["bytes"]:
+    float_bytes = min((run["bytes"] or 0 for run in floats if run["bytes"]), default=0)
+    our_bytes = ours["bytes"] or 0
+    if integer["requested"] and 0 < float_bytes < SHRUNK * our_bytes:
         found.append(
-            f"The file did not shrink ({float_bytes:,} → {ours['bytes']:,} bytes): the network has so few weights that "
+            f"The file did not shrink ({float_bytes:,} → {our_bytes:,} bytes): the network has so few weights that "
             "the description of its graph outweighs them."
         )
     return found
 
 
-def _quantizer_table(network: Network) -> list[dict[str, Any]]:
+def _quantizer_table(network: Network) -> list[QuantizerRow]:
     """Return a row for each quantizer; how its range was found is what the last method that did so left written."""
     found: dict[str, str] = {}
     for record in network.history:
         found |= record.get("grids", {})
-    rows = []
+    rows: list[QuantizerRow] = []
     for quantizer in quantizers(network):
         low, high = real_range(quantizer.qparams)
         rows.append(

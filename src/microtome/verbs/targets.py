@@ -7,13 +7,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from microtome.deployment.timing import file_bytes
 from microtome.environment import describe
 from microtome.files import sha256
 from microtome.graph.network import Network
 from microtome.package import SCHEMA, target_folder
+from microtome.results import Result, SessionFiles, Target
 from microtome.runtimes import runtime
 from microtome.types import Array
 from microtome.verbs.request import Request
@@ -33,7 +33,7 @@ class Made:
 
     name: str
     network: Network
-    result: dict[str, Any]
+    result: Result
     arrays: Mapping[str, Array]
 
 
@@ -43,7 +43,7 @@ def for_each_target(request: Request) -> Iterator[Request]:
         yield replace(request, options=replace(request.options, target=name), runtime=runtime(name))
 
 
-def without_evidence(request: Request, network: Network, path: Path, primary: Mapping[str, Any]) -> dict[str, Any]:
+def without_evidence(request: Request, network: Network, path: Path, primary: Result) -> Result:
     """Return the `result.json` of a target that this machine cannot run: nothing of it was measured, and it says so.
 
     Args:
@@ -54,17 +54,25 @@ def without_evidence(request: Request, network: Network, path: Path, primary: Ma
     """
     name, size = request.runtime.NAME, file_bytes(request.runtime, path)
     reason = f"This machine cannot run {name}: the network was exported for it, and nothing was measured."
-    shared = ("title", "task", "classes", "length_unit", "operating_point", "input")
     precision = request.runtime.PRECISIONS[0] if request.options.precision == "auto" else request.options.precision
     return {
         "schema": SCHEMA,
         "microtome": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **{key: primary[key] for key in shared},
+        "title": primary["title"],
+        "task": primary["task"],
+        "classes": primary["classes"],
+        "length_unit": primary["length_unit"],
+        "operating_point": primary["operating_point"],
+        "input": primary["input"],
         "target": name,
         "recipe": primary["recipe"],
         "measured": False,
-        "parent": {**{key: primary["parent"][key] for key in ("sha256", "parameters")}, "metrics": {}},
+        "parent": {
+            "sha256": primary["parent"]["sha256"],
+            "parameters": primary["parent"]["parameters"],
+            "metrics": {},
+        },
         "compressed": {
             "sha256": network.fingerprint(),
             "parameters": network.parameters,
@@ -81,7 +89,7 @@ def without_evidence(request: Request, network: Network, path: Path, primary: Ma
     }
 
 
-def session(request: Request, path: Path, precision: str) -> dict[str, Any]:
+def session(request: Request, path: Path, precision: str) -> SessionFiles:
     """Return what `open_package` needs of a target's files; `file` is relative to the folder of the `result.json`."""
     hashes = {file.name: sha256(file) for file in request.runtime.files(path)}
     return {
@@ -93,8 +101,13 @@ def session(request: Request, path: Path, precision: str) -> dict[str, Any]:
     }
 
 
-def listed(made: Sequence[Made]) -> dict[str, Any]:
-    """Return the package's `result.json`: the whole of its first target, and a line for each under `targets`."""
+def listed(made: Sequence[Made], failed: Mapping[str, str]) -> Result:
+    """Return the package's `result.json`: the whole of its first target, and a line for each under `targets`.
+
+    Args:
+        made: what came out for each target.
+        failed: targets that are left out, and why.
+    """
     first = made[0]
     place = target_folder(first.name)
     file = (place / first.result["session"]["file"]).as_posix()
@@ -103,18 +116,27 @@ def listed(made: Sequence[Made]) -> dict[str, Any]:
         "compressed": {**first.result["compressed"], "file": file},
         "session": {**first.result["session"], "file": file},
         "targets": {one.name: _line(one) for one in made},
+        "failed_targets": dict(failed),
+        "warnings": [
+            *first.result["warnings"],
+            *(f"The package has no part for {name}: {why}" for name, why in failed.items()),
+        ],
     }
 
 
-def _line(made: Made) -> dict[str, Any]:
+def _line(made: Made) -> Target:
     result = made.result
     measured = result.get("measured", True)
-    line = {
-        **result["session"],
+    line: Target = {
+        "runtime": result["session"]["runtime"],
         "file": (target_folder(made.name) / result["session"]["file"]).as_posix(),
+        "precision": result["session"]["precision"],
+        "sha256": result["session"]["sha256"],
+        "pipeline_sha256": result["session"]["pipeline_sha256"],
         "bytes": result["compressed"]["bytes"],
         "measured": measured,
     }
     if measured:
         line["latency_ms"] = result["compressed"]["latency_ms"]
-    return {**line, "verdict": result["verdict"]}
+    line["verdict"] = result["verdict"]
+    return line

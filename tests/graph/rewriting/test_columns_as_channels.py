@@ -7,8 +7,8 @@ from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, kind
 from microtome.graph.program import export_graph, exported, network_from_export
+from microtome.graph.rewriting.column_operators import TO_CHANNELS, TO_COLUMNS
 from microtome.graph.rewriting.columns_as_channels import columns_as_channels
-from microtome.graph.rewriting.side_by_side import TO_CHANNELS, TO_COLUMNS
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.types import Port

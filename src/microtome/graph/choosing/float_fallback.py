@@ -118,8 +118,8 @@ class Fallback:
 
     def rows(self, network: Network, quantize: Quantizer, batches: Iterable[Batch]) -> tuple[Kept, ...]:
         """Return what `keep_float` returns."""
-        told = {"least_gain_db": self.least_gain_db, "most_bytes": self.most_bytes}
-        return keep_float(network, quantize, batches, candidates=self.candidates, **told)  # type: ignore[arg-type]
+        limits = {"least_gain_db": self.least_gain_db, "most_bytes": self.most_bytes}
+        return keep_float(network, quantize, batches, candidates=self.candidates, **limits)  # type: ignore[arg-type]
 
 
 def skipped(rows: Iterable[Kept]) -> frozenset[str]:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from microtome.graph import edit
 from microtome.graph.learning.learned_grids import Grid
-from microtome.graph.network import Network
+from microtome.graph.network import Batch, Network, first
 from microtome.graph.operators import constant_source
 from microtome.graph.quantizers import Quantizer, quantizers
 from microtome.graph.quiet import quiet
@@ -74,9 +74,9 @@ class Trainable:
             graph.erase_node(quantizer.node)
             yield Slot(position, quantizer, made, node, None if source is None else str(source.target))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Run the graph: (N, C, *S) → (N, K, *S) or (N, K)."""
-        output: Tensor = self.module(x)
+    def __call__(self, x: Batch) -> Tensor:
+        """Run the graph and return its first output: (N, C, *S) → (N, K, *S) or (N, K)."""
+        output: Tensor = first(self.module(*self._network.arguments(x)))
         return output
 
     def weight_of(self, slot: Slot) -> nn.Parameter:

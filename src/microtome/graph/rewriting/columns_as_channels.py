@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, kind
+from microtome.graph.rewriting.column_operators import TO_CHANNELS, TO_COLUMNS
 from microtome.graph.rewriting.narrow_convs import Fold, each, folds, reaches_a_quantizer, shape
-from microtome.graph.rewriting.side_by_side import TO_CHANNELS, TO_COLUMNS
 from microtome.graph.rewriting.weights import give_weight, take
 
 PER_CHANNEL = {"prelu": (1,), "batch_norm": (1, 2, 3, 4)}  # arguments with one value per channel

@@ -105,19 +105,19 @@ def decibels(signal: float, noise: float) -> float | None:
 class GridUses:
     """Watches all quantizers of a network that are a grid of their own."""
 
-    def __init__(self, network: Network, twin: Network) -> None:
+    def __init__(self, network: Network, counterpart: Network) -> None:
         """Look at the weights.
 
         Args:
             network: with quantizers.
-            twin: its float twin: what weights were before they were rounded.
+            counterpart: what weights were before they were rounded.
         """
         self._network = without_mutation(network)
         self._found = list(quantizers(self._network))
         self._uses = {q.node: GridUse() for q in self._found if not _one_of_two(q.node)}
         self._watch = _AtQuantizers(self._network, self._look)
         self._grids = {q.node: q.qparams for q in self._found}
-        originals = twin.constants()
+        originals = counterpart.constants()
         for quantizer in self._found:
             source = constant_source(quantizer.node)
             if source is not None and quantizer.node in self._uses:

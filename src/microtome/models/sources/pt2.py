@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microtome.errors import OptionError, ReadError
-from microtome.models.base import Loaded, Wanted, on_device
+from microtome.models.base import Loaded, Wanted, on_device, ports
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -38,12 +38,16 @@ def load_file(path: Path, wanted: Wanted, title: str) -> Loaded:
         raise OptionError(f"{path} has its own weights.", "Leave --weights out.")
     if not path.is_file():
         raise ReadError(f"{path} does not exist.", f"Give {LOOKS_LIKE}, a MONAI bundle folder, or a package folder.")
-    network = pt2.load(path)
     beside = path.with_name("pipeline.json")
     pipeline, files = wanted.pipeline, [path]
     if pipeline is None and beside.is_file():
         pipeline = Pipeline.from_json(_text(beside))
         files.append(beside)
+    image, scores = ports(pipeline)
+    network = pt2.load(path, keep=(scores,) if scores else None)
+    names = [port.name for port in network.inputs]
+    if image not in (None, names[0]):
+        raise OptionError(f"{path} has no input {image!r} for the image.", f"It takes {', '.join(names)}.")
     network = _with_shape(network, wanted.input_shape or (pipeline.input_shape if pipeline else None), path)
     return Loaded(on_device(network, wanted.device), pipeline, title, tuple(files), network.notes)
 

@@ -1,0 +1,51 @@
+"""How good a network is on the tuning patients: what methods may steer by, since nothing of it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from microtome.deployment.timing import eager
+from microtome.evidence.candidates import Judge
+from microtome.evidence.comparison import streamed
+from microtome.progress import Progress
+from microtome.verbs.request import Request
+
+if TYPE_CHECKING:
+    from microtome.graph.network import Network
+
+
+def score_of(request: Request, progress: Progress) -> Callable[[Network], float] | None:
+    """Return what scores a network by the metric of the verdict, higher is better; None without labelled patients.
+
+    The parent runs when it is first asked.
+    """
+    if not any(case.label is not None or case.mask is not None for case in request.cohort.tuning):
+        return None
+    options, known = request.options, list[Judge]()
+
+    def score(network: Network) -> float:
+        if not known:
+            known.append(judge_of(request, progress))
+        return known[0].score(streamed(eager(network.to("cpu"), options.threads)))
+
+    return score
+
+
+def judge_of(request: Request, progress: Progress) -> Judge:
+    """Run the parent on the tuning patients, to compare candidates with.
+
+    Raises:
+        SplitError: there are no tuning cases with a reference.
+    """
+    options = request.options
+    return Judge(
+        streamed(eager(request.loaded.network.to("cpu"), options.threads)),
+        request.cohort,
+        request.cohort.tuning,
+        request.pipeline,
+        metric=options.metric,
+        margin=options.margin,
+        seed=options.seed,
+        progress=progress,
+    )
