@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,10 @@ T = TypeVar("T")
 MARKS = {True: "[green]✔ non-inferior[/]", False: "[red]✘ inferior[/]", None: "[yellow]? undecided[/]"}
 MOST_LAYERS = 40
 TABLE_WIDTH = 140  # of tables that are not read in a terminal
+# Of a stage, where no bar is seen: a line each tenth of it, but not sooner than after so many seconds; and where a tenth
+# takes long, a line now and then all the same.
+TENTHS = 10
+SHORT_SILENCE, LONG_SILENCE = 2.0, 30.0
 
 
 class RichProgress:
@@ -24,7 +29,7 @@ class RichProgress:
 
     def __init__(self) -> None:
         """Make the display; it starts with the `with` block."""
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, soft_wrap=True)
         self._bars = Progress(
             TextColumn("{task.description:24}"),
             BarColumn(),
@@ -36,25 +41,44 @@ class RichProgress:
         )
 
     def __enter__(self) -> Self:
-        """Start the display."""
-        self._bars.start()
+        """Start the display, where there is a terminal."""
+        if self._console.is_terminal:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the display."""
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def track(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-        """Pass the items on and move a bar; where nobody sees bars, such as in a log, say what begins."""
-        if not self._console.is_terminal:
-            self.say(title if total is None else f"{title}: {total} steps")
-        yield from self._bars.track(items, total=total, description=title)
+        """Pass the items on and move a bar; where nobody sees bars, such as in a log, say how far it is."""
+        if self._console.is_terminal:
+            yield from self._bars.track(items, total=total, description=title)
+        else:
+            yield from self._lines(items, title, total)
+
+    def _lines(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+        """Pass the items on, and say a line when it begins, each tenth of the way but not too often, and at its end."""
+        begin = last = time.perf_counter()
+        self.say(title if total is None else f"{title}: 0 of {total}")
+        done = 0
+        for item in items:
+            yield item
+            done += 1
+            now = time.perf_counter()
+            tenth = total is None or done * TENTHS // total > (done - 1) * TENTHS // total
+            if done != total and now - last >= (LONG_SILENCE if not tenth else SHORT_SILENCE):
+                last = now
+                left = "" if total is None else f" of {total}, {(now - begin) / done * (total - done):.0f} s left"
+                self.say(f"{title}: {done}{left}")
+        self.say(f"{title}: {done} done in {time.perf_counter() - begin:.1f} s")
 
     def say(self, text: str) -> None:
         """Print one line above the bars."""
-        self._console.print(f"[dim]{text}[/]", highlight=False)
+        self._console.print(text, style="dim", highlight=False, markup=False)
 
 
 def complain(error: MicrotomeError) -> None:

@@ -45,7 +45,7 @@ def test_roc_points_by_hand() -> None:
 
 def pixels(uri: str) -> np.ndarray:
     head, data = uri.split(",")
-    assert head == "data:image/png;base64"
+    assert head == "data:image/webp;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 

@@ -1,4 +1,4 @@
-"""Example cases as PNG data URIs: the image, and the contours of reference, parent and compressed on it."""
+"""Example cases as WebP data URIs: the image, and the contours of reference, parent and compressed on it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ STRUCTURES = ("#ffb000", "#5cc8ff", "#ff7fbf", "#5ee0a0", "#f2ea5a", "#c9a6ff", 
 CHANGED = (1.0, 0.15, 0.3, 0.75)  # RGBA of pixels whose label changed
 PIXELS = 420  # longer side of a panel
 DPI = 100
+QUALITY = 85  # of the lossy compression, 0 to 100
 
 
 def structure_color(label: int) -> str:
@@ -26,7 +27,7 @@ def structure_color(label: int) -> str:
 def panel(
     image: Array, labels: Array | None = None, *, under: Array | None = None, changed: Array | None = None
 ) -> str:
-    """One panel as a PNG data URI.
+    """One panel as a WebP data URI: about a fifth of the bytes of a PNG, and no difference that is seen.
 
     Args:
         image: (H, W) or (H, W, 3), 0 to 1; what is not finite is drawn black.
@@ -55,8 +56,8 @@ def panel(
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    figure.savefig(stream, format="webp", dpi=DPI, pil_kwargs={"quality": QUALITY})
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def structures(labels: Array) -> list[int]:
