@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 MARKS = {True: "[green]✔ non-inferior[/]", False: "[red]✘ inferior[/]", None: "[yellow]? undecided[/]"}
 MOST_LAYERS = 40
 TABLE_WIDTH = 140  # of tables that are not read in a terminal
-# Of a stage, where no bar is seen: a line each tenth of it, but not sooner than after so many seconds; and where a tenth
+# Of a stage, where no bar is seen: a line each tenth of it, but not sooner than after so many seconds; where a tenth
 # takes long, a line now and then all the same.
 TENTHS = 10
 SHORT_SILENCE, LONG_SILENCE = 2.0, 30.0
@@ -94,8 +95,8 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     """Print the verdict, the main numbers and where the report is."""
     console = Console(soft_wrap=True)
     verdict = result.get("verdict") or {}
-    console.print(f"\n[bold]{result['title']}[/]  ({result['target']}, {result['recipe']})")
-    console.print(f"{MARKS[verdict.get('non_inferior')]}  {verdict.get('reason', '')}", highlight=False)
+    console.print(f"\n[bold]{escape(result['title'])}[/]  ({result['target']}, {result['recipe']})")
+    console.print(f"{MARKS[verdict.get('non_inferior')]}  {escape(verdict.get('reason', ''))}", highlight=False)
     table = Table(show_edge=False, pad_edge=False)
     for name in ("", "parent", "compressed", "difference (95 % interval)"):
         table.add_column(name, justify="right" if name else "left")
@@ -115,8 +116,11 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     integer = result.get("integer")
     if integer:
         console.print(f"Layers in integers: {integer['executed']} of {integer['requested']} asked for", highlight=False)
-    for warning in result.get("warnings", ()):
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    if result.get("input", {}).get("guessed"):
+        console.print("[yellow]guessed:[/] the pre-processing; see the notes and --pipeline", highlight=False)
+    for kind, style in (("warning", "yellow"), ("note", "cyan")):
+        for line in result.get(f"{kind}s", ()):
+            console.print(f"[{style}]{kind}:[/] {escape(line)}", highlight=False)
     console.print(f"Report: {out / 'report.html'}", highlight=False)
     console.print("[dim]This is evidence, not clearance.[/]")
 
@@ -150,8 +154,8 @@ def inspect_table(result: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"{result['title']}: {result['parameters']:,} parameters, {result['macs'] / 1e9:.2f} GMAC for an input of "
-        f"{'×'.join(map(str, result['input']))}",
+        f"{escape(result['title'])}: {result['parameters']:,} parameters, {result['macs'] / 1e9:.2f} GMAC "
+        f"for an input of {'×'.join(map(str, result['input']))}",
         highlight=False,
     )
     for side in ("inputs", "outputs"):
@@ -160,7 +164,7 @@ def inspect_table(result: dict[str, Any]) -> None:
             shape = "×".join(map(str, port["shape"]))
             console.print(f"{side.removesuffix('s')} {port['name']}: {shape}, {sizes}", highlight=False)
     for note in result["notes"]:
-        console.print(f"[dim]{note}[/]", highlight=False)
+        console.print(note, style="dim", markup=False, highlight=False)
 
 
 def _wide() -> Console:

@@ -50,6 +50,7 @@ class Loaded:
         title: what to call the model in a report.
         files: what it was read from; provenance hashes them.
         notes: what the user should know.
+        guessed: the pipeline is not known: what is used in its place is a guess from the cohort.
     """
 
     network: Network
@@ -57,6 +58,7 @@ class Loaded:
     title: str
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    guessed: bool = False
 
 
 class Source(Protocol):

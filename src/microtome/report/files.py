@@ -19,6 +19,7 @@ SCHEMA = 1
 OBJECTS = (
     "parent",
     "compressed",
+    "input",
     "difference",
     "agreement",
     "verdict",
@@ -33,7 +34,7 @@ OBJECTS = (
     "training",
 )
 TABLES = ("runs", "layers", "cases", "examples", "quantizers", "pareto", "trials", "placement")
-LISTS = ("classes", "warnings")
+LISTS = ("classes", "warnings", "notes")
 REQUIRED = ("parent", "compressed")
 PANELS = ("image", "reference", "parent", "compressed")
 HINT = "Point to a package folder that `microtome compress` or `microtome evaluate` wrote, or write it again."

@@ -44,7 +44,9 @@ def headline(result: Result) -> dict[str, Any]:
         "reason": words.text(result["verdict"].get("reason"), 1000),
         "proof": proof(result),
         "tiles": tiles(result),
+        "guess": guess(result),
         "alarms": alarms(result),
+        "notes": notes(result),
         "evidence": EVIDENCE,
     }
 
@@ -130,6 +132,21 @@ def shortfall(result: Result) -> tuple[int, int] | None:
     if requested is None or requested <= (executed or 0):
         return None
     return int(executed or 0), int(requested)
+
+
+def guess(result: Result) -> str:
+    """The sentence that marks evidence which rests on a guess; empty where nothing was guessed."""
+    if result["input"].get("guessed") is not True:
+        return ""
+    return (
+        f"The pre-processing was guessed from the cohort ({words.text(result['input'].get('pipeline'), 1000)}). "
+        "Where the network was trained with another, both networks are measured worse than they are."
+    )
+
+
+def notes(result: Result) -> list[str]:
+    """What was guessed, dropped or passed over on the way."""
+    return [words.text(line, 1000) for line in result["notes"] if line]
 
 
 def alarms(result: Result) -> list[str]:

@@ -20,6 +20,7 @@ from microtome.evidence.provenance import hash_case
 from microtome.files import write_json, writing
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
+from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.medical.stream import Stream
 from microtome.package import SCHEMA, open_package
 from microtome.progress import Progress, Silent
@@ -67,9 +68,10 @@ def evaluate(
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options, target)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
-    reference, kind = predict, task(pipeline.task)
+    reference, kind, notes = predict, task(pipeline.task), list(known.pop("notes", ()))
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
+        notes += [f"The parent: {note}" for note in loaded.notes]
         reference = streamed(eager(loaded.network, options.threads))
     staging = Staging(
         out,
@@ -103,12 +105,13 @@ def evaluate(
             "recipe": known.get("recipe", "none"),
             "classes": list(pipeline.classes),
             "length_unit": "px" if pipeline.spatial_dims == 2 else "mm",
+            "input": {"pipeline": describe_pipeline(pipeline), "guessed": known.get("guessed", False)},
             **evaluation.parts,
             "examples": examples,
             "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
             "memory": {"evaluate_peak_mib": peak_memory_mib()},
             "environment": describe(options.threads),
-            "notes": list(cases.notes),
+            "notes": list(dict.fromkeys((*notes, *cases.notes))),
             "warnings": [],
         }
         if parent is None:
@@ -135,9 +138,12 @@ def _open(
         if target is not None:
             raise OptionError(f"{model} is no package: it has no target.", "Leave --target out.")
         loaded, pipeline = read_network(model, cohort, options)
-        return streamed(eager(loaded.network, options.threads)), pipeline, {}
+        known = {"notes": loaded.notes, "guessed": loaded.guessed}
+        return streamed(eager(loaded.network, options.threads)), pipeline, known
     package = open_package(folder, target=target, threads=options.threads)
     known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
+    known["notes"] = package.result.get("notes", ())
+    known["guessed"] = package.result.get("input", {}).get("guessed", False)
     record = folder / "provenance.json"
     if record.exists():
         origin = json.loads(record.read_text())["cohort"]

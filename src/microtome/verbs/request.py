@@ -170,8 +170,8 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     pipeline = declared or loaded.pipeline
     if pipeline is None:
         pipeline = default_pipeline(cohort, outputs=outputs)
-        note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}"
-        loaded = replace(loaded, notes=(*loaded.notes, note))
+        note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}. Declare it with --pipeline."
+        loaded = replace(loaded, notes=(*loaded.notes, note), guessed=True)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, cohort, outputs)
     return loaded, pipeline

@@ -70,7 +70,11 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
             **parts["compressed"],
         },
         "session": session(request, deployed.path, deployed.precision),
-        "input": {"shape": [1, *network.shape], "pipeline": describe_pipeline(request.pipeline)},
+        "input": {
+            "shape": [1, *network.shape],
+            "pipeline": describe_pipeline(request.pipeline),
+            "guessed": request.loaded.guessed,
+        },
         "inputs": [asdict(port) for port in network.inputs],
         "outputs": [asdict(port) for port in network.outputs],
         "difference": parts["difference"],
@@ -89,7 +93,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
-        "notes": [*request.loaded.notes, *network.notes, *request.cohort.notes],
+        "notes": list(dict.fromkeys((*request.loaded.notes, *network.notes, *request.cohort.notes))),
         "warnings": _warnings(request, deployed, integer),
     }
     if integer["executed"] < integer["requested"]:
