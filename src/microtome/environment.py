@@ -13,6 +13,13 @@ from typing import Any
 PACKAGES = ("numpy", "scipy", "torch", "openvino", "onnxruntime", "onnx", "monai", "nibabel", "pydicom")
 INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
+# What makes a network in few bits fast: dot products of 8-bit integers, tiles of them, and bfloat16.
+FAST = {
+    "int8 dot products (VNNI)": ("avx_vnni", "avx512_vnni", "asimddp", "i8mm"),
+    "int8 tiles (AMX)": ("amx_int8",),
+    "bf16": ("avx512_bf16", "amx_bf16"),
+}
+
 
 @functools.cache
 def processor() -> tuple[str, tuple[str, ...]]:
@@ -25,6 +32,17 @@ def processor() -> tuple[str, tuple[str, ...]]:
         name, flags = fields.get("model name", name), fields.get("flags", fields.get("Features", ""))
     present = set(flags.split())
     return name, tuple(flag for flag in INSTRUCTIONS if flag in present)
+
+
+def arithmetic() -> str:
+    """Return in a sentence which fast arithmetic the processor has, as far as the operating system tells."""
+    name, instructions = processor()
+    have = [title for title, flags in FAST.items() if any(flag in instructions for flag in flags)]
+    lack = [title for title in FAST if title not in have]
+    if not instructions:
+        return f"{name}: it is not known which fast integer arithmetic it has."
+    text = f"{name} has {' and '.join(have)}" if have else f"{name} has no fast arithmetic for integers or bf16"
+    return f"{text}, not {' or '.join(lack)}." if have and lack else f"{text}."
 
 
 def describe(threads: int) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def _agreement(result: Result, view: View) -> str:
     if value is None:
         return ""
     what, noun = view.AGREEMENT
+    what = what.format(voxels="pixels" if result.get("length_unit") == "px" else "voxels")
     spread = result["agreement"]
     low, high = words.number(spread.get("low")), words.number(spread.get("high"))
     between = f" ({words.share(low)} to {words.share(high)})" if low is not None and high is not None else ""

@@ -50,7 +50,7 @@ class Task(ABC):
         METRICS: names of the metrics that a verdict may rest on, the usual one first.
         OWN: descriptions of metrics that are not in `microtome.metrics`.
         RULE: how absent structures count, for the report; empty where that cannot be.
-        AGREEMENT: the two halves of "99 % … the … that the parent gives them".
+        AGREEMENT: the two halves of "99 % … the … that the parent gives them"; `{voxels}` is pixels or voxels.
     """
 
     NAME: ClassVar[str]

@@ -42,7 +42,7 @@ class Segmentation(Task):
         "left out of that mean. Where only one of them is empty, Dice and NSD are 0 and HD95 is the diagonal of the "
         "image."
     )
-    AGREEMENT = ("of all voxels carry", "label")
+    AGREEMENT = ("of all {voxels} carry", "label")
 
     def check(self, pipeline: Pipeline) -> None:
         """Refuse a pipeline without a structure beside the background."""
@@ -120,7 +120,7 @@ class Segmentation(Task):
         scored = [r for r in rows if r["parent"].get(metric) is not None and r["compressed"].get(metric) is not None]
         if not scored:
             ordered = sorted(rows, key=lambda r: float(r["agreement"]))
-            return examples([("worst", r, f"{r['agreement']:.2%} of voxels as the parent") for r in ordered[:WORST]])
+            return examples([("worst", r, f"{r['agreement']:.2%} labelled as by the parent") for r in ordered[:WORST]])
         lost = sorted(scored, key=lambda r: float(r["compressed"][metric] - r["parent"][metric]))
         level = sorted(scored, key=lambda r: float(r["compressed"][metric]))
         chosen = [("worst", r) for r in [*lost[:WORST], level[0]]]

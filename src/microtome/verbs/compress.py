@@ -16,6 +16,7 @@ from microtome.batches.training import TrainingBatches, TuningBatches
 from microtome.deployment.deploy import Running, deploy
 from microtome.deployment.placement import Placement, measured_placement
 from microtome.deployment.timing import eager
+from microtome.environment import arithmetic
 from microtome.errors import MicrotomeError
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.diagnosis import diagnose, from_history
@@ -83,6 +84,7 @@ def compress(
     options, progress, out = options or CompressOptions(), progress or Silent(), Path(out)
     seconds = Stopwatch()
     request = read_request(model, Path(cohort), options)
+    progress.say(arithmetic())
     for note in (*request.loaded.notes, *request.cohort.notes):
         progress.say(note)
     staging = Staging(out, identity(request))

@@ -19,6 +19,7 @@ from microtome.evidence.examples import choose, pictures
 from microtome.evidence.provenance import hash_case
 from microtome.files import write_json, writing
 from microtome.medical.cohort import Cohort
+from microtome.medical.formats import title_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.medical.stream import Stream
@@ -99,7 +100,7 @@ def evaluate(
             "schema": SCHEMA,
             "microtome": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "title": options.title or f"Evaluation on a {cases.format} cohort",
+            "title": options.title or f"Evaluation on {title_of(cases.format)}",
             "task": pipeline.task,
             "target": known.get("target", "pytorch"),
             "recipe": known.get("recipe", "none"),

@@ -7,11 +7,13 @@ from dataclasses import asdict
 
 from microtome.core.affine import real_range
 from microtome.deployment.deploy import Deployed
+from microtome.deployment.gain import no_gain
 from microtome.deployment.layers import integer_counts
 from microtome.environment import describe, peak_memory_mib
 from microtome.evidence.comparison import Evaluation
 from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
+from microtome.medical.formats import title_of
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA
 from microtome.results import QuantizerRow, Result
@@ -48,7 +50,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "schema": SCHEMA,
         "microtome": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "title": options.title or f"{request.loaded.title} on a {request.cohort.format} cohort",
+        "title": options.title or f"{request.loaded.title} on {title_of(request.cohort.format)}",
         "task": request.pipeline.task,
         "target": target.NAME,
         "recipe": request.recipe,
@@ -94,7 +96,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
         "notes": list(dict.fromkeys((*request.loaded.notes, *network.notes, *request.cohort.notes))),
-        "warnings": _warnings(request, deployed, integer),
+        "warnings": _warnings(request, network, deployed, integer),
     }
     if integer["executed"] < integer["requested"]:
         result["verdict"] = {
@@ -105,7 +107,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
     return result
 
 
-def _warnings(request: Request, deployed: Deployed, integer: dict[str, int]) -> list[str]:
+def _warnings(request: Request, network: Network, deployed: Deployed, integer: dict[str, int]) -> list[str]:
     """Return what nobody may overlook."""
     calibration, _ = request.calibration
     found = [note for note in calibration.notes if calibration is not request.cohort]
@@ -132,12 +134,9 @@ def _warnings(request: Request, deployed: Deployed, integer: dict[str, int]) -> 
         )
     ours = next(run for run in deployed.runs if run.get("compressed"))
     floats = [run for run in deployed.runs if run["runtime"] == name and not run.get("compressed")]
-    best = min(floats, key=lambda run: run["latency_ms"], default=None)
-    if best is not None and integer["requested"] and best["latency_ms"] < ours["latency_ms"]:
-        found.append(
-            f"The uncompressed network is faster on {name} in {best['precision']} ({best['latency_ms']:.1f} ms) than "
-            f"the compressed one ({ours['latency_ms']:.1f} ms)."
-        )
+    slow = no_gain(network, deployed.runs, name) if integer["requested"] else None
+    if slow is not None:
+        found.append(slow)
     float_bytes = min((run["bytes"] or 0 for run in floats if run["bytes"]), default=0)
     our_bytes = ours["bytes"] or 0
     if integer["requested"] and 0 < float_bytes < SHRUNK * our_bytes:

@@ -20,6 +20,16 @@ FORMATS = {
     "dicom": "microtome.medical.formats.dicom",
     "images": "microtome.medical.formats.images",
 }
+# What a cohort of a format is called in a title.
+TITLES = {
+    "medmnist": "a MedMNIST file",
+    "manifest": "a cohort by manifest",
+    "decathlon": "an nnU-Net or Decathlon folder",
+    "image_masks": "images with masks",
+    "class_folders": "pictures in class folders",
+    "dicom": "DICOM series",
+    "images": "images",
+}
 REQUIRED = ("NAME", "LOOKS_LIKE", "matches", "rows")
 
 
@@ -30,6 +40,11 @@ def cohort_format(name: str) -> CohortFormat:
         OptionError: there is no such format, or the module is none.
     """
     return cast("CohortFormat", find(name, FORMATS, "cohort format", form="their_pkg.module", required=REQUIRED))
+
+
+def title_of(name: str) -> str:
+    """Return what a cohort of a format is called in a title; one of another package by the format's own name."""
+    return TITLES.get(name, f"a cohort ({name})")
 
 
 def find_format(path: Path, name: str | None = None) -> CohortFormat:
