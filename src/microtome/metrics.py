@@ -7,7 +7,7 @@ metric of classes is one number for a cohort; its function takes probabilities, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,6 +83,23 @@ def about(name: str, own: Mapping[str, Metric] | None = None) -> Metric:
     """
     key = base(name)
     return (own or {}).get(key) or METRICS.get(key) or Metric(key, "")
+
+
+def distinct(names: Iterable[str], keep: str = "") -> list[str]:
+    """Leave out the metrics of a single structure where the mean over structures is there: both say the same.
+
+    Args:
+        names: in any order, such as `dice`, `dice/foreground`, `nsd`.
+        keep: stays in any case, such as the metric of the verdict; the mean is left out in its place.
+    """
+    names = list(names)
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        if part(name):
+            parts.setdefault(base(name), []).append(name)
+    single = {first: found[0] for first, found in parts.items() if len(found) == 1 and first in names}
+    left_out = {first if name == keep else name for first, name in single.items()}
+    return [name for name in names if name not in left_out]
 
 
 def title(name: str, own: Mapping[str, Metric] | None = None) -> str:

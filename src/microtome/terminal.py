@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from microtome.errors import MicrotomeError
+from microtome.metrics import distinct
 
 T = TypeVar("T")
 MARKS = {True: "[green]✔ non-inferior[/]", False: "[red]✘ inferior[/]", None: "[yellow]? undecided[/]"}
@@ -100,7 +101,9 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     table = Table(show_edge=False, pad_edge=False)
     for name in ("", "parent", "compressed", "difference (95 % interval)"):
         table.add_column(name, justify="right" if name else "left")
-    for metric, interval in result["compressed"]["metrics"].items():
+    values = result["compressed"]["metrics"]
+    for metric in distinct(values, str(verdict.get("metric", ""))):
+        interval = values[metric]
         parent, change = result["parent"].get("metrics", {}).get(metric), result.get("difference", {}).get(metric)
         table.add_row(metric, _number(parent), _number(interval), _interval(change))
     parent, ours = result["parent"], result["compressed"]

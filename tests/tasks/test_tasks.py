@@ -16,7 +16,7 @@ from microtome.errors import DataError, OptionError
 from microtome.evidence.comparison import streamed
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.metrics import METRICS, STRUCTURE, about, base, named, title
+from microtome.metrics import METRICS, STRUCTURE, about, base, distinct, named, title
 from microtome.tasks import TASKS, task
 from microtome.tasks.base import Task, predict_one
 from microtome.tasks.classification import Classification
@@ -128,3 +128,17 @@ def test_tasks_are_loaded_without_torch() -> None:
 def test_a_task_is_abstract() -> None:
     with pytest.raises(TypeError):
         Task()
+
+
+@pytest.mark.parametrize(
+    ("names", "keep", "left"),
+    [
+        (["dice", "dice/spot", "nsd", "nsd/spot"], "dice", ["dice", "nsd"]),
+        (["dice", "dice/spot", "nsd", "nsd/spot"], "dice/spot", ["dice/spot", "nsd"]),
+        (["dice", "dice/a", "dice/b"], "", ["dice", "dice/a", "dice/b"]),
+        (["dice/a"], "", ["dice/a"]),  # there is no mean that would say it
+        (["auroc", "sensitivity"], "", ["auroc", "sensitivity"]),
+    ],
+)
+def test_the_mean_over_one_structure_is_shown_once(names, keep, left):
+    assert distinct(names, keep) == left

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from microtome.metrics import base
+from microtome.metrics import base, distinct
 from microtome.report import plots, words
 from microtome.report.files import Examples, Result
 from microtome.report.headline import main_metric
@@ -30,7 +30,7 @@ def metrics(result: Result) -> list[str]:
 def accuracy(result: Result, view: View) -> dict[str, Any]:
     """Table, forest plots and sentences of the section on accuracy."""
     chosen = main_metric(result)
-    names = metrics(result)
+    names = distinct(metrics(result), chosen)
     rows = [_metric_row(result, metric, strong=metric == chosen) for metric in names]
     return {
         "rows": rows,
