@@ -168,6 +168,45 @@ def inspect_table(result: dict[str, Any]) -> None:
             console.print(f"{side.removesuffix('s')} {port['name']}: {shape}, {sizes}", highlight=False)
     for note in result["notes"]:
         console.print(note, style="dim", markup=False, highlight=False)
+    if "cohort" in result:
+        _cohort(console, result["cohort"])
+    _pipeline(console, result["pipeline"])
+    for warning in result.get("warnings", ()):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+
+
+def _cohort(console: Console, cohort: Mapping[str, Any]) -> None:
+    """Print what a cohort is: split, classes, and one case."""
+    console.print(f"\n[bold]Cohort[/]: {cohort['task']}, read as {escape(cohort['format'])}", highlight=False)
+    classes = ", ".join(f"{number} {name}" for number, name in enumerate(cohort["classes"]))
+    console.print(f"classes: {classes or 'none'}", markup=False, highlight=False)
+    table = Table("role", "cases", "patients", "labelled", show_edge=False, pad_edge=False)
+    for role, counts in cohort["split"].items():
+        table.add_row(role, *(str(counts[name]) for name in ("cases", "patients", "labelled")))
+    console.print(table)
+    case = cohort["case"]
+    sizes = "×".join(map(str, case["size"]))
+    spacing = f", {'×'.join(f'{n:g}' for n in case['spacing'])} mm, {case['orientation']}" if case["spacing"] else ""
+    low, high = case["range"]
+    labels = f"; labels {', '.join(map(str, case['labels']))}" if "labels" in case else ""
+    console.print(f"one case: {sizes}{spacing}, {case['type']}, {low:g} to {high:g}{labels}", highlight=False)
+    low, high = case["input_range"]
+    console.print(f"becomes: {'×'.join(map(str, case['input']))}, {low:g} to {high:g}", highlight=False)
+    for note in cohort["notes"]:
+        console.print(note, style="dim", markup=False, highlight=False)
+
+
+def _pipeline(console: Console, fields: Iterable[Mapping[str, Any]]) -> None:
+    """Print the fields of a pipeline that say something; what was guessed is marked."""
+    rows = list(fields)
+    if not rows:
+        return
+    table = Table("pipeline", "value", "", show_edge=False, pad_edge=False)
+    for row in rows:
+        value = row["value"]
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        table.add_row(row["name"], escape(shown), "[yellow]guessed[/]" if row["guessed"] else "")
+    console.print(table)
 
 
 def _wide() -> Console:

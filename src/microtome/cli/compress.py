@@ -14,6 +14,7 @@ from microtome.cli.options import (
     RECIPE,
     RUN,
     CohortPath,
+    Evaluation,
     Format,
     InputShape,
     Json,
@@ -27,6 +28,8 @@ from microtome.cli.options import (
     Seed,
     Targets,
     Threads,
+    TrainedOn,
+    Tuning,
     Weights,
     one_of,
     options_of,
@@ -118,12 +121,9 @@ def compress(
     calibration: Annotated[
         Path | None, typer.Option(help="Another cohort, to calibrate on all of its cases.", rich_help_panel=COHORT)
     ] = None,
-    tuning: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of patients for tuning.", rich_help_panel=COHORT)
-    ] = 0.1,
-    evaluation: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of patients for evaluation.", rich_help_panel=COHORT)
-    ] = 0.3,
+    tuning: Tuning = 0.1,
+    evaluation: Evaluation = 0.3,
+    trained_on: TrainedOn = None,
     key: Key = None,
     metric: Metric = None,
     margin: Margin = None,

@@ -22,6 +22,7 @@ from microtome.cli.options import (
     PipelineFile,
     Seed,
     Threads,
+    TrainedOn,
     Weights,
     options_of,
 )
@@ -43,6 +44,7 @@ def evaluate(
     patient_pattern: PatientPattern = None,
     tuning: Annotated[float, typer.Option(min=0, max=1, help="Share of patients for the operating point.")] = 0.0,
     evaluation: Annotated[float, typer.Option(min=0, max=1, help="Share of patients to evaluate; 1 is all.")] = 1.0,
+    trained_on: TrainedOn = None,
     metric: Metric = None,
     margin: Margin = None,
     seed: Seed = 0,

@@ -60,6 +60,19 @@ Format = Annotated[
         rich_help_panel=COHORT,
     ),
 ]
+Tuning = Annotated[float, typer.Option(min=0, max=1, help="Share of patients for tuning.", rich_help_panel=COHORT)]
+Evaluation = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of patients for evaluation.", rich_help_panel=COHORT)
+]
+TrainedOn = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="LIST|FOLDER",
+        help="What the network was trained on: a list of names (text, or nnU-Net's splits_final.json), or a folder of "
+        "images. These patients are never evaluated.",
+        rich_help_panel=COHORT,
+    ),
+]
 PatientPattern = Annotated[
     str | None, typer.Option(help="Regular expression for the patient in a file name.", rich_help_panel=COHORT)
 ]

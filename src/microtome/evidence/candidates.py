@@ -18,7 +18,7 @@ from microtome.medical.stream import Stream
 from microtome.metrics import about, base
 from microtome.progress import Progress, Silent
 from microtome.tasks import task
-from microtome.tasks.base import Judgement, predict_one
+from microtome.tasks.base import Judgement, Record, predict_one
 from microtome.types import Array, Case, Image, Interval
 
 # Prepared images that are kept between candidates, in bytes; what is beyond is read anew each time.
@@ -99,13 +99,7 @@ class Judge:
 
     def __call__(self, candidate: Stream, name: str = "judge") -> Judged:
         """Run a candidate, and compare it with the parent."""
-        rows = []
-        for case in self._track(name):
-            image = self._cohort.image(case) if self._kind.MAPS else BLANK
-            reference = self._kind.reference(self._cohort, case, image)
-            found, parent = self._predict(candidate, case), self._parent[case.id]
-            only = (base(self.metric),) if self._kind.MAPS else None
-            rows.append((case, self._kind.compare(parent, found, reference, image, self._pipeline, metrics=only)))
+        rows = [self._row(case, self._predict(candidate, case)) for case in self._track(name)]
         parts = self._kind.summarise(rows, Judgement(self.metric, self.margin, self._seed), None)
         verdict, change = parts["verdict"], parts["difference"].get(self.metric) or {}
         others = [
@@ -128,6 +122,13 @@ class Judge:
         """Return what a difference of the metric gains: it falls below zero where something is lost."""
         return -difference if about(self.metric, self._kind.OWN).lower_is_better else difference
 
+    def parent_value(self) -> float | None:
+        """Return the parent's metric on the cases; None where it cannot be told."""
+        rows = [self._row(case, self._parent[case.id]) for case in self._cases]
+        parts = self._kind.summarise(rows, Judgement(self.metric, self.margin, self._seed), None)
+        value: float | None = parts["parent"]["metrics"].get(self.metric, {}).get("value")
+        return value
+
     def score(self, candidate: Stream) -> float:
         """Return the metric of a candidate alone, higher is better; it is −∞ where the metric cannot be told."""
         value = self(candidate, "score").value
@@ -136,6 +137,14 @@ class Judge:
     def _predict(self, stream: Stream, case: Case) -> Array:
         """Return a prediction, such as a label map on the case's own grid."""
         return predict_one(self._kind, stream, self._prepared(case), self._pipeline)
+
+    def _row(self, case: Case, found: Array) -> tuple[Case, Record]:
+        """Compare a prediction with the parent's."""
+        image = self._cohort.image(case) if self._kind.MAPS else BLANK
+        reference = self._kind.reference(self._cohort, case, image)
+        only = (base(self.metric),) if self._kind.MAPS else None
+        parent = self._parent[case.id]
+        return case, self._kind.compare(parent, found, reference, image, self._pipeline, metrics=only)
 
     def _prepared(self, case: Case) -> Prepared:
         if case.id in self._kept:

@@ -39,7 +39,7 @@ from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
 from microtome.verbs.request import Request, identity, read_request
 from microtome.verbs.result import assemble
-from microtome.verbs.score import score_of
+from microtome.verbs.score import doubt_of, score_of
 from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def compress(
     progress.say(arithmetic())
     for note in (*request.loaded.notes, *request.cohort.notes):
         progress.say(note)
+    doubt = doubt_of(request.loaded, request.cohort, request.pipeline, options, progress)
     staging = Staging(out, identity(request))
     if staging.resumed:
         progress.say("going on where the last run stopped")
@@ -106,6 +107,7 @@ def compress(
                 progress.say(f"{part.runtime.NAME} is left out: {error}")
                 shutil.rmtree(staging.package / target_folder(part.runtime.NAME), ignore_errors=True)
         result = listed(made, failed)
+        result["warnings"] = [*([doubt] if doubt else []), *result["warnings"]]
         _write(request, made, result, staging, progress)
         staging.finish()
     return result

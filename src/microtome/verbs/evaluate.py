@@ -31,7 +31,7 @@ from microtome.tasks import task
 from microtome.tasks.base import Judgement
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import read_cohort, read_network
+from microtome.verbs.request import read_cohort, read_network, stamps
 from microtome.version import __version__
 
 
@@ -70,8 +70,10 @@ def evaluate(
     predict, pipeline, known = _open(model, cases, options, target)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
     reference, kind, notes = predict, task(pipeline.task), list(known.pop("notes", ()))
+    parent_sha256 = None
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
+        parent_sha256 = loaded.network.fingerprint()
         notes += [f"The parent: {note}" for note in loaded.notes]
         reference = streamed(eager(loaded.network, options.threads))
     staging = Staging(
@@ -81,6 +83,9 @@ def evaluate(
             "parent": str(parent),
             "target": target,
             "cohort": str(cohort),
+            "files": stamps(cases),
+            "networks": [known.pop("sha256", None), parent_sha256],
+            "pipeline": pipeline.to_json(),
             "options": str(options),
         },
     )
@@ -139,10 +144,11 @@ def _open(
         if target is not None:
             raise OptionError(f"{model} is no package: it has no target.", "Leave --target out.")
         loaded, pipeline = read_network(model, cohort, options)
-        known = {"notes": loaded.notes, "guessed": loaded.guessed}
+        known = {"notes": loaded.notes, "guessed": loaded.guessed, "sha256": loaded.network.fingerprint()}
         return streamed(eager(loaded.network, options.threads)), pipeline, known
     package = open_package(folder, target=target, threads=options.threads)
     known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
+    known["sha256"] = package.result["session"]["sha256"]
     known["notes"] = package.result.get("notes", ())
     known["guessed"] = package.result.get("input", {}).get("guessed", False)
     record = folder / "provenance.json"

@@ -27,6 +27,8 @@ class CompressOptions:
         pipeline: pre- and post-processing, or a pipeline.json; None takes the model's, or guesses from the cohort.
         format: layout of the cohort; None looks.
         patient_pattern: regular expression for the patient in a file name.
+        trained_on: a list of names, or a folder of images, that the network was trained on: see
+            `medical.trained_on`.
         calibration: another cohort to calibrate on, all of whose cases are taken for calibration.
         calibration_cases: at most so many.
         calibration_choice: how they are chosen, see `batches.selection`.
@@ -59,6 +61,7 @@ class CompressOptions:
     pipeline: Pipeline | Path | None = None
     format: str | None = None
     patient_pattern: str | None = None
+    trained_on: Path | None = None
     calibration: Path | None = None
     calibration_cases: int = 32
     calibration_choice: CalibrationChoice = "first"

@@ -14,6 +14,7 @@ from microtome.files import writing
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
+from microtome.medical.trained_on import without_trained
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.tasks import task as kind
@@ -69,7 +70,7 @@ def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
 
 def read_cohort(path: Path, options: CompressOptions) -> Cohort:
     """Load a cohort as the options say."""
-    return load_cohort(
+    cohort = load_cohort(
         path,
         format=options.format,
         seed=options.seed,
@@ -77,6 +78,7 @@ def read_cohort(path: Path, options: CompressOptions) -> Cohort:
         evaluation=options.evaluation,
         patient_pattern=options.patient_pattern,
     )
+    return cohort if options.trained_on is None else without_trained(cohort, Path(options.trained_on))
 
 
 def read_request(model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions) -> Request:
@@ -156,18 +158,18 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     from microtome.models import load_model
 
     weights = Path(options.weights) if options.weights is not None else None
-    declared = _declared(options)
+    given = declared(options)
     loaded = load_model(
         model,
         weights=weights,
         input_shape=options.input_shape,
-        pipeline=declared,
+        pipeline=given,
         device=options.device,
         guess=lambda: default_pipeline(cohort),
     )
     _check_inputs(loaded.network)
     outputs = _outputs(loaded.network)
-    pipeline = declared or loaded.pipeline
+    pipeline = given or loaded.pipeline
     if pipeline is None:
         pipeline = default_pipeline(cohort, outputs=outputs)
         note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}. Declare it with --pipeline."
@@ -177,7 +179,12 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     return loaded, pipeline
 
 
-def _declared(options: CompressOptions) -> Pipeline | None:
+def declared(options: CompressOptions) -> Pipeline | None:
+    """Return the pipeline that the options name.
+
+    Raises:
+        OptionError: there is no such file, or it makes no sense.
+    """
     if options.pipeline is None or isinstance(options.pipeline, Pipeline):
         return options.pipeline
     path = Path(options.pipeline)
@@ -225,17 +232,23 @@ def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: in
         )
 
 
+def stamps(cohort: Cohort) -> list[tuple[int, int]]:
+    """Return size and time of each file of a cohort, images and masks."""
+    files = {file for case in cohort.cases for file in (*case.image, *([case.mask] if case.mask else []))}
+    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
+
+
 def identity(request: Request) -> dict[str, Any]:
     """Return what makes a request the same as an interrupted one."""
-    files = [Path(name) for names in request.cohort.key.values() for name in str(names).split(";")]
-    stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    calibration, _ = request.calibration
     options = {f.name: str(getattr(request.options, f.name)) for f in dataclasses.fields(request.options)}
     return {
         "version": __version__,
         "network": request.loaded.network.fingerprint(),
         "pipeline": request.pipeline.to_json(),
         "cohort": str(request.cohort.path.resolve()),
-        "files": stamps,
+        "files": stamps(request.cohort) + (stamps(calibration) if calibration is not request.cohort else []),
+        "roles": [case.role for case in request.cohort.cases],
         "options": options,
         "recipes": [recipe.describe() for recipe in request.recipes],
     }

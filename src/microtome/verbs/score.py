@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 from microtome.deployment.timing import eager
 from microtome.evidence.candidates import Judge
 from microtome.evidence.comparison import streamed
+from microtome.evidence.guess_check import check_guess
+from microtome.medical.cohort import Cohort
+from microtome.medical.pipeline import Pipeline
 from microtome.progress import Progress
+from microtome.verbs.options import CompressOptions
 from microtome.verbs.request import Request
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
+    from microtome.models import Loaded
 
 
 def score_of(request: Request, progress: Progress) -> Callable[[Network], float] | None:
@@ -49,3 +54,22 @@ def judge_of(request: Request, progress: Progress) -> Judge:
         seed=options.seed,
         progress=progress,
     )
+
+
+def doubt_of(
+    loaded: Loaded, cohort: Cohort, pipeline: Pipeline, options: CompressOptions, progress: Progress
+) -> str | None:
+    """Return the sentence that warns of a guessed pipeline with which the parent does much worse than with another."""
+    if not loaded.guessed:
+        return None
+    doubt = check_guess(
+        streamed(eager(loaded.network.to("cpu"), options.threads)),
+        cohort,
+        pipeline,
+        seed=options.seed,
+        free=all(loaded.network.dynamic[2:]),
+        progress=progress,
+    )
+    if doubt is not None:
+        progress.say(doubt)
+    return doubt

@@ -1,0 +1,77 @@
+"""What a cohort looks like to a network: split, classes, pre-processing, and one case before and after it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from microtome.medical.cohort import Cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.medical.prepare import prepare
+
+ROLES = ("train", "tuning", "evaluation")
+KNOWN = ("task", "classes", "channels", "spatial_dims")  # what a guess takes from the cohort as it is
+
+
+def pipeline_fields(pipeline: Pipeline, *, guessed: bool) -> list[dict[str, Any]]:
+    """Return the fields of a pipeline that say something: `name`, `value`, and whether it is `guessed`."""
+    rows = []
+    for field in dataclasses.fields(pipeline):
+        value = getattr(pipeline, field.name)
+        if value != field.default:
+            rows.append({"name": field.name, "value": value, "guessed": guessed and field.name not in KNOWN})
+    return rows
+
+
+def view_of(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
+    """Return what a cohort is, without reading more than one image.
+
+    Returns:
+        `format`, `task`, `classes`, `split` (role → `cases`, `patients`, `labelled`), `case` (one case: `size`,
+        `spacing`, `orientation`, `type`, `range`, `labels` before the pipeline; `input` and `input_range` after it) and
+        `notes`.
+
+    Raises:
+        DataError: the case cannot be read.
+    """
+    split = {}
+    for role in ROLES:
+        cases = [case for case in cohort.cases if case.role == role]
+        split[role] = {
+            "cases": len(cases),
+            "patients": len({case.patient for case in cases}),
+            "labelled": sum(case.mask is not None or case.label is not None for case in cases),
+        }
+    return {
+        "format": cohort.format,
+        "task": cohort.task,
+        "classes": list(cohort.classes),
+        "split": split,
+        "case": _case(cohort, pipeline),
+        "notes": list(cohort.notes),
+    }
+
+
+def _case(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
+    case = (cohort.train or cohort.cases)[0]
+    image = cohort.image(case)
+    prepared = prepare(image, pipeline).array
+    affine = image.affine
+    found: dict[str, Any] = {
+        "size": list(image.array.shape),
+        "spacing": [round(float(value), 4) for value in image.spacing] if affine is not None else None,
+        "orientation": None if affine is None else "".join(nibabel.orientations.aff2axcodes(affine)),
+        "type": str(image.array.dtype),
+        "range": [float(image.array.min()), float(image.array.max())],
+        "input": list(prepared.shape),
+        "input_range": [round(float(prepared.min()), 4), round(float(prepared.max()), 4)],
+    }
+    if case.mask is not None:
+        mask = cohort.mask(case, image)
+        found["labels"] = [] if mask is None else [int(value) for value in np.unique(mask)]
+    elif case.label is not None:
+        found["labels"] = [case.label]
+    return found
