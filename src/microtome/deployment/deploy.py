@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from microtome.deployment.layers import layer_table
-from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
+from microtome.deployment.memory import fits
+from microtome.deployment.timing import BUDGET_SECONDS, Candidate, eager, file_bytes, interleaved
 from microtome.errors import MicrotomeError
 from microtome.graph.network import Network
 from microtome.progress import Progress, Silent
@@ -83,49 +85,104 @@ def deploy(
     baseline.mkdir(exist_ok=True)
     parent_path, path = target.export(parent, baseline), target.export(network, place.package)
 
-    progress.say("time parent and compressed network, interleaved")
     run_parent = eager(parent, threads)
     real, simulated = run_parent(x), eager(network, threads)(x)
-    floats = {} if not target.RUNS_INTEGERS else _open(target, parent_path, target.PRECISIONS, x, threads)
-    ours = _open(target, path, target.PRECISIONS if precision is None else (precision,), x, threads)
     sizes = file_bytes(target, parent_path), file_bytes(target, path)
-    names = {p: f"{target.NAME} {title}" + (f", rest {p}" if len(ours) > 1 else "") for p in ours}
-    runs = interleaved(
-        [
-            Candidate("eager f32", "pytorch", "f32", run_parent),
-            *(Candidate(f"{target.NAME} {p}", target.NAME, p, s.run, sizes[0]) for p, s in floats.items()),
-            *(Candidate(names[p], target.NAME, title, s.run, sizes[1], True) for p, s in ours.items()),
-        ],
-        x,
-    )
+    wanted = target.PRECISIONS if precision is None else (precision,)
+    contenders = [_Contender(f"{target.NAME} {p}", parent_path, p, p, sizes[0]) for p in target.PRECISIONS]
+    contenders = contenders if target.RUNS_INTEGERS else []
+    contenders += [
+        _Contender(_title(f"{target.NAME} {title}", p, wanted), path, p, title, sizes[1], True) for p in wanted
+    ]
+    timing = _Timing(target, x, threads, Candidate("eager f32", "pytorch", "f32", run_parent))
+    if fits(parent, x.size, len(contenders)):
+        progress.say("time parent and compressed network, interleaved")
+        runs = timing.interleaved(contenders)
+    else:
+        progress.say("time parent and compressed network one after the other: together they do not fit into memory")
+        runs = timing.in_turn(contenders)
     latency = {run["name"]: run["latency_ms"] for run in runs}
-    best = next(iter(ours))
+    ours = [contender for contender in contenders if contender.compressed and contender.name in latency]
+    best = ours[0]
     for other in ours:
-        if latency[names[other]] < WORTHWHILE * latency[names[best]]:
+        if latency[other.name] < WORTHWHILE * latency[best.name]:
             best = other
-    runs = [run for run in runs if not run.get("compressed") or run["name"] == names[best]]
-    chosen = ours[best]
+    runs = [run for run in runs if not run.get("compressed") or run["name"] == best.name]
+    chosen = timing.session(best)
     layers = layer_table(network, chosen.layer_runs(x))
-    return Deployed(path, chosen, best, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
+    return Deployed(path, chosen, best.precision, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
 
 
-def _open(target: Runtime, path: Path, precisions: Sequence[str], x: Array, threads: int) -> dict[str, Session]:
-    """Open a model file once for each float precision in which it runs on this machine, and run it once.
+def _title(name: str, precision: str, wanted: Sequence[str]) -> str:
+    return f"{name}, rest {precision}" if len(wanted) > 1 else name
 
-    Raises:
-        MicrotomeError: it runs in none; what the last one said.
-    """
-    sessions: dict[str, Session] = {}
-    for precision in precisions:
+
+@dataclass(frozen=True)
+class _Contender:
+    """A model file in one float precision; `precision` is that of what is float, `label` what the table says."""
+
+    name: str
+    path: Path
+    precision: str
+    label: str
+    bytes: int
+    compressed: bool = False
+
+
+class _Timing:
+    """Opens model files and times them, beside eager PyTorch."""
+
+    def __init__(self, target: Runtime, x: Array, threads: int, reference: Candidate) -> None:
+        self._target, self._x, self._threads, self._reference = target, x, threads, reference
+        self._open: dict[str, Session] = {}
+        self._ran: set[str] = set()
+
+    def interleaved(self, contenders: Sequence[_Contender]) -> list[Run]:
+        """Time all of them in turns; sessions stay open.
+
+        Raises:
+            MicrotomeError: the compressed network runs in no precision; what the last one said.
+        """
+        opened = [contender for contender in contenders if self._opens(contender, contenders)]
+        return interleaved([self._reference, *(self._candidate(contender) for contender in opened)], self._x)
+
+    def in_turn(self, contenders: Sequence[_Contender]) -> list[Run]:
+        """Time one after the other; each is closed before the next one opens. Raises as `interleaved`."""
+        share = BUDGET_SECONDS / (len(contenders) + 1)
+        runs = interleaved([self._reference], self._x, budget=share)
+        for contender in contenders:
+            if self._opens(contender, contenders):
+                runs += interleaved([self._candidate(contender)], self._x, budget=share)
+                del self._open[contender.name]
+                gc.collect()
+        return runs
+
+    def session(self, contender: _Contender) -> Session:
+        """Return the session of one; the others are closed."""
+        session = self._open.get(contender.name) or self._start(contender)
+        self._open = {}
+        return session
+
+    def _candidate(self, contender: _Contender) -> Candidate:
+        run = self._open[contender.name].run
+        return Candidate(contender.name, self._target.NAME, contender.label, run, contender.bytes, contender.compressed)
+
+    def _opens(self, contender: _Contender, contenders: Sequence[_Contender]) -> bool:
+        """Open one; False where it does not run in its precision, but its file does, or may, in another."""
+        same = [other for other in contenders if other.compressed == contender.compressed]
         try:
-            session = target.open_session(path, threads=threads, precision=precision)
-            session.run(x)
+            self._open[contender.name] = self._start(contender)
         except MicrotomeError:
-            if precision == precisions[-1] and not sessions:
+            if contender is same[-1] and not self._ran.intersection(other.name for other in same):
                 raise
-            continue
-        sessions[precision] = session
-    return sessions
+            return False
+        self._ran.add(contender.name)
+        return True
+
+    def _start(self, contender: _Contender) -> Session:
+        session = self._target.open_session(contender.path, threads=self._threads, precision=contender.precision)
+        session.run(self._x)  # the first run compiles and allocates
+        return session
 
 
 def sqnr(signal: Array, other: Array) -> float:

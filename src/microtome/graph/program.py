@@ -114,10 +114,10 @@ def _register_meta_kernels() -> torch.library.Library:
 
 def _port(name: str, node: Node) -> Port:
     sizes = node.meta["val"].shape
-    return Port(name, tuple(_hint(size) for size in sizes[1:]), tuple(not isinstance(size, int) for size in sizes))
+    return Port(name, tuple(size_hint(size) for size in sizes[1:]), tuple(not isinstance(size, int) for size in sizes))
 
 
-def _hint(size: Any) -> int:
+def size_hint(size: Any) -> int:
     """Return a dimension's size in the example; FREE where it depends on values."""
     if isinstance(size, int):
         return size

@@ -14,6 +14,7 @@ from microtome import recipes
 from microtome.batches.calibration import CalibrationBatches, inputs
 from microtome.batches.training import TrainingBatches, TuningBatches
 from microtome.deployment.deploy import Running, deploy
+from microtome.deployment.memory import shortage
 from microtome.deployment.placement import Placement, measured_placement
 from microtome.deployment.timing import eager
 from microtome.environment import arithmetic
@@ -88,6 +89,9 @@ def compress(
     for note in (*request.loaded.notes, *request.cohort.notes):
         progress.say(note)
     doubt = doubt_of(request.loaded, request.cohort, request.pipeline, options, progress)
+    scarce = shortage(request.loaded.network, _example(request).shape[1:])
+    if scarce is not None:
+        progress.say(scarce)
     staging = Staging(out, identity(request))
     if staging.resumed:
         progress.say("going on where the last run stopped")
@@ -107,7 +111,7 @@ def compress(
                 progress.say(f"{part.runtime.NAME} is left out: {error}")
                 shutil.rmtree(staging.package / target_folder(part.runtime.NAME), ignore_errors=True)
         result = listed(made, failed)
-        result["warnings"] = [*([doubt] if doubt else []), *result["warnings"]]
+        result["warnings"] = [*filter(None, (doubt, scarce)), *result["warnings"]]
         _write(request, made, result, staging, progress)
         staging.finish()
     return result
