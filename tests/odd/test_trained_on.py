@@ -12,7 +12,8 @@ import pytest
 from microtome.errors import OptionError, ReadError, SplitError
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.trained_on import without_trained
-from tiny import segmentation_cohort, volume_cohort
+from microtome.verbs.request import cohort_notes
+from tiny import manifest_cohort, segmentation_cohort, volume_cohort
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,12 @@ def test_what_makes_no_sense_is_refused(pictures: Cohort, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     with pytest.raises(OptionError, match="names nothing"):
         without_trained(pictures, tmp_path / "empty")
+
+
+def test_a_draw_asks_what_was_trained_on(pictures: Cohort, tmp_path: Path) -> None:
+    assert any("--trained-on" in note for note in cohort_notes(pictures))
+    (tmp_path / "list.txt").write_text(files(pictures)[0].name)
+    assert not any("--trained-on" in note for note in cohort_notes(without_trained(pictures, tmp_path / "list.txt")))
+    official = load_cohort(manifest_cohort(tmp_path / "official"), seed=0)
+    everything = load_cohort(pictures.path, evaluation=1.0, tuning=0.0)
+    assert not any("--trained-on" in note for note in (*cohort_notes(official), *cohort_notes(everything)))

@@ -37,6 +37,7 @@ class Cohort:
         cases: in the order of their pseudonyms, which says nothing of the order of the files.
         key: pseudonym of each case → its files. It may identify patients: never store it in a package.
         notes: what a reader of results should know, such as cases that were left out.
+        drawn: whether the evaluation patients were drawn at random, so that a network may have been trained on them.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Cohort:
     cases: tuple[Case, ...]
     key: Mapping[str, str] = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
+    drawn: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -161,7 +163,8 @@ def load_cohort(
     if not classes and any(row.mask for row, _ in kept):
         classes = _classes_of_masks([row for row, _ in kept])
     cases, key = _pseudonyms(kept, root, seed)
-    return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes))
+    drawn = evaluation < 1 and not any(row.split == "test" for row in table.rows)
+    return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes), drawn)
 
 
 def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, what: str = "") -> None:

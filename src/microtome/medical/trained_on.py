@@ -52,7 +52,7 @@ def without_trained(cohort: Cohort, given: Path) -> Cohort:
     ]
     if unknown:
         notes.append(f"{unknown} of the names in {given.name} stand for no case of the cohort.")
-    return replace(cohort, cases=cases, notes=(*cohort.notes, *notes))
+    return replace(cohort, cases=cases, notes=(*cohort.notes, *notes), drawn=False)
 
 
 def _in_folder(cohort: Cohort, folder: Path) -> tuple[list[Case], int]:

@@ -11,6 +11,7 @@ import numpy as np
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.verbs.request import cohort_notes
 
 ROLES = ("train", "tuning", "evaluation")
 KNOWN = ("task", "classes", "channels", "spatial_dims")  # what a guess takes from the cohort as it is
@@ -51,7 +52,7 @@ def view_of(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
         "classes": list(cohort.classes),
         "split": split,
         "case": _case(cohort, pipeline),
-        "notes": list(cohort.notes),
+        "notes": list(cohort_notes(cohort)),
     }
 
 

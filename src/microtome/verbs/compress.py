@@ -38,7 +38,7 @@ from microtome.types import Array
 from microtome.verbs.auto import choose as choose_recipe
 from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import Request, identity, read_request
+from microtome.verbs.request import Request, cohort_notes, identity, read_request
 from microtome.verbs.result import assemble
 from microtome.verbs.score import doubt_of, score_of
 from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
@@ -86,7 +86,7 @@ def compress(
     seconds = Stopwatch()
     request = read_request(model, Path(cohort), options)
     progress.say(arithmetic())
-    for note in (*request.loaded.notes, *request.cohort.notes):
+    for note in (*request.loaded.notes, *cohort_notes(request.cohort)):
         progress.say(note)
     doubt = doubt_of(request.loaded, request.cohort, request.pipeline, options, progress)
     scarce = shortage(request.loaded.network, _example(request).shape[1:])

@@ -31,7 +31,7 @@ from microtome.tasks import task
 from microtome.tasks.base import Judgement
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import read_cohort, read_network, stamps
+from microtome.verbs.request import cohort_notes, read_cohort, read_network, stamps
 from microtome.version import __version__
 
 
@@ -117,7 +117,7 @@ def evaluate(
             "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
             "memory": {"evaluate_peak_mib": peak_memory_mib()},
             "environment": describe(options.threads),
-            "notes": list(dict.fromkeys((*notes, *cases.notes))),
+            "notes": list(dict.fromkeys((*notes, *cohort_notes(cases)))),
             "warnings": [],
         }
         if parent is None:

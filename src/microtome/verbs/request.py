@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from microtome.recipes import Recipe
 
 
+DRAWN = (
+    "Which patients are evaluated was drawn at random: if the network was trained on some of them, it looks better "
+    "than it is. Name what it was trained on with --trained-on, or give the split in a manifest."
+)
+
+
 @dataclass(frozen=True)
 class Request:
     """Everything that was read: what the rest of the road works on. Of several recipes one is to be chosen."""
@@ -230,6 +236,11 @@ def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: in
             f"({', '.join(pipeline.classes)}).",
             "Declare the network's own classes in --pipeline.",
         )
+
+
+def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
+    """Return what a reader of results should know of a cohort."""
+    return (*cohort.notes, *([DRAWN] if cohort.drawn else []))
 
 
 def stamps(cohort: Cohort) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from microtome.medical.formats import title_of
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA
 from microtome.results import QuantizerRow, Result
-from microtome.verbs.request import Request
+from microtome.verbs.request import Request, cohort_notes
 from microtome.verbs.targets import session
 from microtome.version import __version__
 
@@ -95,7 +95,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
-        "notes": list(dict.fromkeys((*request.loaded.notes, *network.notes, *request.cohort.notes))),
+        "notes": list(dict.fromkeys((*request.loaded.notes, *network.notes, *cohort_notes(request.cohort)))),
         "warnings": _warnings(request, network, deployed, integer),
     }
     if integer["executed"] < integer["requested"]:
