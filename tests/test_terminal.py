@@ -60,3 +60,8 @@ def test_what_is_said_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> N
     assert lines(capsys) == [
         "skip [bold] layers of a line that is longer than the eighty columns that a log has by default [/]"
     ]
+
+
+def test_what_grew_is_not_called_smaller() -> None:
+    assert terminal._gain(4.0, "smaller", "larger") == "4.00× smaller"
+    assert terminal._gain(0.25, "smaller", "larger") == "4.00× larger"

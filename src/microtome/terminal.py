@@ -108,11 +108,11 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
         table.add_row(metric, _number(parent), _number(interval), _interval(change))
     parent, ours = result["parent"], result["compressed"]
     if parent.get("latency_ms") and ours.get("latency_ms"):
-        ratio = parent["latency_ms"] / ours["latency_ms"]
-        table.add_row("latency, ms", f"{parent['latency_ms']:.2f}", f"{ours['latency_ms']:.2f}", f"{ratio:.2f}× faster")
+        gain = _gain(parent["latency_ms"] / ours["latency_ms"], "faster", "slower")
+        table.add_row("latency, ms", f"{parent['latency_ms']:.2f}", f"{ours['latency_ms']:.2f}", gain)
     if parent.get("bytes") and ours.get("bytes"):
-        ratio = parent["bytes"] / ours["bytes"]
-        table.add_row("bytes", f"{parent['bytes']:,}", f"{ours['bytes']:,}", f"{ratio:.2f}× smaller")
+        gain = _gain(parent["bytes"] / ours["bytes"], "smaller", "larger")
+        table.add_row("bytes", f"{parent['bytes']:,}", f"{ours['bytes']:,}", gain)
     console.print(table)
     for run in result.get("runs", ()):
         console.print(f"  {run['name']:32} {run['latency_ms']:10.2f} ms", highlight=False)
@@ -207,6 +207,10 @@ def _pipeline(console: Console, fields: Iterable[Mapping[str, Any]]) -> None:
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         table.add_row(row["name"], escape(shown), "[yellow]guessed[/]" if row["guessed"] else "")
     console.print(table)
+
+
+def _gain(ratio: float, better: str, worse: str) -> str:
+    return f"{ratio:.2f}× {better}" if ratio >= 1 else f"{1 / ratio:.2f}× {worse}"
 
 
 def _wide() -> Console:
