@@ -146,3 +146,24 @@ def test_another_list_of_what_was_trained_on_is_another_request(tmp_path: Path) 
         names.write_text(person)
         requests.append(asked(cohort, trained_on=names)["roles"])
     assert any(roles != requests[0] for roles in requests)
+
+
+def test_a_network_that_fits_no_guess_raises_no_doubt(folder: Path) -> None:
+    cohort = load_cohort(folder / "pictures", seed=0)
+    pipeline = replace(tiny.PICTURES, classes=tuple(cohort.classes))
+
+    def refuses(batches):
+        raise RuntimeError("no size is right")
+        yield from batches
+
+    assert check_guess(refuses, cohort, pipeline, seed=0, free=True, progress=Silent()) is None
+
+
+def test_chance_raises_no_doubt(tmp_path: Path) -> None:
+    cohort = load_cohort(tiny.class_cohort(tmp_path), seed=0)
+    noise = iter(np.random.default_rng(0).normal(size=(1000, 2)))
+
+    def guesses(batches):
+        return (np.stack([next(noise) for _ in x]) for x in batches)
+
+    assert check_guess(guesses, cohort, tiny.CLASSES, seed=0, free=True, progress=Silent()) is None

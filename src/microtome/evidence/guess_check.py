@@ -21,7 +21,8 @@ from microtome.types import Case
 
 CASES = {2: 24, 3: 4}  # pictures and volumes that are looked at, at most
 SECONDS = 60.0  # after which no further guess is tried
-MUCH = 0.05  # of the metric: more is no chance
+# Of the metric: more than what chance does on so few cases. A map is a mean over thousands of pixels for each.
+MUCH_OF_MAPS, MUCH = 0.05, 0.2
 ENOUGH = 0.1  # a margin, which nothing of this rests on
 NORMALIZE = ("unit", "minmax", "zscore", "none")
 
@@ -65,9 +66,10 @@ def check_guess(
         found = value(other)
         if found is not None and found > best.value:
             best = Guess(other, found)
-    if best.value - first.value < MUCH:
-        return None
     kind = task(pipeline.task)
+    much = MUCH_OF_MAPS if kind.MAPS else MUCH
+    if best is first or best.value < first.value + much:
+        return None
     title = about(kind.metric(None), kind.OWN).title
     had = "cannot be told" if own is None else f"is {first.value:.2f}"
     return (
