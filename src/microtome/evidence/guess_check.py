@@ -20,6 +20,7 @@ from microtome.tasks import task
 from microtome.types import Case
 
 CASES = {2: 24, 3: 4}  # pictures and volumes that are looked at, at most
+LEAST = 16  # of those that are one number each
 SECONDS = 60.0  # after which no further guess is tried
 # Of the metric: more than what chance does on so few cases. A map is a mean over thousands of pixels for each.
 MUCH_OF_MAPS, MUCH = 0.05, 0.2
@@ -42,7 +43,7 @@ def check_guess(
 
     Args:
         parent: runs the network.
-        cohort: its tuning cases are looked at; where none has a reference, its train cases. None of evaluation is.
+        cohort: its tuning cases are looked at, and train cases where these are few. None of evaluation is.
         pipeline: the guess.
         seed: of the choice of cases.
         free: whether the network takes other sizes.
@@ -80,11 +81,12 @@ def check_guess(
 
 
 def _cases(cohort: Cohort, pipeline: Pipeline, seed: int) -> Sequence[Case]:
+    """Return labelled tuning cases, and train cases where these are few; none where all are too few to tell."""
+    rng, chosen = np.random.default_rng(seed), list[Case]()
     for pool in (cohort.tuning, cohort.train):
         labelled = [case for case in pool if case.label is not None or case.mask is not None]
-        if labelled:
-            return balanced(labelled, CASES[pipeline.spatial_dims], np.random.default_rng(seed))
-    return ()
+        chosen += balanced(labelled, CASES[pipeline.spatial_dims] - len(chosen), rng)
+    return chosen if task(pipeline.task).MAPS or len(chosen) >= LEAST else ()
 
 
 def _measured(parent: Stream, cohort: Cohort, cases: Sequence[Case], seed: int) -> Callable[[Pipeline], float | None]:
