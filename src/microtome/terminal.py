@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from microtome.errors import MicrotomeError
 
 T = TypeVar("T")
 MARKS = {True: "[green]✔ non-inferior[/]", False: "[red]✘ inferior[/]", None: "[yellow]? undecided[/]"}
+NO_VERDICT = "[yellow]? no verdict[/]"
 MOST_LAYERS = 40
 TABLE_WIDTH = 140  # of tables that are not read in a terminal
 
@@ -71,7 +73,10 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     console = Console(soft_wrap=True)
     verdict = result.get("verdict") or {}
     console.print(f"\n[bold]{result['title']}[/]  ({result['target']}, {result['recipe']})")
-    console.print(f"{MARKS[verdict.get('non_inferior')]}  {verdict.get('reason', '')}", highlight=False)
+    mark = MARKS[verdict.get("non_inferior")]
+    if verdict.get("non_inferior") is None and verdict.get("cause", "cases") != "cases":
+        mark = NO_VERDICT
+    console.print(f"{mark}  {escape(verdict.get('reason', ''))}", highlight=False)
     table = Table(show_edge=False, pad_edge=False)
     for name in ("", "parent", "compressed", "difference (95 % interval)"):
         table.add_column(name, justify="right" if name else "left")
@@ -92,7 +97,7 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     if integer:
         console.print(f"Layers in integers: {integer['executed']} of {integer['requested']} asked for", highlight=False)
     for warning in result.get("warnings", ()):
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     console.print(f"Report: {out / 'report.html'}", highlight=False)
     console.print("[dim]This is evidence, not clearance.[/]")
 

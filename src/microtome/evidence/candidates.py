@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from microtome.clinical.noninferiority import chosen_margin
-from microtome.errors import SplitError
+from microtome.errors import LabelError, SplitError
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, prepare
@@ -18,7 +19,7 @@ from microtome.medical.stream import Stream
 from microtome.metrics import about, base
 from microtome.progress import Progress, Silent
 from microtome.tasks import task
-from microtome.tasks.base import Judgement, predict_one
+from microtome.tasks.base import Judgement, Record, predict_one
 from microtome.types import Array, Case, Image, Interval
 
 # Prepared images that are kept between candidates, in bytes; what is beyond is read anew each time.
@@ -38,6 +39,7 @@ class Judged:
         non_inferior: True, False or None, as in the final verdict.
         worst: the worst subgroup's difference; the whole cohort's where there are none.
         agreement: mean share of voxels, or share of cases, with the parent's label.
+        losses: structures, classes and other metrics that lost more than their limit, such as `dice/tumour`.
     """
 
     value: float | None
@@ -47,6 +49,7 @@ class Judged:
     non_inferior: bool | None
     worst: float | None
     agreement: float
+    losses: tuple[str, ...] = ()
 
 
 class Judge:
@@ -84,9 +87,10 @@ class Judge:
             SplitError: there are no cases, or none with a reference.
         """
         self._kind = task(pipeline.task)
-        self.metric = self._kind.metric(metric)
+        self.metric = self._kind.metric(metric, pipeline)
         self.margin = chosen_margin(self.metric, margin, self._kind.OWN)
-        self._cohort, self._pipeline, self._seed = cohort, pipeline, seed
+        self._cohort, self._pipeline = cohort, pipeline
+        self._judgement = Judgement(self.metric, self.margin, seed, pipeline.classes)
         self._cases, self._progress = tuple(cases), progress or Silent()
         self._kept: dict[str, Prepared] = {}
         self._room = KEPT
@@ -106,7 +110,7 @@ class Judge:
             found, parent = self._predict(candidate, case), self._parent[case.id]
             only = (base(self.metric),) if self._kind.MAPS else None
             rows.append((case, self._kind.compare(parent, found, reference, image, self._pipeline, metrics=only)))
-        parts = self._kind.summarise(rows, Judgement(self.metric, self.margin, self._seed), None)
+        parts = self._kind.summarise(rows, self._judgement, self._point(rows))
         verdict, change = parts["verdict"], parts["difference"].get(self.metric) or {}
         others = [
             group["difference"].get(self.metric, {}).get("value")
@@ -122,6 +126,7 @@ class Judge:
             verdict["non_inferior"],
             min(known, key=self.gain, default=None),
             float(parts["agreement"]["value"]),
+            tuple(loss["metric"] for loss in verdict.get("losses", ())),
         )
 
     def gain(self, difference: float) -> float:
@@ -132,6 +137,14 @@ class Judge:
         """Return the metric of a candidate alone, higher is better; it is −∞ where the metric cannot be told."""
         value = self(candidate, "score").value
         return -math.inf if value is None else self.gain(value)
+
+    def _point(self, rows: Sequence[tuple[Case, Record]]) -> Mapping[str, Any] | None:
+        """Return the operating point of the parent on these cases, where the task has one and they can tell."""
+        if not self._kind.operating_cases(self._cohort, self._pipeline)[0]:
+            return None
+        with contextlib.suppress(LabelError):
+            return self._kind.operating_point([record["parent"] for _, record in rows], self._cases, "tuning")
+        return None
 
     def _predict(self, stream: Stream, case: Case) -> Array:
         """Return a prediction, such as a label map on the case's own grid."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from microtome.clinical.guard import absent
 from microtome.deployment.timing import eager
 from microtome.environment import describe, peak_memory_mib
 from microtome.errors import OptionError, SplitError
@@ -23,7 +24,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.stream import Stream
 from microtome.package import SCHEMA, open_package
 from microtome.progress import Progress, Silent
-from microtome.results import Result
+from microtome.results import Result, Verdict
 from microtome.staging import Staging
 from microtome.tasks import task
 from microtome.tasks.base import Judgement
@@ -45,8 +46,9 @@ def evaluate(
 ) -> Result:
     """Evaluate a package, or a model in PyTorch, on the evaluation cases of a cohort.
 
-    Without `parent` there is no difference and no verdict. Cases that a package was calibrated on are left out. An
-    operating point comes from the package; without one the class of highest probability is the decision.
+    Without `parent` there is no difference and no verdict. With one its fingerprint is in the result, and if it is not
+    the network that the package was made from, a warning says so. Cases that a package was calibrated on are left out.
+    An operating point comes from the package; without one the class of highest probability is the decision.
 
     Args:
         model: a package, or anything that `compress` takes.
@@ -67,9 +69,12 @@ def evaluate(
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options, target)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
-    reference, kind = predict, task(pipeline.task)
+    metric = task(pipeline.task).metric(options.metric, pipeline)
+    reference, given, warnings = predict, None, list[str]()
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
+        given = loaded.network.fingerprint()
+        warnings += _another(given, known.get("parent"))
         reference = streamed(eager(loaded.network, options.threads))
     staging = Staging(
         out,
@@ -87,7 +92,7 @@ def evaluate(
             pair,
             cases,
             pipeline,
-            Judgement(kind.metric(options.metric), options.margin, options.seed),
+            Judgement(metric, options.margin, options.seed),
             operating_point=known.get("operating_point"),
             store=staging.work / "cases.jsonl",
             progress=progress,
@@ -109,21 +114,44 @@ def evaluate(
             "memory": {"evaluate_peak_mib": peak_memory_mib()},
             "environment": describe(options.threads),
             "notes": list(cases.notes),
-            "warnings": [],
+            "warnings": [*warnings, *evaluation.parts["verdict"].get("remarks", [])],
         }
-        if parent is None:
-            result["parent"], result["difference"], result["agreement"] = {"metrics": {}}, {}, None
-            result["verdict"] = {
-                **result["verdict"],
-                "non_inferior": None,
-                "lower": None,
-                "reason": "No parent was given to compare with: these are the network's own numbers.",
-            }
+        if given is None:
+            result |= _alone(result)
+        else:
+            result["parent"] = {"sha256": given, **result["parent"]}
         write_json(staging.package / "result.json", result)
         np.savez_compressed(staging.package / "examples.npz", **arrays)  # type: ignore[arg-type]
         write_pages(staging.package, card=False)
         staging.finish()
     return result
+
+
+def _alone(result: Result) -> Result:
+    """Return the parts of a result that say that there was nothing to compare with."""
+    left_out = result["verdict"].get("left_out", [])
+    remarks = [absent(left_out)] if left_out else []
+    verdict: Verdict = {
+        **result["verdict"],
+        "non_inferior": None,
+        "lower": None,
+        "reason": "No parent was given to compare with: these are the network's own numbers.",
+        "cause": "no parent",
+        "losses": [],
+        "others": [],
+        "remarks": remarks,
+    }
+    return {"parent": {"metrics": {}}, "difference": {}, "agreement": None, "verdict": verdict, "warnings": remarks}
+
+
+def _another(given: str, own: str | None) -> list[str]:
+    """Return a warning if the parent that was given is not the one that a package was made from."""
+    if own is None or given == own:
+        return []
+    return [
+        f"The parent that was given ({given[:12]}…) is not the one that the package was made from ({own[:12]}…): the "
+        "difference is that of two networks, and not what compression lost."
+    ]
 
 
 def _open(
@@ -137,7 +165,8 @@ def _open(
         loaded, pipeline = read_network(model, cohort, options)
         return streamed(eager(loaded.network, options.threads)), pipeline, {}
     package = open_package(folder, target=target, threads=options.threads)
-    known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
+    known: dict[str, Any] = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
+    known["parent"] = package.result.get("parent", {}).get("sha256")
     record = folder / "provenance.json"
     if record.exists():
         origin = json.loads(record.read_text())["cohort"]
