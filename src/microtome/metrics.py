@@ -26,6 +26,7 @@ class Metric:
         unit: empty for shares, `length` for what is measured in millimetres (or pixels), or a unit's own symbol.
         better: which values are better.
         margin: the acceptable loss by default; None where a user must say it.
+        guard: the loss that no verdict on another metric may hide; None is the margin, where there is one.
         best: what a perfect result has.
         worst: what stands for a structure that only one of two masks has; None is the diagonal of the image.
     """
@@ -37,6 +38,7 @@ class Metric:
     unit: str = ""
     better: Literal["higher", "lower"] = "higher"
     margin: float | None = None
+    guard: float | None = None
     best: float = 1.0
     worst: float | None = 0.0
 
@@ -45,16 +47,20 @@ class Metric:
         """Whether a smaller value is a better one."""
         return self.better == "lower"
 
+    def gain(self, difference: float) -> float:
+        """What a difference gains: it falls below zero where something is lost."""
+        return -difference if self.lower_is_better else difference
+
 
 # fmt: off
 METRICS: Mapping[str, Metric] = {
     "dice": Metric("Dice", "overlap of two masks, 0 to 1", STRUCTURE, "microtome.clinical.overlap:dice_of_masks", margin=0.005),
-    "nsd": Metric("NSD", "share of the surface within the tolerance, 0 to 1", STRUCTURE, "microtome.clinical.surface:nsd_of_masks"),
-    "hd95": Metric("HD95", "95th percentile of the surface distance; lower is better", STRUCTURE, "microtome.clinical.surface:hd95_of_masks", unit="length", better="lower", best=0.0, worst=None),
+    "nsd": Metric("NSD", "share of the surface within the tolerance, 0 to 1", STRUCTURE, "microtome.clinical.surface:nsd_of_masks", guard=0.01),
+    "hd95": Metric("HD95", "95th percentile of the surface distance; lower is better", STRUCTURE, "microtome.clinical.surface:hd95_of_masks", unit="length", better="lower", guard=1.0, best=0.0, worst=None),
     "auroc": Metric("AUROC", "area under the ROC curve, 0.5 is chance", CLASSES, "microtome.clinical.classification:auroc", margin=0.01),
-    "auprc": Metric("AUPRC", "area under the precision-recall curve", CLASSES, "microtome.clinical.classification:auprc"),
-    "sensitivity": Metric("Sensitivity", "share of the positive cases found, at the operating point", CLASSES, "microtome.clinical.classification:sensitivity"),
-    "specificity": Metric("Specificity", "share of the negative cases left alone, at the operating point", CLASSES, "microtome.clinical.classification:specificity"),
+    "auprc": Metric("AUPRC", "area under the precision-recall curve", CLASSES, "microtome.clinical.classification:auprc", guard=0.02),
+    "sensitivity": Metric("Sensitivity", "share of the positive cases found, at the operating point", CLASSES, "microtome.clinical.classification:sensitivity", guard=0.02),
+    "specificity": Metric("Specificity", "share of the negative cases left alone, at the operating point", CLASSES, "microtome.clinical.classification:specificity", guard=0.02),
 }
 # fmt: on
 

@@ -19,8 +19,20 @@ class Estimate(TypedDict):
     high: float | None
 
 
+class LostMetric(TypedDict):
+    """A structure, class or metric that lost more than its margin, see `microtome.clinical.guard`."""
+
+    metric: str
+    margin: float
+    patients: int
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+
+
 class Verdict(TypedDict, total=False):
-    """Whether nothing clinical was lost, see `microtome.clinical.noninferiority`."""
+    """Whether nothing clinical was lost, see `microtome.clinical.noninferiority` and `microtome.clinical.guard`."""
 
     metric: str
     margin: float
@@ -29,6 +41,11 @@ class Verdict(TypedDict, total=False):
     lower: float | None
     non_inferior: bool | None
     reason: str
+    cause: str
+    losses: list[LostMetric]
+    others: list[LostMetric]
+    left_out: list[str]
+    remarks: list[str]
 
 
 class Side(TypedDict, total=False):

@@ -18,6 +18,7 @@ from microtome.metrics import distinct
 
 T = TypeVar("T")
 MARKS = {True: "[green]✔ non-inferior[/]", False: "[red]✘ inferior[/]", None: "[yellow]? undecided[/]"}
+NO_VERDICT = "[yellow]? no verdict[/]"
 MOST_LAYERS = 40
 TABLE_WIDTH = 140  # of tables that are not read in a terminal
 # Of a stage, where no bar is seen: a line each tenth of it, but not sooner than after so many seconds; where a tenth
@@ -97,7 +98,10 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     console = Console(soft_wrap=True)
     verdict = result.get("verdict") or {}
     console.print(f"\n[bold]{escape(result['title'])}[/]  ({result['target']}, {result['recipe']})")
-    console.print(f"{MARKS[verdict.get('non_inferior')]}  {escape(verdict.get('reason', ''))}", highlight=False)
+    mark = MARKS[verdict.get("non_inferior")]
+    if verdict.get("non_inferior") is None and verdict.get("cause", "cases") != "cases":
+        mark = NO_VERDICT
+    console.print(f"{mark}  {escape(verdict.get('reason', ''))}", highlight=False)
     table = Table(show_edge=False, pad_edge=False)
     for name in ("", "parent", "compressed", "difference (95 % interval)"):
         table.add_column(name, justify="right" if name else "left")

@@ -6,6 +6,9 @@ segmentation    one case → every metric of every structure
 classification  AUROC, AUPRC, sensitivity, specificity, operating point
 statistics      cluster bootstrap by patient, size of a study
 noninferiority  the verdict
+guard           what no verdict may hide: structures and classes that lost
+chance          is the parent itself any good
+replicated      replicates of every metric
 cases           what is known of each case
 summary         many cases → the parts of `result.json`
 empty           the one rule for structures that are absent

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
 
 from microtome.clinical.empty import paired_difference
+from microtome.types import Array
 
 Flat = dict[str, float]
+
+
+class Belonging(Protocol):
+    """What belongs to a patient."""
+
+    @property
+    def patient(self) -> str:
+        """Pseudonym of the patient."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,7 @@ class CaseScores:
         agreement: fraction of voxels with the parent's label.
         empty: structures that the reference does not have (`empty_structures`).
         subgroups: column → value, such as site.
+        trivial: Dice of a mask of the whole image, for each structure that the reference has.
     """
 
     case: str
@@ -32,6 +45,7 @@ class CaseScores:
     agreement: float
     empty: tuple[str, ...] = ()
     subgroups: Mapping[str, str] = field(default_factory=dict)
+    trivial: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,29 +69,41 @@ class CasePrediction:
     subgroups: Mapping[str, str] = field(default_factory=dict)
 
 
-def flatten(scores: Mapping[str, Mapping[str, float]]) -> Flat:
-    """`{"dice": {"liver": 0.9}}` → `{"dice": 0.9, "dice/liver": 0.9}`; the mean is over the defined structures."""
+def flatten(scores: Mapping[str, Mapping[str, float]], *, leave_out: Collection[str] = ()) -> Flat:
+    """`{"dice": {"liver": 0.9}}` → `{"dice": 0.9, "dice/liver": 0.9}`; the mean is over the defined structures.
+
+    Structures to leave out have no part in the mean, and keep their own values.
+    """
     flat: Flat = {}
     for metric, by_structure in scores.items():
-        flat[metric] = _mean(by_structure.values())
+        flat[metric] = _mean(value for name, value in by_structure.items() if name not in leave_out)
         flat.update({f"{metric}/{name}": value for name, value in by_structure.items()})
     return flat
 
 
-def flatten_difference(case: CaseScores) -> Flat:
+def flatten_difference(case: CaseScores, *, leave_out: Collection[str] = ()) -> Flat:
     """Compressed − parent of one case under the names of `flatten`.
 
     Structures are paired first (`empty.paired_difference`), so that the mean over structures compares the same ones.
     """
-    return flatten(
-        {
-            metric: {
-                name: paired_difference(metric, value, case.compressed[metric][name])
-                for name, value in by_structure.items()
-            }
-            for metric, by_structure in case.parent.items()
+    paired = {
+        metric: {
+            name: paired_difference(metric, value, case.compressed[metric][name])
+            for name, value in by_structure.items()
         }
-    )
+        for metric, by_structure in case.parent.items()
+    }
+    return flatten(paired, leave_out=leave_out)
+
+
+def patients_of(cases: Sequence[Belonging]) -> list[Hashable]:
+    """The patient of each case."""
+    return [case.patient for case in cases]
+
+
+def probabilities_of(cases: Sequence[CasePrediction], side: str) -> Array:
+    """One network's probabilities, float64 (cases, classes); `side` is `parent` or `compressed`."""
+    return np.array([getattr(case, side) for case in cases], dtype=np.float64)
 
 
 def _mean(values: Iterable[float]) -> float:

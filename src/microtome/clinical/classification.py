@@ -6,12 +6,12 @@ is the mean over the classes that occur, each against all others (macro, one-vs-
 
 Metrics take `weights`, which may have shape (N,), or (R, N) for R sets of weights: a bootstrap resample is a set of
 weights, the number of times that each case was drawn. They return a float, or an array (R,). A set of weights that
-leaves out one of the classes gives NaN: the metric is undefined.
+leaves out one of the classes gives NaN: the metric is undefined. With `of`, only that class counts, against all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,12 @@ Binary = Callable[[Array, Array, Array], Array]
 
 
 def auroc(
-    probabilities: Array, labels: Array, *, threshold: float | None = None, weights: Array | None = None
+    probabilities: Array,
+    labels: Array,
+    *,
+    threshold: float | None = None,
+    weights: Array | None = None,
+    of: int | None = None,
 ) -> float | Array:
     """Area under the ROC curve: the chance that a positive case scores above a negative one, ties counting half.
 
@@ -33,11 +38,16 @@ def auroc(
         LabelError: labels do not fit the probabilities.
         DataError: a probability is not finite.
     """
-    return _one_vs_rest(_binary_auroc, probabilities, labels, weights)
+    return _one_vs_rest(_binary_auroc, probabilities, labels, weights, of)
 
 
 def auprc(
-    probabilities: Array, labels: Array, *, threshold: float | None = None, weights: Array | None = None
+    probabilities: Array,
+    labels: Array,
+    *,
+    threshold: float | None = None,
+    weights: Array | None = None,
+    of: int | None = None,
 ) -> float | Array:
     """Area under the precision-recall curve as average precision: Σ (Rₙ − Rₙ₋₁)·Pₙ over the distinct scores.
 
@@ -48,11 +58,16 @@ def auprc(
         LabelError: labels do not fit the probabilities.
         DataError: a probability is not finite.
     """
-    return _one_vs_rest(_binary_auprc, probabilities, labels, weights)
+    return _one_vs_rest(_binary_auprc, probabilities, labels, weights, of)
 
 
 def sensitivity(
-    probabilities: Array, labels: Array, *, threshold: float | None = None, weights: Array | None = None
+    probabilities: Array,
+    labels: Array,
+    *,
+    threshold: float | None = None,
+    weights: Array | None = None,
+    of: int | None = None,
 ) -> float | Array:
     """Share of the positive cases that are called positive, at the decision of `decide`.
 
@@ -62,11 +77,16 @@ def sensitivity(
         LabelError: labels do not fit the probabilities.
         DataError: a probability is not finite.
     """
-    return _share_right(probabilities, labels, threshold, weights, positive=True)
+    return _share_right(probabilities, labels, threshold, weights, of, positive=True)
 
 
 def specificity(
-    probabilities: Array, labels: Array, *, threshold: float | None = None, weights: Array | None = None
+    probabilities: Array,
+    labels: Array,
+    *,
+    threshold: float | None = None,
+    weights: Array | None = None,
+    of: int | None = None,
 ) -> float | Array:
     """Share of the negative cases that are called negative, at the decision of `decide`.
 
@@ -76,7 +96,7 @@ def specificity(
         LabelError: labels do not fit the probabilities.
         DataError: a probability is not finite.
     """
-    return _share_right(probabilities, labels, threshold, weights, positive=False)
+    return _share_right(probabilities, labels, threshold, weights, of, positive=False)
 
 
 def decide(probabilities: Array, *, threshold: float | None = None) -> Array:
@@ -176,15 +196,24 @@ def _checked(probabilities: Array, labels: Array) -> tuple[Array, Array]:
     return table, labels.astype(np.int64)
 
 
-def _one_vs_rest(binary: Binary, probabilities: Array, labels: Array, weights: Array | None) -> float | Array:
-    """Mean of a two-class metric over the classes that occur; just class 1 where there are two."""
+def _one_vs_rest(
+    binary: Binary, probabilities: Array, labels: Array, weights: Array | None, of: int | None
+) -> float | Array:
+    """Mean of a two-class metric over the classes that `_asked` names."""
     table, labels = _checked(probabilities, labels)
     rows = np.atleast_2d(np.ones(labels.size) if weights is None else np.asarray(weights, np.float64))
-    classes = [1] if table.shape[1] == 2 else np.unique(labels)
+    classes = _asked(table, labels, of)
     with np.errstate(invalid="ignore"):
         each = [binary(table[:, k], labels == k, rows) for k in classes]
     result = np.mean(each, axis=0) if each else np.full(len(rows), np.nan)
     return float(result[0]) if weights is None or np.ndim(weights) == 1 else result
+
+
+def _asked(table: Array, labels: Array, of: int | None) -> Sequence[int]:
+    """The classes to average over."""
+    if of is not None:
+        return [of]
+    return [1] if table.shape[1] == 2 else [int(k) for k in np.unique(labels)]
 
 
 def _binary_auroc(scores: Array, positive: Array, weights: Array) -> Array:
@@ -214,12 +243,18 @@ def _binary_auprc(scores: Array, positive: Array, weights: Array) -> Array:
 
 
 def _share_right(
-    probabilities: Array, labels: Array, threshold: float | None, weights: Array | None, *, positive: bool
+    probabilities: Array,
+    labels: Array,
+    threshold: float | None,
+    weights: Array | None,
+    of: int | None,
+    *,
+    positive: bool,
 ) -> float | Array:
     table, labels = _checked(probabilities, labels)
     decisions = decide(table, threshold=threshold)
     rows = np.atleast_2d(np.ones(labels.size) if weights is None else np.asarray(weights, np.float64))
-    classes = [1] if table.shape[1] == 2 else np.unique(labels)
+    classes = _asked(table, labels, of)
     each = []
     for k in classes:
         asked = (labels == k) == positive

@@ -127,7 +127,11 @@ def _judge(
         )
     if lower is None or upper is None:
         return None, f"The {name} difference cannot be computed: a class or structure is missing, or too rare."
-    number = _writer(margin, lower, upper, sign)
+    write = writer(margin, lower, upper)
+
+    def number(gain: float) -> str:
+        return write(sign * gain)
+
     worse, better = ("lower", "upper") if sign > 0 else ("upper", "lower")
     beyond, within = ("below", "above") if sign > 0 else ("above", "below")
     bound = f"bound of the one-sided 95 % interval of the {name} difference,"
@@ -157,15 +161,14 @@ def _more(difference: Replicates, margin: float, number: Callable[[float], str])
     return f"About {needed:,} {unit} are needed to decide (sd of the paired differences {sd:.3f}); there are {now:,}."
 
 
-def _writer(margin: float, lower: float, upper: float, sign: int) -> Callable[[float], str]:
-    """A formatter of gains as differences, with enough digits that the bounds and the margin can be told apart."""
+def writer(*values: float) -> Callable[[float], str]:
+    """A formatter of numbers, with enough digits that these values can be told apart."""
     for digits in range(4, 12):
-        texts = {f"{value:.{digits}f}" for value in (-margin, lower, upper)}
-        if len(texts) == len({-margin, lower, upper}):
+        texts = {f"{abs(value):.{digits}f}" for value in values}
+        if len(texts) == len({abs(value) for value in values}):
             break
 
-    def write(gain: float) -> str:
-        value = sign * gain
+    def write(value: float) -> str:
         text = f"{value:.{digits}f}"
         text = text.rstrip("0") if abs(float(text) - value) < ROUNDING else text
         return "0" if float(text) == 0 else text.rstrip(".")

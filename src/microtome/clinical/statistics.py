@@ -32,6 +32,7 @@ from microtome.types import Array, Interval
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
 BLOCK = 2_000_000  # weights held at once: 16 MB
+FEW = 10  # so many replicates must lie beyond a bound, or their share says nothing
 
 Statistic = Callable[[Array], Array]
 
@@ -60,6 +61,23 @@ class Replicates:
         n = self.groups
         expanded = norm.cdf(math.sqrt(n / (n - 1)) * student.ppf(level, n - 1))
         return float(np.quantile(defined, expanded))
+
+    def chance_of(self, bound: float) -> float | None:
+        """The one-sided p-value of "the true statistic is at least `bound`"; None where `quantile` has none.
+
+        It is small where nearly all replicates lie below `bound`, and below 1 − c just where the upper one-sided bound
+        of confidence c is. The replicates tell small ones apart only so far; what is beyond is that of Student's t.
+        """
+        defined = self.samples[np.isfinite(self.samples)]
+        if self.quantile(0.5) is None:
+            return None
+        n = self.groups
+        above = int(np.count_nonzero(defined >= bound))
+        if above >= FEW:
+            return float(student.cdf(norm.ppf(above / defined.size) / math.sqrt(n / (n - 1)), n - 1))
+        error = float(defined.std()) * math.sqrt(n / (n - 1))
+        gap = self.value - bound
+        return float(student.cdf(gap / error, n - 1)) if error > 0 else float(gap >= 0)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """The two-sided interval; None where it cannot be computed."""

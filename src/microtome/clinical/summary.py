@@ -1,32 +1,39 @@
 """Many cases → the parts of `result.json` that say what compression did: plain dicts of floats, None for undefined.
 
 Metric names: `dice`, `nsd`, `hd95` are means over cases of each case's mean over its defined structures; `dice/NAME` is
-the mean over cases of one structure. Classification has `auroc`, `auprc`, `sensitivity`, `specificity`.
+the mean over cases of one structure; structures that no reference has are left out of the means. Classification has
+`auroc`, `auprc`, `sensitivity`, `specificity`; with more than two classes these are means, and `auroc/NAME` is that of
+one class against all others.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from microtome.clinical import classification
-from microtome.clinical.cases import CasePrediction, CaseScores, Flat, flatten, flatten_difference
+from microtome.clinical.cases import (
+    CasePrediction,
+    CaseScores,
+    Flat,
+    flatten,
+    patients_of,
+    probabilities_of,
+)
+from microtome.clinical.chance import classification_doubts, segmentation_doubts
+from microtome.clinical.guard import disagreement, guarded
 from microtome.clinical.noninferiority import Verdict, chosen_margin, no_reference, non_inferiority
-from microtome.clinical.statistics import RESAMPLES, Replicates, bootstrap_mean, difference, resample, resample_means
+from microtome.clinical.replicated import Parts, classification_parts, segmentation_parts, support
+from microtome.clinical.statistics import RESAMPLES, Replicates, bootstrap_mean
 from microtome.errors import DataError, LabelError
-from microtome.metrics import CLASSES, METRICS, Metric, named
-from microtome.types import Array, Interval
+from microtome.metrics import Metric
+from microtome.types import Interval
 
 Json = dict[str, Any]
-
-
-Parts = dict[str, dict[str, Replicates]]
-"""`parent`, `compressed` and `difference`, each by metric."""
 
 
 class Summarised(Protocol):
@@ -68,7 +75,8 @@ def summarise_segmentation(
         own: a task's own metrics, beside those of `microtome.metrics`.
 
     Returns:
-        `parent` and `compressed` (each with `metrics`), `difference`, `agreement`, `verdict`, `operating_point` (None),
+        `parent` and `compressed` (each with `metrics`), `difference`, `agreement`, `verdict` (`guard.guarded`),
+        `operating_point` (None),
         `subgroups`, `counts` (`evaluation`, `patients`, `empty_reference`; `invented` = cases where just one of the
         networks segments a structure that the reference does not have), `cases`.
 
@@ -84,15 +92,27 @@ def summarise_segmentation(
     structures = list(dict.fromkeys(name for case in scored for name in case.parent[measured[0]]))
     keys = [f"{metric}{end}" for metric in measured for end in ("", *(f"/{name}" for name in structures))]
 
+    absent = Counter(name for case in scored for name in case.empty)
+    left_out = [name for name in structures if absent[name] == len(scored)]
+
     def measure(chosen: Sequence[CaseScores]) -> Parts:
-        return _segmentation_parts([case for case in chosen if case.parent], keys, resamples, seed)
+        return segmentation_parts([case for case in chosen if case.parent], keys, left_out, resamples, seed)
 
     whole = measure(cases)
-    absent = Counter(name for case in scored for name in case.empty)
     agreement = bootstrap_mean(
         np.array([case.agreement for case in cases]), patients_of(cases), resamples=resamples, seed=seed
     )
-    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin, own), measure)
+    verdict = verdict_of(whole, metric, margin, own)
+    result = common_parts(cases, whole, agreement, verdict, measure)
+    doubts, remarks = segmentation_doubts(scored, structures, left_out, metric, seed)
+    result["verdict"] = guarded(
+        verdict,
+        whole["difference"],
+        doubts=[*doubts, *disagreement(agreement, "voxels")],
+        left_out=left_out,
+        remarks=remarks,
+        own=own,
+    )
     result["operating_point"] = None
     result["counts"]["empty_reference"] = {name: absent[name] for name in structures}
     result["counts"]["invented"] = {name: _invented(scored, name, measured[0]) for name in structures}
@@ -101,8 +121,8 @@ def summarise_segmentation(
             "case": case.case,
             "patient": case.patient,
             "subgroups": dict(case.subgroups),
-            "parent": _json_flat(flatten(case.parent)),
-            "compressed": _json_flat(flatten(case.compressed)),
+            "parent": _json_flat(flatten(case.parent, leave_out=left_out)),
+            "compressed": _json_flat(flatten(case.compressed, leave_out=left_out)),
             "agreement": _number(case.agreement),
         }
         for case in cases
@@ -119,6 +139,7 @@ def summarise_classification(
     resamples: int = RESAMPLES,
     seed: int = 0,
     own: Mapping[str, Metric] | None = None,
+    classes: Sequence[str] = (),
 ) -> Json:
     """The parts of `result.json` that follow from classified cases.
 
@@ -126,11 +147,13 @@ def summarise_classification(
         cases: the evaluation cases.
         threshold: the parent's operating point (`classification.operating_point`); None decides by the highest
             probability, as more than two classes always do.
-        metric: what the verdict rests on: `auroc`, `auprc`, `sensitivity` or `specificity`.
+        metric: what the verdict rests on: `auroc`, `auprc`, `sensitivity` or `specificity`; with more than two
+            classes also that of one, such as `auroc/NAME`.
         margin: the acceptable loss; None takes the metric's default.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         own: a task's own metrics, beside those of `microtome.metrics`.
+        classes: their names; `class 0` and so on where there are none.
 
     Returns:
         As `summarise_segmentation`. `agreement` is the fraction of cases with the parent's decision.
@@ -144,15 +167,29 @@ def summarise_classification(
     chosen_margin(metric, margin, own)
     require_cases(cases)
 
+    names = classes or [f"class {k}" for k in range(probabilities_of(cases, "parent").shape[1])]
+    known = [case for case in cases if case.label is not None]
+
     def measure(chosen: Sequence[CasePrediction]) -> Parts:
-        return _classification_parts([c for c in chosen if c.label is not None], threshold, resamples, seed)
+        return classification_parts([c for c in chosen if c.label is not None], threshold, names, resamples, seed)
 
     whole = measure(cases)
     parent, compressed = (
-        classification.decide(_probabilities(cases, side), threshold=threshold) for side in ("parent", "compressed")
+        classification.decide(probabilities_of(cases, side), threshold=threshold) for side in ("parent", "compressed")
     )
     agreement = bootstrap_mean(parent == compressed, patients_of(cases), resamples=resamples, seed=seed)
-    result = common_parts(cases, whole, agreement, verdict_of(whole, metric, margin, own), measure)
+    verdict = verdict_of(whole, metric, margin, own)
+    result = common_parts(cases, whole, agreement, verdict, measure)
+    doubts, remarks, left_out = classification_doubts(known, whole["parent"], threshold, metric, names)
+    result["verdict"] = guarded(
+        verdict,
+        whole["difference"],
+        doubts=[*doubts, *disagreement(agreement, "cases")],
+        left_out=left_out,
+        remarks=remarks,
+        support=support(known, names),
+        own=own,
+    )
     result["counts"]["empty_reference"] = {}
     result["cases"] = [
         {
@@ -166,50 +203,6 @@ def summarise_classification(
         for case in cases
     ]
     return result
-
-
-def _segmentation_parts(cases: Sequence[CaseScores], keys: Sequence[str], resamples: int, seed: int) -> Parts:
-    rows = [(flatten(case.parent), flatten(case.compressed), flatten_difference(case)) for case in cases]
-    if not rows:
-        return {"parent": {}, "compressed": {}, "difference": {}}
-    values = np.array([[row.get(key, math.nan) for row in triple for key in keys] for triple in rows])
-    found = resample_means(values, patients_of(cases), resamples=resamples, seed=seed)
-    return {
-        part: dict(zip(keys, found[start : start + len(keys)], strict=True))
-        for part, start in zip(("parent", "compressed", "difference"), range(0, len(found), len(keys)), strict=True)
-    }
-
-
-def _classification_parts(cases: Sequence[CasePrediction], threshold: float | None, resamples: int, seed: int) -> Parts:
-    if not cases:
-        return {"parent": {}, "compressed": {}, "difference": {}}
-    labels = np.array([case.label for case in cases])
-    statistics: dict[str, Callable[[Array], Array]] = {}
-    for side in ("parent", "compressed"):
-        statistics |= {
-            f"{side} {name}": statistic
-            for name, statistic in _statistics(_probabilities(cases, side), labels, threshold).items()
-        }
-    found = resample(statistics, patients_of(cases), resamples=resamples, seed=seed)
-    parts: Parts = {"parent": {}, "compressed": {}, "difference": {}}
-    for key, replicates in found.items():
-        side, name = key.split(" ")
-        parts[side][name] = replicates
-    parts["difference"] = {
-        name: difference(parts["compressed"][name], replicates) for name, replicates in parts["parent"].items()
-    }
-    return parts
-
-
-def _statistics(table: Array, labels: Array, threshold: float | None) -> dict[str, Callable[[Array], Array]]:
-    """The metrics of one network as functions of weights (R, N)."""
-
-    def statistic(name: str) -> Callable[[Array], Array]:
-        module, _, function = METRICS[name].computed_by.partition(":")
-        compute = getattr(importlib.import_module(module), function)
-        return lambda weights: np.asarray(compute(table, labels, threshold=threshold, weights=weights))
-
-    return {name: statistic(name) for name in named(CLASSES)}
 
 
 def common_parts(
@@ -281,15 +274,6 @@ def require_cases(cases: Sequence[object]) -> None:
     """
     if not cases:
         raise DataError("There are no evaluation cases to summarise.", "Check the split of the cohort.")
-
-
-def patients_of(cases: Sequence[AnyCase]) -> list[Hashable]:
-    """The patient of each case."""
-    return [case.patient for case in cases]
-
-
-def _probabilities(cases: Sequence[CasePrediction], side: str) -> Array:
-    return np.array([getattr(case, side) for case in cases], dtype=np.float64)
 
 
 def _number(value: float | None) -> float | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from microtome.clinical.noninferiority import chosen_margin
-from microtome.errors import SplitError
+from microtome.errors import LabelError, SplitError
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, prepare
@@ -38,6 +39,7 @@ class Judged:
         non_inferior: True, False or None, as in the final verdict.
         worst: the worst subgroup's difference; the whole cohort's where there are none.
         agreement: mean share of voxels, or share of cases, with the parent's label.
+        losses: structures, classes and other metrics that lost more than their limit, such as `dice/tumour`.
     """
 
     value: float | None
@@ -47,6 +49,7 @@ class Judged:
     non_inferior: bool | None
     worst: float | None
     agreement: float
+    losses: tuple[str, ...] = ()
 
 
 class Judge:
@@ -84,9 +87,10 @@ class Judge:
             SplitError: there are no cases, or none with a reference.
         """
         self._kind = task(pipeline.task)
-        self.metric = self._kind.metric(metric)
+        self.metric = self._kind.metric(metric, pipeline)
         self.margin = chosen_margin(self.metric, margin, self._kind.OWN)
-        self._cohort, self._pipeline, self._seed = cohort, pipeline, seed
+        self._cohort, self._pipeline = cohort, pipeline
+        self._judgement = Judgement(self.metric, self.margin, seed, pipeline.classes)
         self._cases, self._progress = tuple(cases), progress or Silent()
         self._kept: dict[str, Prepared] = {}
         self._room = KEPT
@@ -100,7 +104,7 @@ class Judge:
     def __call__(self, candidate: Stream, name: str = "judge") -> Judged:
         """Run a candidate, and compare it with the parent."""
         rows = [self._row(case, self._predict(candidate, case)) for case in self._track(name)]
-        parts = self._kind.summarise(rows, Judgement(self.metric, self.margin, self._seed), None)
+        parts = self._kind.summarise(rows, self._judgement, self._point(rows))
         verdict, change = parts["verdict"], parts["difference"].get(self.metric) or {}
         others = [
             group["difference"].get(self.metric, {}).get("value")
@@ -116,6 +120,7 @@ class Judge:
             verdict["non_inferior"],
             min(known, key=self.gain, default=None),
             float(parts["agreement"]["value"]),
+            tuple(loss["metric"] for loss in verdict.get("losses", ())),
         )
 
     def gain(self, difference: float) -> float:
@@ -125,7 +130,7 @@ class Judge:
     def parent_value(self) -> float | None:
         """Return the parent's metric on the cases; None where it cannot be told."""
         rows = [self._row(case, self._parent[case.id]) for case in self._cases]
-        parts = self._kind.summarise(rows, Judgement(self.metric, self.margin, self._seed), None)
+        parts = self._kind.summarise(rows, self._judgement, self._point(rows))
         value: float | None = parts["parent"]["metrics"].get(self.metric, {}).get("value")
         return value
 
@@ -133,6 +138,14 @@ class Judge:
         """Return the metric of a candidate alone, higher is better; it is −∞ where the metric cannot be told."""
         value = self(candidate, "score").value
         return -math.inf if value is None else self.gain(value)
+
+    def _point(self, rows: Sequence[tuple[Case, Record]]) -> Mapping[str, Any] | None:
+        """Return the operating point of the parent on these cases, where the task has one and they can tell."""
+        if not self._kind.operating_cases(self._cohort, self._pipeline)[0]:
+            return None
+        with contextlib.suppress(LabelError):
+            return self._kind.operating_point([record["parent"] for _, record in rows], self._cases, "tuning")
+        return None
 
     def _predict(self, stream: Stream, case: Case) -> Array:
         """Return a prediction, such as a label map on the case's own grid."""

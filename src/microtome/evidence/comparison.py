@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -72,7 +72,7 @@ def evaluate_pair(
         DataError: a case cannot be read or scored. What is finished stays in `store`.
     """
     progress, kind = progress or Silent(), task(pipeline.task)
-    judgement = judgement or Judgement(kind.metric(None))
+    judgement = replace(judgement or Judgement(kind.metric(None)), classes=pipeline.classes)
     records = _Store(store)
     for case in progress.track(cohort.evaluation, "evaluate", len(cohort.evaluation)):
         if case.id not in records:

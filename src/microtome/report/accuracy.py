@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from microtome.metrics import base, distinct
+from microtome.metrics import base, distinct, part
 from microtome.report import plots, words
 from microtome.report.files import Examples, Result
-from microtome.report.headline import main_metric
+from microtome.report.headline import lost, main_metric
 from microtome.report.pictures import example_panels, structure_color, structures
 from microtome.report.view import View
 
@@ -31,7 +31,7 @@ def accuracy(result: Result, view: View) -> dict[str, Any]:
     """Table, forest plots and sentences of the section on accuracy."""
     chosen = main_metric(result)
     names = distinct(metrics(result), chosen)
-    rows = [_metric_row(result, metric, strong=metric == chosen) for metric in names]
+    rows = [_metric_row(result, metric, strong=metric == chosen) | _tags(result, metric) for metric in names]
     return {
         "rows": rows,
         "forests": [plot for plot in _forests(result, names, chosen) if plot],
@@ -63,6 +63,12 @@ def _metric_row(result: Mapping[str, Any], metric: str, *, strong: bool) -> dict
     row["difference"] = words.change(words.interval(value).value, metric)
     row["difference_spread"] = words.spread(value, metric, signed=True)
     return row
+
+
+def _tags(result: Result, metric: str) -> dict[str, bool]:
+    """Whether a metric lost more than its margin, and whether the means leave its structure out."""
+    aside = "/" in metric and part(metric) in (result["verdict"].get("left_out") or ())
+    return {"lost": metric in lost(result), "aside": aside}
 
 
 def _forests(result: Result, names: list[str], chosen: str) -> list[str]:

@@ -17,6 +17,16 @@ VERDICTS = {
     False: ("bad", "Inferior", "The compressed network is inferior to its parent."),
     None: ("unsure", "Not enough cases", "There are not enough cases to tell whether anything was lost."),
 }
+# Where nothing was decided, and not for want of cases: `verdict.cause`.
+WITHOUT = {
+    "undefined": "The difference cannot be computed on these cases.",
+    "reference": "What would have to be found is in none of these cases: they cannot tell whether anything was lost.",
+    "parent": "The parent itself is too weak here: that nothing was lost beside it would say nothing.",
+    "agreement": "The two networks agree too little: an equal score of both would be a coincidence.",
+    "no parent": "There was no parent to compare with.",
+    "not measured": "This machine cannot run the target: nothing was measured.",
+}
+MOST_NAMED = 3  # metrics in the sentence
 UNDECIDED = ("unsure", "No verdict", "No verdict was recorded for this network.")
 
 
@@ -57,7 +67,26 @@ def verdict(result: Result) -> tuple[str, str, str]:
     if not recorded:
         return UNDECIDED
     decision = recorded.get("non_inferior")
-    return VERDICTS[decision if isinstance(decision, bool) else None]
+    kind, word, sentence = VERDICTS[decision if isinstance(decision, bool) else None]
+    if decision is None and recorded.get("cause") in WITHOUT:
+        return kind, "No verdict", WITHOUT[str(recorded["cause"])]
+    where = _where(result)
+    return kind, word, f"{sentence.removesuffix('.')} in {where}." if where and decision is not None else sentence
+
+
+def lost(result: Mapping[str, Any]) -> list[str]:
+    """The metrics that lost more than their margin, those that decided first."""
+    entries = [entry for name in ("losses", "others") for entry in result["verdict"].get(name) or ()]
+    return [str(words.mapping(entry).get("metric")) for entry in entries]
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    """The structures, classes or metrics that the verdict is about; empty where that is the whole."""
+    found = [words.metric_name(str(loss.get("metric"))) for loss in result["verdict"].get("losses") or ()]
+    if not found and words.structure(main_metric(result)):
+        found = [words.metric_name(main_metric(result))]
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return f"{', '.join(found[:MOST_NAMED])}{more}"
 
 
 def proof(result: Result) -> str:

@@ -14,7 +14,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
-from microtome.metrics import Metric, base
+from microtome.metrics import Metric, base, part
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ class Judgement:
         metric: its name, such as `dice` or `dice/anterior`.
         margin: the acceptable loss; None takes the metric's default.
         seed: of the bootstrap.
+        classes: the pipeline's class names, for metrics of single classes.
     """
 
     metric: str
     margin: float | None = None
     seed: int = 0
+    classes: tuple[str, ...] = ()
 
 
 class Task(ABC):
@@ -60,18 +62,30 @@ class Task(ABC):
     RULE: ClassVar[str] = ""
     AGREEMENT: ClassVar[tuple[str, str]]
 
-    def metric(self, asked: str | None) -> str:
+    def metric(self, asked: str | None, pipeline: Pipeline | None = None) -> str:
         """Return the metric of the verdict; the usual one if None.
 
         Raises:
-            OptionError: the task does not measure it.
+            OptionError: the task does not measure it, or not of the structure or class that is named, where the
+                pipeline says which there are.
         """
         chosen = asked or self.METRICS[0]
         if base(chosen) not in self.METRICS:
             raise OptionError(
                 f"--metric {chosen} does not fit {self.NAME}.", f"Choose one of {', '.join(self.METRICS)}."
             )
+        parts = None if pipeline is None else self.parts(pipeline)
+        if parts is not None and "/" in chosen and part(chosen) not in parts:
+            names = ", ".join(f"{base(chosen)}/{name}" for name in parts)
+            raise OptionError(
+                f"--metric {chosen}: {self.NAME} here has no {base(chosen)} of {part(chosen)!r}.",
+                f"Choose {base(chosen)}{f' or one of {names}' if names else ''}.",
+            )
         return chosen
+
+    def parts(self, pipeline: Pipeline) -> tuple[str, ...] | None:
+        """Return the structures or classes that have metrics of their own; None where the pipeline does not say it."""
+        return None
 
     @abstractmethod
     def check(self, pipeline: Pipeline) -> None:
@@ -139,6 +153,10 @@ class Task(ABC):
             LabelError: the metric was not measured in any.
             OptionError: metric or margin make no sense.
         """
+
+    def tunes(self, classes: Sequence[str]) -> bool:
+        """Return whether tuning patients have a use, also where no method trains."""
+        return True
 
     def operating_cases(self, cohort: Cohort, pipeline: Pipeline) -> tuple[Sequence[Case], str]:
         """Return the cases that the operating point is fixed on, and what they are called; none where there is none."""

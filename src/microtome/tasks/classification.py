@@ -50,6 +50,10 @@ class Classification(Task):
         if problem:
             raise OptionError(f"Pipeline: {problem}.", "Correct pipeline.json.")
 
+    def parts(self, pipeline: Pipeline) -> tuple[str, ...]:
+        """Return the classes, where there are more than two: of two, each is what the other is not."""
+        return pipeline.classes if len(pipeline.classes) > 2 else ()
+
     def outputs(self, pipeline: Pipeline) -> frozenset[int]:
         """One per class; a single one for two classes."""
         classes = len(pipeline.classes)
@@ -108,8 +112,13 @@ class Classification(Task):
             margin=judgement.margin,
             seed=judgement.seed,
             own=self.OWN,
+            classes=judgement.classes,
         )
         return {**parts, "operating_point": point}
+
+    def tunes(self, classes: Sequence[str]) -> bool:
+        """Only tests between two classes have an operating point."""
+        return len(classes) <= 2
 
     def operating_cases(self, cohort: Cohort, pipeline: Pipeline) -> tuple[Sequence[Case], str]:
         """Take the tuning cases of a test between two classes, or train cases if there are none."""

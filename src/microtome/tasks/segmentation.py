@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microtome.clinical.cases import CaseScores
+from microtome.clinical.chance import whole_image
 from microtome.clinical.overlap import agreement
 from microtome.clinical.segmentation import empty_structures, score_segmentation
 from microtome.clinical.summary import summarise_segmentation
@@ -52,6 +53,10 @@ class Segmentation(Task):
                 "Correct pipeline.json.",
             )
 
+    def parts(self, pipeline: Pipeline) -> tuple[str, ...]:
+        """Return the structures."""
+        return pipeline.classes[1:]
+
     def outputs(self, pipeline: Pipeline) -> frozenset[int]:
         """One channel per class, or with sigmoid one per structure."""
         classes = len(pipeline.classes)
@@ -87,6 +92,7 @@ class Segmentation(Task):
         for side, prediction in (("parent", parent), ("compressed", compressed)):
             record[side] = score_segmentation(prediction, reference, **how)
         record["empty"] = list(empty_structures(reference, labels=labels))
+        record["trivial"] = whole_image(reference, labels=labels)
         return record
 
     def summarise(
@@ -102,6 +108,7 @@ class Segmentation(Task):
                 agreement=record["agreement"],
                 empty=tuple(record["empty"]),
                 subgroups=case.subgroups,
+                trivial=record.get("trivial", {}),
             )
             for case, record in rows
         ]

@@ -13,6 +13,7 @@ import numpy as np
 
 from microtome import recipes
 from microtome.batches.calibration import inputs
+from microtome.clinical.guard import listed
 from microtome.deployment.timing import Candidate, file_bytes, interleaved
 from microtome.errors import MicrotomeError
 from microtome.evidence.candidates import Judge
@@ -20,6 +21,7 @@ from microtome.files import write_json
 from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.methods.base import Context
+from microtome.metrics import title
 from microtome.progress import Progress
 from microtome.recipes import Recipe
 from microtome.runtimes.base import Session
@@ -163,6 +165,7 @@ class _Climb:
             "lower": found.lower,
             "worst_subgroup": found.worst,
             "verdict": found.non_inferior,
+            "losses": list(found.losses),
         }
 
     def _decided(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,5 +185,6 @@ class _Climb:
                 "chosen": False,
                 "reason": f"non-inferior {bound}, but {slower:.2f}× the time of the fastest: went on.",
             }
-        what = "inferior" if record["verdict"] is False else "not shown to be non-inferior"
+        lost = f" in {listed([title(name) for name in record['losses']])}" if record["losses"] else ""
+        what = f"inferior{lost}" if record["verdict"] is False else "not shown to be non-inferior"
         return {"chosen": False, "reason": f"{what} {bound}."}

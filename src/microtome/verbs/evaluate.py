@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from microtome.clinical.guard import absent
 from microtome.deployment.timing import eager
 from microtome.environment import describe, peak_memory_mib
 from microtome.errors import OptionError, SplitError
@@ -25,7 +26,7 @@ from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.medical.stream import Stream
 from microtome.package import SCHEMA, open_package
 from microtome.progress import Progress, Silent
-from microtome.results import Result
+from microtome.results import Result, Verdict
 from microtome.staging import Staging
 from microtome.tasks import task
 from microtome.tasks.base import Judgement
@@ -47,8 +48,9 @@ def evaluate(
 ) -> Result:
     """Evaluate a package, or a model in PyTorch, on the evaluation cases of a cohort.
 
-    Without `parent` there is no difference and no verdict. Cases that a package was calibrated on are left out. An
-    operating point comes from the package; without one the class of highest probability is the decision.
+    Without `parent` there is no difference and no verdict. With one its fingerprint is in the result, and if it is not
+    the network that the package was made from, a warning says so. Cases that a package was calibrated on are left out.
+    An operating point comes from the package; without one the class of highest probability is the decision.
 
     Args:
         model: a package, or anything that `compress` takes.
@@ -69,12 +71,13 @@ def evaluate(
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options, target)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
-    reference, kind, notes = predict, task(pipeline.task), list(known.pop("notes", ()))
-    parent_sha256 = None
+    metric = task(pipeline.task).metric(options.metric, pipeline)
+    reference, given, warnings, notes = predict, None, list[str](), list(known.pop("notes", ()))
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
-        parent_sha256 = loaded.network.fingerprint()
+        given = loaded.network.fingerprint()
         notes += [f"The parent: {note}" for note in loaded.notes]
+        warnings += _another(given, known.get("parent"))
         reference = streamed(eager(loaded.network, options.threads))
     staging = Staging(
         out,
@@ -84,7 +87,7 @@ def evaluate(
             "target": target,
             "cohort": str(cohort),
             "files": stamps(cases),
-            "networks": [known.pop("sha256", None), parent_sha256],
+            "networks": [known.pop("sha256", None), given],
             "pipeline": pipeline.to_json(),
             "options": str(options),
         },
@@ -95,7 +98,7 @@ def evaluate(
             pair,
             cases,
             pipeline,
-            Judgement(kind.metric(options.metric), options.margin, options.seed),
+            Judgement(metric, options.margin, options.seed),
             operating_point=known.get("operating_point"),
             store=staging.work / "cases.jsonl",
             progress=progress,
@@ -118,21 +121,44 @@ def evaluate(
             "memory": {"evaluate_peak_mib": peak_memory_mib()},
             "environment": describe(options.threads),
             "notes": list(dict.fromkeys((*notes, *cohort_notes(cases)))),
-            "warnings": [],
+            "warnings": [*warnings, *evaluation.parts["verdict"].get("remarks", [])],
         }
-        if parent is None:
-            result["parent"], result["difference"], result["agreement"] = {"metrics": {}}, {}, None
-            result["verdict"] = {
-                **result["verdict"],
-                "non_inferior": None,
-                "lower": None,
-                "reason": "No parent was given to compare with: these are the network's own numbers.",
-            }
+        if given is None:
+            result |= _alone(result)
+        else:
+            result["parent"] = {"sha256": given, **result["parent"]}
         write_json(staging.package / "result.json", result)
         np.savez_compressed(staging.package / "examples.npz", **arrays)  # type: ignore[arg-type]
         write_pages(staging.package, card=False)
         staging.finish()
     return result
+
+
+def _alone(result: Result) -> Result:
+    """Return the parts of a result that say that there was nothing to compare with."""
+    left_out = result["verdict"].get("left_out", [])
+    remarks = [absent(left_out)] if left_out else []
+    verdict: Verdict = {
+        **result["verdict"],
+        "non_inferior": None,
+        "lower": None,
+        "reason": "No parent was given to compare with: these are the network's own numbers.",
+        "cause": "no parent",
+        "losses": [],
+        "others": [],
+        "remarks": remarks,
+    }
+    return {"parent": {"metrics": {}}, "difference": {}, "agreement": None, "verdict": verdict, "warnings": remarks}
+
+
+def _another(given: str, own: str | None) -> list[str]:
+    """Return a warning if the parent that was given is not the one that a package was made from."""
+    if own is None or given == own:
+        return []
+    return [
+        f"The parent that was given ({given[:12]}…) is not the one that the package was made from ({own[:12]}…): the "
+        "difference is that of two networks, and not what compression lost."
+    ]
 
 
 def _open(
@@ -144,10 +170,11 @@ def _open(
         if target is not None:
             raise OptionError(f"{model} is no package: it has no target.", "Leave --target out.")
         loaded, pipeline = read_network(model, cohort, options)
-        known = {"notes": loaded.notes, "guessed": loaded.guessed, "sha256": loaded.network.fingerprint()}
+        known: dict[str, Any] = {"notes": loaded.notes, "guessed": loaded.guessed, "sha256": loaded.network.fingerprint()}
         return streamed(eager(loaded.network, options.threads)), pipeline, known
     package = open_package(folder, target=target, threads=options.threads)
     known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
+    known["parent"] = package.result.get("parent", {}).get("sha256")
     known["sha256"] = package.result["session"]["sha256"]
     known["notes"] = package.result.get("notes", ())
     known["guessed"] = package.result.get("input", {}).get("guessed", False)

@@ -75,16 +75,39 @@ def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
 
 
 def read_cohort(path: Path, options: CompressOptions) -> Cohort:
-    """Load a cohort as the options say."""
+    """Load a cohort as the options say. Patients are set aside for tuning only where something is tuned on them."""
+    cohort = _load(path, options, options.tuning)
+    if not cohort.tuning or _tunes(cohort, options):
+        return cohort
+    without = _load(path, options, 0.0)
+    if without.tuning:  # an official split has them
+        return cohort
+    note = (
+        f"No patients were set aside for tuning: with {len(cohort.classes)} classes there is no operating point, and "
+        "the recipe does not train."
+    )
+    return replace(without, notes=(*without.notes, note))
+
+
+def _load(path: Path, options: CompressOptions, tuning: float) -> Cohort:
     cohort = load_cohort(
         path,
         format=options.format,
         seed=options.seed,
-        tuning=options.tuning,
+        tuning=tuning,
         evaluation=options.evaluation,
         patient_pattern=options.patient_pattern,
     )
     return cohort if options.trained_on is None else without_trained(cohort, Path(options.trained_on))
+
+
+def _tunes(cohort: Cohort, options: CompressOptions) -> bool:
+    """Whether task or recipe has a use for tuning patients."""
+    from microtome.verbs.recipe import asked
+
+    if kind(cohort.task).tunes(cohort.classes) or options.recipe == AUTO:
+        return True
+    return any(recipe.trains for recipe in asked(options))
 
 
 def read_request(model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions) -> Request:
@@ -102,6 +125,7 @@ def read_request(model: str | Path | nn.Module, cohort_path: Path, options: Comp
     cohort = read_cohort(cohort_path, options)
     kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
+    kind(pipeline.task).metric(options.metric, pipeline)
     calibration = _calibration(cohort, pipeline, options)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target)
 

@@ -81,7 +81,7 @@ def without_evidence(request: Request, network: Network, path: Path, primary: Re
             "metrics": {},
         },
         "session": session(request, path, precision),
-        "verdict": {"non_inferior": None, "lower": None, "reason": reason},
+        "verdict": {"non_inferior": None, "lower": None, "reason": reason, "cause": "not measured"},
         "methods": list(network.history),
         "environment": describe(request.options.threads),
         "notes": list(network.notes),
