@@ -102,9 +102,9 @@ def _kept(error: BaseException) -> str:
     for folder in _folders():
         try:
             handle, path = tempfile.mkstemp(prefix="microtome-crash-", suffix=".txt", dir=folder)
-            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{sys.version}\n{sys.platform}\n\n")
-                file.writelines(traceback.format_exception(error))
+            os.close(handle)
+            trace = "".join([f"Python {sys.version}\n{sys.platform}\n\n", *traceback.format_exception(error)])
+            Path(path).write_text(trace, encoding="utf-8", errors="backslashreplace")
         except Exception:
             continue
         return f"The full trace, which may name your files, is in {path}"
@@ -116,4 +116,4 @@ def _folders() -> Iterator[str]:
     with contextlib.suppress(OSError):  # none that can be written to
         yield tempfile.gettempdir()
     with contextlib.suppress(OSError):  # it was removed
-        yield os.getcwd()
+        yield str(Path.cwd())
