@@ -1,5 +1,8 @@
 """The command line: parse, call one verb, print."""
 
+import sys
+
+from microtome import crash
 from microtome.cli import bench, compress, demo, evaluate, inspect, predict, recipes, report
 from microtome.cli.app import app
 
@@ -7,5 +10,5 @@ __all__ = ["app", "bench", "compress", "demo", "evaluate", "inspect", "main", "p
 
 
 def main() -> None:
-    """Entry point of the `microtome` command."""
-    app()
+    """Run the command line; `microtome.__main__` is where it begins."""
+    sys.exit(crash.run(app))

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import typer
 
+from microtome.crash import INTERRUPTED
 from microtome.errors import MicrotomeError, MissingExtraError
 from microtome.results import Result
 
 Outcome = TypeVar("Outcome", bound=Mapping[str, Any])
-INFERIOR, FAULT, INTERRUPTED = 1, 2, 130
+INFERIOR, FAULT = 1, 2
 
 
 def run_verb(verb: Callable[[Any], Outcome], quietly: bool) -> Outcome:

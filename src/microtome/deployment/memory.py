@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.graph.network import Network
-from microtome.graph.program import size_hint
+from microtome.graph.outputs import hint
 
 BYTES = 4  # activations are float32 somewhere in every runtime
 USABLE = 0.8  # of what is free: the rest is for images, scores, and what allocators keep
@@ -83,4 +83,4 @@ def shortage(network: Network, shape: tuple[int, ...]) -> str | None:
 def _elements(node: Node) -> int:
     value = node.meta.get("val")
     tensors = value if isinstance(value, tuple | list) else (value,)
-    return sum(math.prod(size_hint(n) for n in t.shape) for t in tensors if isinstance(t, Tensor))
+    return sum(math.prod(hint(n) for n in t.shape) for t in tensors if isinstance(t, Tensor))

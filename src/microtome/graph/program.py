@@ -17,12 +17,12 @@ from torch.utils import _pytree as pytree
 from microtome.errors import CaptureError
 from microtome.graph.network import INPUT, OUTPUT, Network
 from microtome.graph.operators import aten, kind
+from microtome.graph.outputs import SCORES, first_scores, hint, name_squeezed_axes, settled
 from microtome.graph.quiet import quiet
-from microtome.types import FREE, Port
+from microtome.types import Port
 
 # Batch size of the example: torch.export takes sizes 0 and 1 for constants.
 EXAMPLE_BATCH = 2
-ONE_OUTPUT = "Return the scores as a tensor (N, K, *spatial) or (N, K)."
 
 
 def exported(network: Network) -> ExportedProgram:
@@ -67,10 +67,12 @@ def network_from_export(
         inputs: names of its input tensors, in order; None takes the program's own, or `input` where there is one.
         outputs: names of its output tensors, in order; None takes what the program calls them: the keys of a dict, the
             fields of a named tuple or dataclass; `output`, `output_1`, … where they have no names.
-        keep: names of the outputs to keep, in the order wanted; None keeps the first, and notes what is left out.
+        keep: names of the outputs to keep, in the order wanted; None keeps the first that can be scores, and notes what
+            is left out.
 
     Raises:
-        CaptureError: the program has no input tensor, an input that is none, no output tensor, or not the one to keep.
+        CaptureError: the program has no input tensor, an input that is none, no output tensor, not the one to keep, or
+            one that is no scores.
     """
     graph_module = program.module()
     assert isinstance(graph_module, GraphModule)
@@ -88,13 +90,15 @@ def network_from_export(
     named = zip(outputs or _output_names(program, inputs), values, strict=True)
     found = {n: v for n, v in named if isinstance(v, Node) and isinstance(v.meta.get("val"), Tensor)}
     kept, notes = _chosen(found, keep)
+    first = next(iter(kept))
+    kept[first], more = settled(graph, kept[first], placeholders[0])
     end.args = (tuple(kept.values()) if len(kept) > 1 else next(iter(kept.values())),)
     _finish(graph_module)
     return Network(
         graph_module,
         inputs=tuple(_port(name, node) for name, node in zip(inputs, placeholders, strict=True)),
         outputs=tuple(_port(name, node) for name, node in kept.items()),
-        notes=notes,
+        notes=(*notes, *more),
     )
 
 
@@ -114,14 +118,7 @@ def _register_meta_kernels() -> torch.library.Library:
 
 def _port(name: str, node: Node) -> Port:
     sizes = node.meta["val"].shape
-    return Port(name, tuple(size_hint(size) for size in sizes[1:]), tuple(not isinstance(size, int) for size in sizes))
-
-
-def size_hint(size: Any) -> int:
-    """Return a dimension's size in the example; FREE where it depends on values."""
-    if isinstance(size, int):
-        return size
-    return FREE if size.node.hint is None else int(size.node.hint)
+    return Port(name, tuple(hint(size) for size in sizes[1:]), tuple(not isinstance(size, int) for size in sizes))
 
 
 def output_names(structure: Any, taken: Iterable[str]) -> list[str]:
@@ -146,7 +143,7 @@ def _output_names(program: ExportedProgram, taken: Iterable[str]) -> list[str]:
 def _chosen(found: Mapping[str, Node], keep: Sequence[str] | None) -> tuple[dict[str, Node], tuple[str, ...]]:
     """Return the outputs to keep, and a note where others are left out unasked."""
     if not found:
-        raise CaptureError("the network returns no tensor.", ONE_OUTPUT)
+        raise CaptureError("the network returns no tensor.", SCORES)
     if keep is not None:
         unknown = [name for name in keep if name not in found]
         if unknown or not keep:
@@ -154,17 +151,21 @@ def _chosen(found: Mapping[str, Node], keep: Sequence[str] | None) -> tuple[dict
                 f"the network has no output {unknown[0]!r}." if unknown else "no output of the network is to be kept.",
                 f"It has {', '.join(found)}.",
             )
+        first_scores({keep[0]: found[keep[0]]})
         return {name: found[name] for name in keep}, ()
-    first, *others = found
+    first = first_scores(found)
+    others = [name for name in found if name != first]
     if not others:
         return dict(found), ()
-    note = f"The network has {len(found)} outputs; only the first is kept: {first}, not {', '.join(others)}."
+    which = "the first" if first == next(iter(found)) else "the first that holds scores"
+    note = f"The network has {len(found)} outputs; only {which} is kept: {first}, not {', '.join(others)}."
     return {first: found[first]}, (note,)
 
 
 def _simplify(graph_module: GraphModule) -> None:
     """Remove guards and identities."""
     graph = graph_module.graph
+    name_squeezed_axes(graph)
     for node in list(graph.nodes):
         if node.op == "call_module" and "_guards_fn" in str(node.target):
             graph.erase_node(node)

@@ -170,7 +170,11 @@ def _open(
         if target is not None:
             raise OptionError(f"{model} is no package: it has no target.", "Leave --target out.")
         loaded, pipeline = read_network(model, cohort, options)
-        known: dict[str, Any] = {"notes": loaded.notes, "guessed": loaded.guessed, "sha256": loaded.network.fingerprint()}
+        known: dict[str, Any] = {
+            "notes": loaded.notes,
+            "guessed": loaded.guessed,
+            "sha256": loaded.network.fingerprint(),
+        }
         return streamed(eager(loaded.network, options.threads)), pipeline, known
     package = open_package(folder, target=target, threads=options.threads)
     known = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}

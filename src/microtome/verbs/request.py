@@ -20,6 +20,7 @@ from microtome.runtimes.base import Runtime
 from microtome.tasks import task as kind
 from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
+from microtome.verbs.fit import channels_of
 from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
 from microtome.version import __version__
 
@@ -198,14 +199,16 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
         guess=lambda: default_pipeline(cohort),
     )
     _check_inputs(loaded.network)
-    outputs = _outputs(loaded.network)
     pipeline = given or loaded.pipeline
+    if pipeline is not None:
+        _check_task(pipeline, cohort)
+    outputs = channels_of(loaded.network, kind(cohort.task))
     if pipeline is None:
         pipeline = default_pipeline(cohort, outputs=outputs)
         note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}. Declare it with --pipeline."
         loaded = replace(loaded, notes=(*loaded.notes, note), guessed=True)
     kind(pipeline.task).check(pipeline)
-    _check_fit(loaded.network, pipeline, cohort, outputs)
+    _check_fit(loaded.network, pipeline, outputs)
     return loaded, pipeline
 
 
@@ -233,21 +236,17 @@ def _check_inputs(network: Network) -> None:
         )
 
 
-def _outputs(network: Network) -> int:
-    """Return the number of output channels."""
-    import torch
-
-    with torch.no_grad():
-        return int(network(network.blank()).shape[1])
-
-
-def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: int) -> None:
-    """Check that network, pipeline and cohort speak of the same thing."""
+def _check_task(pipeline: Pipeline, cohort: Cohort) -> None:
+    """Raise OptionError if a pipeline is for another task than a cohort."""
     if pipeline.task != cohort.task:
         raise OptionError(
             f"the pipeline is for {pipeline.task}, but {cohort.path} is a {cohort.task} cohort.",
             "Give the cohort or the --pipeline that belongs to this network.",
         )
+
+
+def _check_fit(network: Network, pipeline: Pipeline, outputs: int) -> None:
+    """Check that network and pipeline speak of the same thing."""
     if network.shape[0] != pipeline.channels or network.spatial_dims != pipeline.spatial_dims:
         raise OptionError(
             f"the network takes {network.shape[0]} channels in {network.spatial_dims}-D, the pipeline gives "
@@ -257,8 +256,9 @@ def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: in
     if outputs not in kind(pipeline.task).outputs(pipeline):
         raise LabelError(
             f"the network has {outputs} outputs, but there are {len(pipeline.classes)} classes "
-            f"({', '.join(pipeline.classes)}).",
-            "Declare the network's own classes in --pipeline.",
+            f"({', '.join(pipeline.classes)}) and the activation is {pipeline.activation}.",
+            "Declare the network's own classes in --pipeline"
+            + ("; or 'sigmoid', if its channels are the structures." if outputs == len(pipeline.classes) - 1 else "."),
         )
 
 
