@@ -11,17 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from microtome.errors import DataError, LabelError, OptionError, ReadError
+from microtome.errors import LabelError, OptionError, ReadError
 from microtome.medical.formats import find_format
 from microtome.medical.formats.table import Row, Table, patient_rule
-from microtome.medical.read import read_image, read_mask
+from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
+from microtome.medical.read import read_image
 from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role
 
 DIGITS = 4
-LOOK_MASKS = 32  # masks that are read to learn how many classes there are, where nothing names them
-
-MANY_LABELS = 128  # unnamed labels beyond this are intensities; the largest public label sets have 117 structures
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class Cohort:
         cases: in the order of their pseudonyms, which says nothing of the order of the files.
         key: pseudonym of each case → its files. It may identify patients: never store it in a package.
         notes: what a reader of results should know, such as cases that were left out.
+        unnamed: numbers of classes that nobody named: their names are made of the number.
+        numbers: label in the masks → number of its class, where they differ; None where they are the same.
     """
 
     path: Path
@@ -46,6 +46,8 @@ class Cohort:
     cases: tuple[Case, ...]
     key: Mapping[str, str] = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
+    unnamed: frozenset[int] = frozenset()
+    numbers: Mapping[int, int] | None = None
 
     @property
     def labelled(self) -> bool:
@@ -84,15 +86,19 @@ class Cohort:
         """Read a case's image. Raises what `read_image` raises."""
         return read_image(case.image, case.index)
 
-    def mask(self, case: Case, image: Image) -> Array | None:
+    def mask(self, case: Case, image: Image | None) -> Array | None:
         """Read a case's reference segmentation on the image's grid, None where it has none.
+
+        Without an image it is on its own grid. Labels are the numbers of the cohort's classes.
 
         Raises:
             LabelError: a label beyond the cohort's classes; and what `read_mask` raises.
         """
         if case.mask is None:
             return None
-        labels = read_mask(case.mask, image)
+        labels = joined((case.mask, *case.further_masks), image)
+        if self.numbers is not None:
+            return counted_as(labels, self.numbers, case.mask, self.classes)
         top = int(labels.max(initial=0))
         if self.classes and top >= len(self.classes):
             raise LabelError(
@@ -111,7 +117,12 @@ class Cohort:
         if case.index is not None:
             image = self.image(case)
             return hashlib.sha256(np.ascontiguousarray(image.array).tobytes()).hexdigest()
-        files = [file for path in (*case.image, case.mask) if path is not None for file in _files_of(path)]
+        files = [
+            file
+            for path in (*case.image, case.mask, *case.further_masks)
+            if path is not None
+            for file in _files_of(path)
+        ]
         hashes = [_sha256(file) for file in files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -157,11 +168,13 @@ def load_cohort(
     roles, notes = assign_roles(table.rows, seed=seed, tuning=tuning, evaluation=evaluation, source=path)
     kept = [(row, role) for row, role in zip(table.rows, roles, strict=True) if role is not None]
     _check_classes([row for row, role in kept if role == "evaluation"], table, path, " for evaluation")
-    classes = table.classes
-    if not classes and any(row.mask for row, _ in kept):
-        classes = _classes_of_masks([row for row, _ in kept])
+    classes, unnamed = table.classes, table.unnamed
+    masks = [mask for row, _ in kept if row.mask is not None for mask in (row.mask, *row.further_masks)]
+    if not classes and masks:
+        classes = classes_of_masks(masks)
+        unnamed = frozenset(range(len(classes)))
     cases, key = _pseudonyms(kept, root, seed)
-    return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes))
+    return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes), unnamed)
 
 
 def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, what: str = "") -> None:
@@ -193,6 +206,7 @@ def _pseudonyms(kept: list[tuple[Row, Role]], root: Path, seed: int) -> tuple[tu
             index=row.index,
             role=role,
             subgroups=dict(row.subgroups),
+            further_masks=row.further_masks,
         )
         cases.append(case)
         key[case.id] = _real_name(row, root)
@@ -202,30 +216,6 @@ def _pseudonyms(kept: list[tuple[Row, Role]], root: Path, seed: int) -> tuple[tu
 def _real_name(row: Row, root: Path) -> str:
     names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in row.image]
     return ";".join(names) + (f"#{row.index}" if row.index is not None else "")
-
-
-def _classes_of_masks(rows: list[Row]) -> tuple[str, ...]:
-    """Class names where nothing names them, from masks spread over the cohort."""
-    masks = [row.mask for row in rows if row.mask is not None]
-    step = max(1, len(masks) // LOOK_MASKS)
-    top = 1
-    for mask in masks[::step]:
-        found = _top_label(mask)
-        if found > MANY_LABELS:
-            raise LabelError(
-                f"{mask} holds values up to {found}, which are hardly labels.",
-                "Masks hold 0 and 255, or label numbers; JPEG spoils them. Name many labels in a dataset.json.",
-            )
-        top = max(top, found)
-    return ("background", "foreground") if top == 1 else ("background", *(f"label {k}" for k in range(1, top + 1)))
-
-
-def _top_label(mask: Path) -> int:
-    """The largest label of a mask; a mask that cannot be read has its say when its case is used."""
-    try:
-        return int(read_mask(mask, None).max(initial=0))
-    except DataError:
-        return 0
 
 
 def _spread(cases: tuple[Case, ...]) -> Iterator[Case]:

@@ -29,7 +29,7 @@ from microtome.tasks import task
 from microtome.tasks.base import Judgement
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import read_cohort, read_network
+from microtome.verbs.request import as_classes, read_cohort, read_network
 from microtome.version import __version__
 
 
@@ -66,6 +66,7 @@ def evaluate(
     options, progress, out = options or CompressOptions(evaluation=1.0, tuning=0.0), progress or Silent(), Path(out)
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options, target)
+    cases = as_classes(cases, pipeline)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
     reference, kind = predict, task(pipeline.task)
     if parent is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from microtome.errors import LabelError, OptionError
 from microtome.evidence.provenance import hash_case
 from microtome.files import writing
+from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from microtome.graph.network import Network
     from microtome.models import Loaded
     from microtome.recipes import Recipe
+
+
+BY_REFERENCE = ("stratified", "foreground")  # choices of calibration cases that look at masks and labels
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def read_request(model: str | Path | nn.Module, cohort_path: Path, options: Comp
     cohort = read_cohort(cohort_path, options)
     kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
+    cohort = as_classes(cohort, pipeline)
     calibration = _calibration(cohort, pipeline, options)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target)
 
@@ -142,6 +147,7 @@ def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -
         return cohort, select(cohort, cohort.train, **asked)
     other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
     other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
+    other = _references_of(other, pipeline, needed=options.calibration_choice in BY_REFERENCE)
     cases = select(other, other.cases, **asked)
     evaluated = {hash_case(cohort, case)["image"] for case in cohort.evaluation}
     shared = sum(hash_case(other, case)["image"] in evaluated for case in cases)
@@ -149,6 +155,21 @@ def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -
         note = f"{shared} of the {len(cases)} calibration images are evaluated too: this is no evidence of accuracy."
         other = replace(other, notes=(*other.notes, note))
     return other, cases
+
+
+def _references_of(cohort: Cohort, pipeline: Pipeline, *, needed: bool) -> Cohort:
+    """Return another cohort with the network's classes; without references if they are others and not `needed`.
+
+    Raises:
+        LabelError: a class that is none of the network's.
+    """
+    if cohort.task == pipeline.task:
+        try:
+            return as_classes(cohort, pipeline)
+        except LabelError:
+            if needed:
+                raise
+    return replace(cohort, cases=tuple(replace(case, mask=None, further_masks=(), label=None) for case in cohort.cases))
 
 
 def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
@@ -175,6 +196,15 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, cohort, outputs)
     return loaded, pipeline
+
+
+def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
+    """Return the cohort with the numbers that the network's classes have.
+
+    Raises:
+        LabelError: a class of the cohort that is none of the network's.
+    """
+    return matched(cohort, pipeline.classes, maps=kind(pipeline.task).MAPS)
 
 
 def _declared(options: CompressOptions) -> Pipeline | None:

@@ -6,10 +6,11 @@ import csv
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
+from microtome.medical.formats.dataset_json import Names, label_names
 from microtome.medical.formats.table import (
     MANY_CLASSES,
     REFERENCES,
@@ -19,7 +20,6 @@ from microtome.medical.formats.table import (
     Split,
     Table,
     count_of,
-    label_names,
     listing,
     patient_in_name,
 )
@@ -77,7 +77,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         raise OptionError(f"{file} has a patient column, so a patient pattern is not needed.", "Drop it.")
     name = next((name for name in REFERENCES if name in columns), next(iter(REFERENCES)))
     reference = REFERENCES[name]
-    classes, labels = _labels(file, lines, name) if reference.cell != "file" else ((), [None] * len(lines))
+    names, labels = _labels(file, lines, name) if reference.cell != "file" else (Names(), [None] * len(lines))
     used = {"image", name, "patient", "split"}
     rule = patient_of or patient_in_name
     found = []
@@ -96,8 +96,9 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         )
     named = file.with_name("dataset.json")
     if reference.cell == "file" and name in columns and named.is_file():
-        classes = label_names(named)
-    return _checked(Table(reference.task, tuple(found), classes), file, name if name in columns else None, columns)
+        names = label_names(named)
+    table = Table(reference.task, tuple(found), names.classes, (), names.unnamed)
+    return _checked(table, file, name if name in columns else None, columns)
 
 
 def _checked(table: Table, file: Path, name: str | None, columns: Sequence[str]) -> Table:
@@ -121,7 +122,7 @@ def _checked(table: Table, file: Path, name: str | None, columns: Sequence[str])
         )
     if not kept:
         raise DataError(f"{file} lists no cases.", "Fill in image and mask or label.")
-    return Table(table.task, kept, table.classes, tuple(notes))
+    return replace(table, rows=kept, notes=tuple(notes))
 
 
 def _read(file: Path) -> tuple[tuple[str, ...], list[_Line]]:
@@ -188,22 +189,23 @@ def _split(file: Path, line: _Line) -> Split | None:
     return SPLIT_NAMES[name.lower()] if name else None
 
 
-def _labels(file: Path, lines: Sequence[_Line], column: str) -> tuple[tuple[str, ...], Sequence[int | float | None]]:
+def _labels(file: Path, lines: Sequence[_Line], column: str) -> tuple[Names, Sequence[int | float | None]]:
     """Class names and the class of each line; or no names and a number for each line."""
     for line in lines:
         if not line.cells[column]:
             raise LabelError(f"{file}, line {line.number}, has no {column}.", "Fill it in or remove the line.")
     names = [line.cells[column] for line in lines]
     if REFERENCES[column].cell == "number":
-        return (), [_number(file, line, column) for line in lines]
+        return Names(), [_number(file, line, column) for line in lines]
     numbers = [_whole(name) for name in names]
     if all(number is not None for number in numbers):
         top = max(number for number in numbers if number is not None)
         if top >= MANY_CLASSES:
             raise LabelError(f"{file} has the label {top}, which is no class number.", "Count classes from 0.")
-        return tuple(str(k) for k in range(top + 1)), list(numbers)
+        everyone = range(top + 1)
+        return Names(tuple(str(k) for k in everyone), frozenset(everyone)), list(numbers)
     classes = tuple(sorted(set(names)))
-    return classes, [classes.index(name) for name in names]
+    return Names(classes), [classes.index(name) for name in names]
 
 
 def _number(file: Path, line: _Line, column: str) -> float:

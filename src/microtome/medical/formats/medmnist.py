@@ -59,7 +59,8 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         ]
     top = max((int(row.label) for row in found if row.label is not None), default=-1)
     note = "The file holds no patients: every image counts as a patient of its own."
-    return Table("classification", tuple(found), tuple(str(k) for k in range(top + 1)), (note,))
+    everyone = range(top + 1)
+    return Table("classification", tuple(found), tuple(map(str, everyone)), (note,), frozenset(everyone))
 
 
 def _count(file: Path, shapes: dict[str, tuple[int, ...]], split: str) -> int:

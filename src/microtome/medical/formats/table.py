@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from microtome.errors import DataError, OptionError, ReadError
 from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
@@ -53,7 +52,10 @@ REFERENCES: Mapping[str, Reference] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One examination as a format found it, with the patient's real name or number: private to this package."""
+    """One examination as a format found it, with the patient's real name or number: private to this package.
+
+    `further_masks` belong to the same reference: what any of them marks is marked.
+    """
 
     patient: str
     image: tuple[Path, ...]
@@ -62,19 +64,26 @@ class Row:
     index: int | None = None
     split: Split | None = None
     subgroups: Mapping[str, str] = field(default_factory=dict)
+    further_masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
     """All examinations of a cohort.
 
-    `classes` is empty where there are no labels, or where the masks have to be looked at to know them.
+    Attributes:
+        task: what the references are for.
+        rows: the examinations.
+        classes: empty where there are no labels, or where the masks have to be looked at to know them.
+        notes: what a reader of results should know.
+        unnamed: the numbers of classes whose names nobody gave: they are made of the number.
     """
 
     task: str
     rows: tuple[Row, ...]
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unnamed: frozenset[int] = frozenset()
 
 
 # More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
@@ -176,40 +185,6 @@ def by_stem(files: Sequence[Path]) -> dict[str, Path]:
         if other is not file:
             raise DataError(f"{other} and {file.name} have the same stem.", "Keep one of them.")
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ReadError: missing, or not a JSON object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReadError(f"{path} cannot be read as JSON.", "Copy the file again from its source.") from error
-    if not isinstance(found, dict):
-        raise ReadError(f"{path} is not a JSON object.", "Copy the file again from its source.")
-    return found
-
-
-def label_names(path: Path) -> tuple[str, ...]:
-    """Class names from a dataset.json: `{"0": "background"}` (Decathlon) or `{"background": 0}` (nnU-Net).
-
-    Raises:
-        DataError: labels that are not numbered from 0.
-    """
-    labels = read_json(path).get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise DataError(f"{path} names no labels.", 'Add "labels": {"0": "background", "1": …}.')
-    try:
-        numbered = all(str(key).isdigit() for key in labels)
-        names = {int(k): str(v) for k, v in labels.items()} if numbered else {int(v): str(k) for k, v in labels.items()}
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} has labels that are not single numbers.", "Regions are not read.") from error
-    if 0 not in names or min(names) < 0 or len(names) < 2:
-        raise DataError(f"{path} must number its labels from 0, the background.", "Correct the labels.")
-    return tuple(names.get(k, f"label {k}") for k in range(max(names) + 1))
 
 
 def count_of(number: int, one: str, many: str | None = None) -> str:
