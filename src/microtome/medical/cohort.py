@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from microtome.errors import LabelError, OptionError, ReadError
+from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats import find_format
-from microtome.medical.formats.table import Row, Table, patient_rule
+from microtome.medical.formats.leftover import passed_over
+from microtome.medical.formats.patients import PatientsByPattern
+from microtome.medical.formats.table import Row, Table
 from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
 from microtome.medical.read import read_image
 from microtome.medical.split import assign_roles
@@ -34,6 +37,9 @@ class Cohort:
             where the cohort has no labels.
         cases: in the order of their pseudonyms, which says nothing of the order of the files.
         key: pseudonym of each case → its files. It may identify patients: never store it in a package.
+        patients: pseudonym of each patient → name or number as it was found. The same holds for it.
+        patient_rule: how it was told who is a patient, in words and without any name.
+        also: task → the same examinations as a cohort for that task, where they have references for both.
         notes: what a reader of results should know, such as cases that were left out.
         unnamed: numbers of classes that nobody named: their names are made of the number.
         numbers: label in the masks → number of its class, where they differ; None where they are the same.
@@ -48,6 +54,17 @@ class Cohort:
     notes: tuple[str, ...] = ()
     unnamed: frozenset[int] = frozenset()
     numbers: Mapping[int, int] | None = None
+    patients: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    patient_rule: str = ""
+    also: Mapping[str, Cohort] = dataclasses.field(default_factory=dict, repr=False)
+
+    def of_task(self, task: str) -> Cohort:
+        """The same examinations for a task; the cohort itself where there are no references for it."""
+        return self.also.get(task, self)
+
+    def patient_examples(self, count: int = 3) -> list[tuple[str, str]]:
+        """Files, and who their patient is by the rule. For the user's own screen: they may identify patients."""
+        return [(self.key[case.id].split(";")[0], self.patients[case.patient]) for case in self.cases[:count]]
 
     @property
     def labelled(self) -> bool:
@@ -150,8 +167,9 @@ def load_cohort(
         tuning: share of patients for tuning where no official split says it; may be 0.
         evaluation: likewise for evaluation. 1 makes every case an evaluation case, unless there is an official split.
         patient_pattern: regular expression whose first group (or whole match) is the patient, searched in each file's
-            path below `path`. By default `personN` or `IM-NNNN` in a file name is the patient, otherwise every file
-            is a patient of its own (formats with patients of their own, such as DICOM, use those).
+            path below `path`. By default a well-known pattern such as `personN` or `sub-01` in the name of a file or
+            folder is the patient, otherwise every file is a patient of its own (formats with patients of their own,
+            such as DICOM, use those).
 
     Raises:
         ReadError: missing or broken files.
@@ -163,7 +181,22 @@ def load_cohort(
     path = Path(path)
     layout = find_format(path, format)
     root = path if path.is_dir() else path.parent
-    table = layout.rows(path, None if patient_pattern is None else patient_rule(patient_pattern, root))
+    rule = None if patient_pattern is None else PatientsByPattern(patient_pattern, root)
+    table = layout.rows(path, rule)
+    if rule is not None:
+        table = replace(table, patients=rule.text)
+    split = functools.partial(_cohort, path=path, name=layout.NAME, seed=seed, tuning=tuning, evaluation=evaluation)
+    cohort = split(table)
+    if table.also is None:
+        return cohort
+    with contextlib.suppress(DataError):  # one class only, or too few cases: it is not for that task then
+        also = split(replace(table.also, patients=table.patients))
+        return replace(cohort, also={also.task: also})
+    return cohort
+
+
+def _cohort(table: Table, *, path: Path, name: str, seed: int, tuning: float, evaluation: float) -> Cohort:
+    """Split a table by patient, and give its cases pseudonyms."""
     _check_classes(table.rows, table, path)
     roles, notes = assign_roles(table.rows, seed=seed, tuning=tuning, evaluation=evaluation, source=path)
     kept = [(row, role) for row, role in zip(table.rows, roles, strict=True) if role is not None]
@@ -173,14 +206,17 @@ def load_cohort(
     if not classes and masks:
         classes = classes_of_masks(masks)
         unnamed = frozenset(range(len(classes)))
-    cases, key = _pseudonyms(kept, root, seed)
-    return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes), unnamed)
+    cases, key, patients = _pseudonyms(kept, path if path.is_dir() else path.parent, seed)
+    notes = (*table.notes, *passed_over(path, table), *notes)
+    return Cohort(
+        path, name, table.task, classes, cases, key, notes, unnamed, patients=patients, patient_rule=table.patients
+    )
 
 
 def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, what: str = "") -> None:
     """Labels that are classes must be of two, or AUROC is undefined; a cohort without any label may pass."""
     found = {row.label for row in rows}
-    if found == {None} or not table.classes:
+    if found == {None} or not table.classes or any(row.mask for row in rows):
         return
     if None in found:
         raise LabelError(f"Some images of {path} have a label and some have none.", "Label all of them, or none.")
@@ -189,11 +225,14 @@ def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, 
         raise LabelError(f"{path} has one class only{what}, '{name}'.", "Classification needs at least two.")
 
 
-def _pseudonyms(kept: list[tuple[Row, Role]], root: Path, seed: int) -> tuple[tuple[Case, ...], dict[str, str]]:
+def _pseudonyms(
+    kept: list[tuple[Row, Role]], root: Path, seed: int
+) -> tuple[tuple[Case, ...], dict[str, str], dict[str, str]]:
+    """Cases, the files of each, and the name of each patient."""
     rng = np.random.default_rng([seed, 1])  # apart from the stream that splits
     patients = sorted({row.patient for row, _ in kept})
     numbers = dict(zip(patients, rng.permutation(len(patients)) + 1, strict=True))
-    cases, key = [], {}
+    cases, key, names = [], {}, {}
     width = max(DIGITS, len(str(len(kept))))
     for number, position in enumerate(rng.permutation(len(kept)), start=1):
         row, role = kept[position]
@@ -209,8 +248,8 @@ def _pseudonyms(kept: list[tuple[Row, Role]], root: Path, seed: int) -> tuple[tu
             further_masks=row.further_masks,
         )
         cases.append(case)
-        key[case.id] = _real_name(row, root)
-    return tuple(cases), key
+        key[case.id], names[case.patient] = _real_name(row, root), row.patient
+    return tuple(cases), key, names
 
 
 def _real_name(row: Row, root: Path) -> str:

@@ -96,8 +96,8 @@ def read_request(model: str | Path | nn.Module, cohort_path: Path, options: Comp
         raise OptionError(f"there is no placement {options.placement!r}.", f"Choose {RULES} or {MEASURED}.")
     recipes = asked(options)
     cohort = read_cohort(cohort_path, options)
-    kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
+    kind(pipeline.task).metric(options.metric)
     cohort = as_classes(cohort, pipeline)
     calibration = _calibration(cohort, pipeline, options)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target)
@@ -163,7 +163,7 @@ def _references_of(cohort: Cohort, pipeline: Pipeline, *, needed: bool) -> Cohor
     Raises:
         LabelError: a class that is none of the network's.
     """
-    if cohort.task == pipeline.task:
+    if cohort.of_task(pipeline.task).task == pipeline.task:
         try:
             return as_classes(cohort, pipeline)
         except LabelError:
@@ -190,21 +190,22 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     outputs = _outputs(loaded.network)
     pipeline = declared or loaded.pipeline
     if pipeline is None:
+        cohort = _for_output(loaded.network, cohort)
         pipeline = default_pipeline(cohort, outputs=outputs)
         note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}"
         loaded = replace(loaded, notes=(*loaded.notes, note))
     kind(pipeline.task).check(pipeline)
-    _check_fit(loaded.network, pipeline, cohort, outputs)
+    _check_fit(loaded.network, pipeline, cohort.of_task(pipeline.task), outputs)
     return loaded, pipeline
 
 
 def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
-    """Return the cohort with the numbers that the network's classes have.
+    """Return the cohort with references for the pipeline's task, in the numbers that the network's classes have.
 
     Raises:
         LabelError: a class of the cohort that is none of the network's.
     """
-    return matched(cohort, pipeline.classes, maps=kind(pipeline.task).MAPS)
+    return matched(cohort.of_task(pipeline.task), pipeline.classes, maps=kind(pipeline.task).MAPS)
 
 
 def _declared(options: CompressOptions) -> Pipeline | None:
@@ -232,6 +233,12 @@ def _outputs(network: Network) -> int:
 
     with torch.no_grad():
         return int(network(network.blank()).shape[1])
+
+
+def _for_output(network: Network, cohort: Cohort) -> Cohort:
+    """Return the cohort for the task that the network's output speaks of, where it has references for several."""
+    maps = len(network.outputs[0].shape) > 1
+    return next((one for one in (cohort, *cohort.also.values()) if maps == kind(one.task).MAPS), cohort)
 
 
 def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from microtome.errors import DataError, ReadError
 from microtome.medical.formats.table import MANY_CLASSES
+from microtome.medical.readers.kind import stem_of
 
 AGAIN = "Copy the file again from its source."
 WANTED = 'Wanted: "labels": {"0": "background", "1": …}.'
@@ -95,3 +96,15 @@ def channels(path: Path) -> int | None:
     if isinstance(named, str):
         return 1
     return len(named) if isinstance(named, dict | list) and named else None
+
+
+def listed_cases(content: Mapping[str, Any], key: str) -> frozenset[str]:
+    """The names of the cases in a list: texts, or objects with `image` and `label`; names are those of the labels."""
+    entries = content.get(key)
+    names = []
+    for entry in entries if isinstance(entries, list) else ():
+        file = entry.get("label", entry.get("image")) if isinstance(entry, dict) else entry
+        file = file[0] if isinstance(file, list) and file else file
+        if isinstance(file, str):
+            names.append(stem_of(Path(file.replace("\\", "/"))))
+    return frozenset(names)

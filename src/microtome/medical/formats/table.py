@@ -1,14 +1,13 @@
-"""What the cohort formats have in common: rows, names of files and folders, and the patient in a file name."""
+"""What the cohort formats have in common: rows, names of files and folders, and pairs of them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from microtome.errors import DataError, OptionError, ReadError
+from microtome.errors import DataError, ReadError
 from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
 
 Split = Literal["train", "val", "test"]
@@ -26,8 +25,6 @@ SPLIT_NAMES: Mapping[str, Split] = {
     "testing": "test",
     "evaluation": "test",
 }
-# Patients in the names of well-known files: `person12_bacteria_46`, `IM-0115-0001`.
-PATIENT_PATTERNS = (re.compile(r"person\d+"), re.compile(r"IM-\d+"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,9 @@ class Table:
         classes: empty where there are no labels, or where the masks have to be looked at to know them.
         notes: what a reader of results should know.
         unnamed: the numbers of classes whose names nobody gave: they are made of the number.
+        told: files that make no case, and of which a note speaks, or that say something of all cases.
+        patients: the rule by which cases were given to patients.
+        also: the same examinations for another task, where they have references for both.
     """
 
     task: str
@@ -84,6 +84,9 @@ class Table:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unnamed: frozenset[int] = frozenset()
+    told: frozenset[Path] = frozenset()
+    patients: str = ""
+    also: Table | None = None
 
 
 # More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
@@ -105,36 +108,12 @@ class CohortFormat(Protocol):
         """Find the examinations. `patient_of` is the user's own rule; None takes the format's."""
 
 
-def patient_rule(pattern: str, root: Path) -> PatientOf:
-    """The patient from a user's regular expression: its first group, or all that it matched.
-
-    It is searched in the file's path below the cohort's folder, with `/` between folders.
-
-    Raises:
-        OptionError: not a regular expression; later, from the rule, a file that it does not match.
-    """
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; no name is too long, or not allowed, to be asked for."""
     try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise OptionError(f"The patient pattern '{pattern}' is not a regular expression: {error}.") from error
-
-    def rule(path: Path) -> str:
-        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        found = expression.search(name)
-        if found is None:
-            raise OptionError(f"The patient pattern '{pattern}' matches nothing in {name}.", "Widen the pattern.")
-        return str((found.group(1) if expression.groups else None) or found.group(0))
-
-    return rule
-
-
-def patient_in_name(path: Path) -> str:
-    """The default rule: `personN` or `IM-NNNN` in the file name, or else the whole stem."""
-    for pattern in PATIENT_PATTERNS:
-        found = pattern.search(path.name)
-        if found:
-            return found.group(0)
-    return stem_of(path)
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def listing(folder: Path) -> list[Path]:
