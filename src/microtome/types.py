@@ -158,6 +158,7 @@ class Case:
         index: position within the file, where one file holds the whole cohort (MedMNIST).
         role: what the case may be used for. `train` cases may have been seen in training; calibration takes from them.
         subgroups: further columns (site, sex, device, …) by which results are also shown.
+        further_masks: other parts of the reference, where it lies in several files.
     """
 
     id: str
@@ -168,6 +169,7 @@ class Case:
     index: int | None = None
     role: Role = "evaluation"
     subgroups: Mapping[str, str] = field(default_factory=dict)
+    further_masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

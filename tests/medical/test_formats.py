@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from dicom_files import write_series, write_slice
 from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.cohort import load_cohort
 from microtome.medical.formats import FORMATS, find_format
-from microtome.medical.formats.table import patient_in_name
+from microtome.medical.formats.patients import patient_in_name
 
 PIXELS = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
 
@@ -32,6 +33,8 @@ class TestFinding:
         picture(tmp_path / "pairs" / "images" / "a.png")
         picture(tmp_path / "pairs" / "masks" / "a.png")
         made["image_masks"] = tmp_path / "pairs"
+        made["masks_beside"] = picture(tmp_path / "beside" / "a.png").parent
+        picture(tmp_path / "beside" / "a_mask.png")
         write_series(tmp_path / "dicom" / "someone" / "scan", PIXELS)
         made["dicom"] = tmp_path / "dicom"
         assert {name: find_format(path).NAME for name, path in made.items()} == {name: name for name in made}
@@ -94,7 +97,7 @@ class TestPatients:
         ],
     )
     def test_default_rule(self, tmp_path, name, patient):
-        assert patient_in_name(tmp_path / name) == patient
+        assert patient_in_name(Path(name))[1] == patient
 
     @pytest.mark.parametrize("pattern", [r"Image_(\d\d)", r"\d\d(?=[LR])"])
     def test_pattern(self, tmp_path, pattern):
@@ -176,7 +179,13 @@ class TestClassFolders:
         )
         assert table.classes == ("A", "B")
         found = {(row.patient, row.label, row.split) for row in table.rows}
-        assert found == {("1", 1, "train"), ("2", 1, "train"), ("3", 0, "train"), ("4", 0, "test"), ("5", 1, "val")}
+        assert found == {
+            ("train/B/1", 1, "train"),
+            ("train/B/2", 1, "train"),
+            ("train/A/3", 0, "train"),
+            ("test/A/4", 0, "test"),
+            ("val/B/5", 1, "val"),
+        }
 
     def test_without_splits(self, tmp_path):
         table = rows(class_folders(tmp_path, {"A": ["1"], "B": ["2"]}))
@@ -209,7 +218,9 @@ class TestImageMasks:
         for split in ("train", "val", "test"):
             picture(tmp_path / split / "images" / f"{split}.png")
             picture(tmp_path / split / "masks" / f"{split}.png")
-        assert [(row.split, row.patient) for row in rows(tmp_path).rows] == [(s, s) for s in ("test", "train", "val")]
+        assert [(row.split, row.patient) for row in rows(tmp_path).rows] == [
+            (s, f"{s}/images/{s}") for s in ("test", "train", "val")
+        ]
 
     def test_image_without_mask_is_counted(self, tmp_path):
         for stem in "abc":
@@ -262,7 +273,7 @@ class TestDecathlon:
     def test_rows(self, tmp_path):
         table = rows(decathlon(tmp_path, 3))
         assert table.classes == ("background", "front", "back")
-        assert [row.patient for row in table.rows] == ["organ_000", "organ_001", "organ_002"]
+        assert [row.patient for row in table.rows] == [f"labelsTr/organ_00{k}" for k in range(3)]
         assert all(row.image[0].name == row.mask.name for row in table.rows)
 
     def test_image_without_label_is_counted(self, tmp_path):
@@ -367,7 +378,6 @@ class TestManifest:
         ("lines", "error", "message"),
         [
             (["file,label", "0.png,0"], DataError, "line 1, has no column 'image'"),
-            (["image;label", "0.png;0"], DataError, "Use commas"),
             (["image,labels", "0.png,0"], DataError, "column 'labels'. Name it 'label'"),
             (["image,label,patient_id", "0.png,0,1"], DataError, "Name it 'patient'"),
             (["image,label,label", "0.png,0,1"], DataError, "names a column twice"),

@@ -498,6 +498,7 @@ class FakeCohort:
     images: tuple[Image | None, ...]
     task: str = "segmentation"
     classes: tuple[str, ...] = ("background", "organ")
+    unnamed: frozenset[int] = frozenset()
 
     @property
     def cases(self) -> tuple[Case, ...]:

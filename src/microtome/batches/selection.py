@@ -25,7 +25,6 @@ from microtome.graph.network import Network
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.medical.read import read_mask
 from microtome.types import Array, Case
 
 POOL = 512  # cases that are looked at; of more, so many are drawn
@@ -154,7 +153,7 @@ def _stratified(choice: _Choice) -> Sequence[Case]:
 
 def _foreground(choice: _Choice) -> Sequence[Case]:
     if any(case.mask for case in choice.cases):
-        cases, scores = _looked_at(choice, _share)
+        cases, scores = _looked_at(choice, partial(_share, choice))
     else:
         cases, scores = _looked_at(choice, lambda case: contrast(_prepared(choice, case)))
     ranked = np.argsort(-np.asarray(scores), kind="stable")
@@ -210,22 +209,18 @@ def _volumes(choice: _Choice, case: Case) -> dict[int, float]:
     """Volume of each structure in mm³; of pictures, which have no size, its share of the picture."""
     if case.mask is None:
         return {}
-    if choice.pipeline.spatial_dims == 3:
-        image = choice.cohort.image(case)
-        labels, voxel = read_mask(case.mask, image), float(np.prod(image.spacing))
-    else:
-        labels = read_mask(case.mask, None)
-        voxel = 1 / labels.size
+    image = choice.cohort.image(case) if choice.pipeline.spatial_dims == 3 else None
+    labels = choice.cohort.mask(case, image)
+    assert labels is not None
+    voxel = 1 / labels.size if image is None else float(np.prod(image.spacing))
     values, counts = np.unique(labels, return_counts=True)
     return {int(value): float(n) * voxel for value, n in zip(values, counts, strict=True) if value > 0}
 
 
-def _share(case: Case) -> float:
+def _share(choice: _Choice, case: Case) -> float:
     """Share of the voxels that are labelled foreground."""
-    if case.mask is None:
-        return 0.0
-    labels = read_mask(case.mask, None)
-    return float(np.count_nonzero(labels)) / labels.size
+    labels = choice.cohort.mask(case, None)
+    return 0.0 if labels is None else float(np.count_nonzero(labels)) / labels.size
 
 
 def _groups(cases: Sequence[Case]) -> list[tuple[Mark, ...]]:

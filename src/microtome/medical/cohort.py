@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats import find_format
-from microtome.medical.formats.table import Row, Table, patient_rule
-from microtome.medical.read import read_image, read_mask
+from microtome.medical.formats.leftover import passed_over
+from microtome.medical.formats.patients import PatientsByPattern
+from microtome.medical.formats.table import Row, Table
+from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
+from microtome.medical.read import read_image
 from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role
 
 DIGITS = 4
-LOOK_MASKS = 32  # masks that are read to learn how many classes there are, where nothing names them
-
-MANY_LABELS = 128  # unnamed labels beyond this are intensities; the largest public label sets have 117 structures
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,13 @@ class Cohort:
             where the cohort has no labels.
         cases: in the order of their pseudonyms, which says nothing of the order of the files.
         key: pseudonym of each case → its files. It may identify patients: never store it in a package.
+        patients: pseudonym of each patient → name or number as it was found. The same holds for it.
+        patient_rule: how it was told who is a patient, in words and without any name.
+        also: task → the same examinations as a cohort for that task, where they have references for both.
         notes: what a reader of results should know, such as cases that were left out.
         drawn: whether the evaluation patients were drawn at random, so that a network may have been trained on them.
+        unnamed: numbers of classes that nobody named: their names are made of the number.
+        numbers: label in the masks → number of its class, where they differ; None where they are the same.
     """
 
     path: Path
@@ -47,7 +53,20 @@ class Cohort:
     cases: tuple[Case, ...]
     key: Mapping[str, str] = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
+    unnamed: frozenset[int] = frozenset()
+    numbers: Mapping[int, int] | None = None
+    patients: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    patient_rule: str = ""
+    also: Mapping[str, Cohort] = dataclasses.field(default_factory=dict, repr=False)
     drawn: bool = False
+
+    def of_task(self, task: str) -> Cohort:
+        """The same examinations for a task; the cohort itself where there are no references for it."""
+        return self.also.get(task, self)
+
+    def patient_examples(self, count: int = 3) -> list[tuple[str, str]]:
+        """Files, and who their patient is by the rule. For the user's own screen: they may identify patients."""
+        return [(self.key[case.id].split(";")[0], self.patients[case.patient]) for case in self.cases[:count]]
 
     @property
     def labelled(self) -> bool:
@@ -86,15 +105,19 @@ class Cohort:
         """Read a case's image. Raises what `read_image` raises."""
         return read_image(case.image, case.index)
 
-    def mask(self, case: Case, image: Image) -> Array | None:
+    def mask(self, case: Case, image: Image | None) -> Array | None:
         """Read a case's reference segmentation on the image's grid, None where it has none.
+
+        Without an image it is on its own grid. Labels are the numbers of the cohort's classes.
 
         Raises:
             LabelError: a label beyond the cohort's classes; and what `read_mask` raises.
         """
         if case.mask is None:
             return None
-        labels = read_mask(case.mask, image)
+        labels = joined((case.mask, *case.further_masks), image)
+        if self.numbers is not None:
+            return counted_as(labels, self.numbers, case.mask, self.classes)
         top = int(labels.max(initial=0))
         if self.classes and top >= len(self.classes):
             raise LabelError(
@@ -113,7 +136,12 @@ class Cohort:
         if case.index is not None:
             image = self.image(case)
             return hashlib.sha256(np.ascontiguousarray(image.array).tobytes()).hexdigest()
-        files = [file for path in (*case.image, case.mask) if path is not None for file in _files_of(path)]
+        files = [
+            file
+            for path in (*case.image, case.mask, *case.further_masks)
+            if path is not None
+            for file in _files_of(path)
+        ]
         hashes = [_sha256(file) for file in files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -141,8 +169,9 @@ def load_cohort(
         tuning: share of patients for tuning where no official split says it; may be 0.
         evaluation: likewise for evaluation. 1 makes every case an evaluation case, unless there is an official split.
         patient_pattern: regular expression whose first group (or whole match) is the patient, searched in each file's
-            path below `path`. By default `personN` or `IM-NNNN` in a file name is the patient, otherwise every file
-            is a patient of its own (formats with patients of their own, such as DICOM, use those).
+            path below `path`. By default a well-known pattern such as `personN` or `sub-01` in the name of a file or
+            folder is the patient, otherwise every file is a patient of its own (formats with patients of their own,
+            such as DICOM, use those).
 
     Raises:
         ReadError: missing or broken files.
@@ -154,23 +183,51 @@ def load_cohort(
     path = Path(path)
     layout = find_format(path, format)
     root = path if path.is_dir() else path.parent
-    table = layout.rows(path, None if patient_pattern is None else patient_rule(patient_pattern, root))
+    rule = None if patient_pattern is None else PatientsByPattern(patient_pattern, root)
+    table = layout.rows(path, rule)
+    if rule is not None:
+        table = replace(table, patients=rule.text)
+    split = functools.partial(_cohort, path=path, name=layout.NAME, seed=seed, tuning=tuning, evaluation=evaluation)
+    cohort = split(table)
+    if table.also is None:
+        return cohort
+    with contextlib.suppress(DataError):  # one class only, or too few cases: it is not for that task then
+        also = split(replace(table.also, patients=table.patients))
+        return replace(cohort, also={also.task: also})
+    return cohort
+
+
+def _cohort(table: Table, *, path: Path, name: str, seed: int, tuning: float, evaluation: float) -> Cohort:
+    """Split a table by patient, and give its cases pseudonyms."""
     _check_classes(table.rows, table, path)
     roles, notes = assign_roles(table.rows, seed=seed, tuning=tuning, evaluation=evaluation, source=path)
     kept = [(row, role) for row, role in zip(table.rows, roles, strict=True) if role is not None]
     _check_classes([row for row, role in kept if role == "evaluation"], table, path, " for evaluation")
-    classes = table.classes
-    if not classes and any(row.mask for row, _ in kept):
-        classes = _classes_of_masks([row for row, _ in kept])
-    cases, key = _pseudonyms(kept, root, seed)
-    drawn = evaluation < 1 and not any(row.split == "test" for row in table.rows)
-    return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes), drawn)
+    classes, unnamed = table.classes, table.unnamed
+    masks = [mask for row, _ in kept if row.mask is not None for mask in (row.mask, *row.further_masks)]
+    if not classes and masks:
+        classes = classes_of_masks(masks)
+        unnamed = frozenset(range(len(classes)))
+    cases, key, patients = _pseudonyms(kept, path if path.is_dir() else path.parent, seed)
+    return Cohort(
+        path,
+        name,
+        table.task,
+        classes,
+        cases,
+        key,
+        (*table.notes, *passed_over(path, table), *notes),
+        unnamed,
+        patients=patients,
+        patient_rule=table.patients,
+        drawn=evaluation < 1 and not any(row.split == "test" for row in table.rows),
+    )
 
 
 def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, what: str = "") -> None:
     """Labels that are classes must be of two, or AUROC is undefined; a cohort without any label may pass."""
     found = {row.label for row in rows}
-    if found == {None} or not table.classes:
+    if found == {None} or not table.classes or any(row.mask for row in rows):
         return
     if None in found:
         raise LabelError(f"Some images of {path} have a label and some have none.", "Label all of them, or none.")
@@ -179,11 +236,14 @@ def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, 
         raise LabelError(f"{path} has one class only{what}, '{name}'.", "Classification needs at least two.")
 
 
-def _pseudonyms(kept: list[tuple[Row, Role]], root: Path, seed: int) -> tuple[tuple[Case, ...], dict[str, str]]:
+def _pseudonyms(
+    kept: list[tuple[Row, Role]], root: Path, seed: int
+) -> tuple[tuple[Case, ...], dict[str, str], dict[str, str]]:
+    """Cases, the files of each, and the name of each patient."""
     rng = np.random.default_rng([seed, 1])  # apart from the stream that splits
     patients = sorted({row.patient for row, _ in kept})
     numbers = dict(zip(patients, rng.permutation(len(patients)) + 1, strict=True))
-    cases, key = [], {}
+    cases, key, names = [], {}, {}
     width = max(DIGITS, len(str(len(kept))))
     for number, position in enumerate(rng.permutation(len(kept)), start=1):
         row, role = kept[position]
@@ -196,39 +256,16 @@ def _pseudonyms(kept: list[tuple[Row, Role]], root: Path, seed: int) -> tuple[tu
             index=row.index,
             role=role,
             subgroups=dict(row.subgroups),
+            further_masks=row.further_masks,
         )
         cases.append(case)
-        key[case.id] = _real_name(row, root)
-    return tuple(cases), key
+        key[case.id], names[case.patient] = _real_name(row, root), row.patient
+    return tuple(cases), key, names
 
 
 def _real_name(row: Row, root: Path) -> str:
     names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in row.image]
     return ";".join(names) + (f"#{row.index}" if row.index is not None else "")
-
-
-def _classes_of_masks(rows: list[Row]) -> tuple[str, ...]:
-    """Class names where nothing names them, from masks spread over the cohort."""
-    masks = [row.mask for row in rows if row.mask is not None]
-    step = max(1, len(masks) // LOOK_MASKS)
-    top = 1
-    for mask in masks[::step]:
-        found = _top_label(mask)
-        if found > MANY_LABELS:
-            raise LabelError(
-                f"{mask} holds values up to {found}, which are hardly labels.",
-                "Masks hold 0 and 255, or label numbers; JPEG spoils them. Name many labels in a dataset.json.",
-            )
-        top = max(top, found)
-    return ("background", "foreground") if top == 1 else ("background", *(f"label {k}" for k in range(1, top + 1)))
-
-
-def _top_label(mask: Path) -> int:
-    """The largest label of a mask; a mask that cannot be read has its say when its case is used."""
-    try:
-        return int(read_mask(mask, None).max(initial=0))
-    except DataError:
-        return 0
 
 
 def _spread(cases: tuple[Case, ...]) -> Iterator[Case]:

@@ -32,7 +32,7 @@ from microtome.tasks import task
 from microtome.tasks.base import Judgement
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import cohort_notes, read_cohort, read_network, stamps
+from microtome.verbs.request import as_classes, cohort_notes, read_cohort, read_network, stamps
 from microtome.version import __version__
 
 
@@ -70,6 +70,7 @@ def evaluate(
     options, progress, out = options or CompressOptions(evaluation=1.0, tuning=0.0), progress or Silent(), Path(out)
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options, target)
+    cases = as_classes(cases, pipeline)
     cases = _without_calibration(cases, known.pop("calibrated", ()))
     metric = task(pipeline.task).metric(options.metric, pipeline)
     reference, given, warnings, notes = predict, None, list[str](), list(known.pop("notes", ()))

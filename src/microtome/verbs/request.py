@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from microtome.errors import LabelError, OptionError
 from microtome.evidence.provenance import hash_case
 from microtome.files import writing
+from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
@@ -36,6 +37,7 @@ DRAWN = (
     "Which patients are evaluated was drawn at random: if the network was trained on some of them, it looks better "
     "than it is. Name what it was trained on with --trained-on, or give the split in a manifest."
 )
+BY_REFERENCE = ("stratified", "foreground")  # choices of calibration cases that look at masks and labels
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ def read_request(model: str | Path | nn.Module, cohort_path: Path, options: Comp
         raise OptionError(f"there is no placement {options.placement!r}.", f"Choose {RULES} or {MEASURED}.")
     recipes = asked(options)
     cohort = read_cohort(cohort_path, options)
-    kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
     kind(pipeline.task).metric(options.metric, pipeline)
+    cohort = as_classes(cohort, pipeline)
     calibration = _calibration(cohort, pipeline, options)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target)
 
@@ -175,6 +177,7 @@ def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -
         return cohort, select(cohort, cohort.train, **asked)
     other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
     other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
+    other = _references_of(other, pipeline, needed=options.calibration_choice in BY_REFERENCE)
     cases = select(other, other.cases, **asked)
     evaluated = {hash_case(cohort, case)["image"] for case in cohort.evaluation}
     shared = sum(hash_case(other, case)["image"] in evaluated for case in cases)
@@ -182,6 +185,21 @@ def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -
         note = f"{shared} of the {len(cases)} calibration images are evaluated too: this is no evidence of accuracy."
         other = replace(other, notes=(*other.notes, note))
     return other, cases
+
+
+def _references_of(cohort: Cohort, pipeline: Pipeline, *, needed: bool) -> Cohort:
+    """Return another cohort with the network's classes; without references if they are others and not `needed`.
+
+    Raises:
+        LabelError: a class that is none of the network's.
+    """
+    if cohort.of_task(pipeline.task).task == pipeline.task:
+        try:
+            return as_classes(cohort, pipeline)
+        except LabelError:
+            if needed:
+                raise
+    return replace(cohort, cases=tuple(replace(case, mask=None, further_masks=(), label=None) for case in cohort.cases))
 
 
 def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
@@ -201,8 +219,10 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     _check_inputs(loaded.network)
     pipeline = given or loaded.pipeline
     if pipeline is not None:
-        _check_task(pipeline, cohort)
-    outputs = channels_of(loaded.network, kind(cohort.task))
+        _check_task(pipeline, cohort.of_task(pipeline.task))
+    else:
+        cohort = _for_output(loaded.network, cohort)
+    outputs = channels_of(loaded.network, kind(cohort.task if pipeline is None else pipeline.task))
     if pipeline is None:
         pipeline = default_pipeline(cohort, outputs=outputs)
         note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}. Declare it with --pipeline."
@@ -210,6 +230,15 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
     return loaded, pipeline
+
+
+def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
+    """Return the cohort with references for the pipeline's task, in the numbers that the network's classes have.
+
+    Raises:
+        LabelError: a class of the cohort that is none of the network's.
+    """
+    return matched(cohort.of_task(pipeline.task), pipeline.classes, maps=kind(pipeline.task).MAPS)
 
 
 def declared(options: CompressOptions) -> Pipeline | None:
@@ -234,6 +263,12 @@ def _check_inputs(network: Network) -> None:
             f"the network takes {len(network.inputs)} inputs ({names}), and a cohort has one image per case.",
             "Wrap it so that all but the image are constants.",
         )
+
+
+def _for_output(network: Network, cohort: Cohort) -> Cohort:
+    """Return the cohort for the task that the network's output speaks of, where it has references for several."""
+    maps = len(network.outputs[0].shape) > 1
+    return next((one for one in (cohort, *cohort.also.values()) if maps == kind(one.task).MAPS), cohort)
 
 
 def _check_task(pipeline: Pipeline, cohort: Cohort) -> None:

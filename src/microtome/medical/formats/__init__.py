@@ -17,6 +17,7 @@ FORMATS = {
     "decathlon": "microtome.medical.formats.decathlon",
     "image_masks": "microtome.medical.formats.image_masks",
     "class_folders": "microtome.medical.formats.class_folders",
+    "masks_beside": "microtome.medical.formats.masks_beside",
     "dicom": "microtome.medical.formats.dicom",
     "images": "microtome.medical.formats.images",
 }

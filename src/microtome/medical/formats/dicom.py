@@ -14,6 +14,7 @@ from microtome.medical.readers.kind import is_dicom
 NAME = "dicom"
 LOOKS_LIKE = "a folder of DICOM files, whatever their names"
 
+RULE = "the PatientID of the DICOM header; where it is empty, the study, or else the folder"
 LOOK = 50  # files that are looked at to recognise the format
 
 
@@ -40,7 +41,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     notes = [f"{count_of(rest, 'file')} left out: no DICOM image."] if rest else []
     if len(others) == rest and rest:
         notes = [f"{count_of(rest, 'DICOM file')} without image left out."]
-    return Table("segmentation", tuple(found), (), tuple(notes))
+    return Table("segmentation", tuple(found), (), tuple(notes), told=frozenset(files), patients=RULE)
 
 
 def _files(path: Path) -> Iterator[Path]:

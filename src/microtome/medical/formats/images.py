@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from microtome.errors import DataError
-from microtome.medical.formats.table import IMAGE_SUFFIXES, PatientOf, Row, Table, image_files, listing, patient_in_name
+from microtome.medical.formats.patients import PatientsInNames
+from microtome.medical.formats.table import IMAGE_SUFFIXES, PatientOf, Row, Table, image_files, listing
 from microtome.medical.readers.kind import suffix_of
 
 NAME = "images"
@@ -28,5 +29,6 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     files = [path] if path.is_file() else image_files(path)
     if not files:
         raise DataError(f"{path} holds no images.", f"Wanted: {LOOKS_LIKE}.")
-    rule = patient_of or patient_in_name
-    return Table("segmentation", tuple(Row(patient=rule(file), image=(file,)) for file in files))
+    names = PatientsInNames(files[0].parent)
+    found = tuple(Row(patient=(patient_of or names)(file), image=(file,)) for file in files)
+    return Table("segmentation", found, patients=names.text)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
+from microtome.medical.formats.csv_table import ENDINGS, Line, read_table, why_not
+from microtome.medical.formats.dataset_json import Names, label_names
+from microtome.medical.formats.patients import PatientsInNames
 from microtome.medical.formats.table import (
     MANY_CLASSES,
     REFERENCES,
@@ -19,9 +21,8 @@ from microtome.medical.formats.table import (
     Split,
     Table,
     count_of,
-    label_names,
+    exists,
     listing,
-    patient_in_name,
 )
 
 NAME = "manifest"
@@ -31,37 +32,31 @@ COLUMNS = ("image", *REFERENCES, "patient", "split")
 LOOKS_MISSPELT = 0.8  # difflib ratio: `patient_id` and `labels` are above, `site` and `slice` below
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A line of the file: its number for messages, its cells by column."""
-
-    number: int
-    cells: Mapping[str, str]
-
-
 def matches(path: Path) -> bool:
-    """A CSV file with an `image` column, or a folder that holds exactly one."""
-    return _file(path) is not None
+    """A table with an `image` column; a folder that holds exactly one, or one each for train, val and test."""
+    return bool(_files(path))
 
 
-def _file(path: Path) -> Path | None:
+def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return path if path.suffix.lower() == ".csv" else None
-    found = [entry for entry in listing(path) if entry.suffix.lower() == ".csv" and _has_image_column(entry)]
-    return found[0] if len(found) == 1 else None
+        return [path] if path.suffix.lower() in ENDINGS else []
+    tables = [entry for entry in listing(path) if entry.suffix.lower() in ENDINGS and entry.is_file()]
+    found = [entry for entry in tables if not why_not(entry, "image")]
+    parts = [_part(file) for file in found]
+    return found if len(found) == 1 or (all(parts) and len(set(parts)) == len(parts)) else []
 
 
-def _has_image_column(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
-        return "image" in [cell.strip().lower() for cell in stream.readline().split(",")]
+def _part(file: Path) -> Split | None:
+    """The part that a table is called after, such as `train.csv`."""
+    return SPLIT_NAMES.get(file.stem.lower())
 
 
 def rows(path: Path, patient_of: PatientOf | None) -> Table:
     """One row per line. Paths are relative to the CSV's folder.
 
     `image` may be several files joined by `;` (channels, or the slices of a series) or a folder with one DICOM series.
-    With a `mask` column the task is segmentation, and a `label` column then is a subgroup. Labels are class numbers
-    from 0, or names, which are numbered in the order of their characters.
+    With a `mask` column the task is segmentation, and a `label` column then is a subgroup; the table is also one of
+    classification. Labels are class numbers from 0, or names, which are numbered in the order of their characters.
 
     Raises:
         ReadError: not text, or a file that the manifest names is missing.
@@ -69,42 +64,59 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         LabelError: labels missing.
         OptionError: a patient pattern beside a patient column.
     """
-    file = _file(path)
-    if file is None:
+    files = _files(path)
+    if not files:
         raise DataError(f"{path} holds no single manifest.", f"Wanted: {LOOKS_LIKE}.")
-    columns, lines = _read(file)
+    columns, lines = _read(files)
     if patient_of is not None and "patient" in columns:
-        raise OptionError(f"{file} has a patient column, so a patient pattern is not needed.", "Drop it.")
-    name = next((name for name in REFERENCES if name in columns), next(iter(REFERENCES)))
-    reference = REFERENCES[name]
-    classes, labels = _labels(file, lines, name) if reference.cell != "file" else ((), [None] * len(lines))
+        raise OptionError(f"{files[0]} has a patient column, so a patient pattern is not needed.", "Drop it.")
+    names = PatientsInNames(files[0].parent)
+    named = [name for name in REFERENCES if name in columns]
+    first = _table(lines, columns, named[0] if named else None, patient_of or names)
+    patients = "the column patient" if "patient" in columns else names.text
+    told = {file for line in lines for file in _images(line)} | {*files, files[0].with_name("dataset.json")}
+    first = replace(first, told=frozenset(told), patients=patients)
+    for name in named[1:]:
+        labelled = [line for line in lines if line.cells[name]]
+        try:
+            also = _table(labelled, columns, name, patient_of or names)
+        except DataError:
+            continue  # it is a subgroup then, whatever it holds
+        if also.task != first.task:
+            return replace(first, also=replace(also, told=first.told, patients=patients))
+    return first
+
+
+def _table(lines: Sequence[Line], columns: Sequence[str], name: str | None, rule: PatientOf) -> Table:
+    """The examinations with the references of one column, or of none."""
+    reference = REFERENCES[name or next(iter(REFERENCES))]
+    of_files = reference.cell == "file"
+    names, labels = (Names(), [None] * len(lines)) if of_files or name is None else _labels(lines, name)
     used = {"image", name, "patient", "split"}
-    rule = patient_of or patient_in_name
     found = []
     for line, label in zip(lines, labels, strict=True):
-        image = _images(file, line)
-        mask = _path(file, line, name) if reference.cell == "file" and line.cells.get(name) else None
+        image = _images(line)
         found.append(
             Row(
-                patient=_patient(file, line) if "patient" in columns else rule(image[0]),
+                patient=_patient(line) if "patient" in columns else rule(image[0]),
                 image=image,
-                mask=mask,
+                mask=_path(line, name) if of_files and name is not None and line.cells[name] else None,
                 label=label,
-                split=_split(file, line),
+                split=_split(line),
                 subgroups={column: line.cells[column] for column in columns if column not in used},
             )
         )
-    named = file.with_name("dataset.json")
-    if reference.cell == "file" and name in columns and named.is_file():
-        classes = label_names(named)
-    return _checked(Table(reference.task, tuple(found), classes), file, name if name in columns else None, columns)
+    json = lines[0].file.with_name("dataset.json") if lines else None
+    if of_files and name is not None and json is not None and json.is_file():
+        names = label_names(json)
+    return _checked(Table(reference.task, tuple(found), names.classes, (), names.unnamed), lines, columns, name)
 
 
-def _checked(table: Table, file: Path, name: str | None, columns: Sequence[str]) -> Table:
-    splits = [row.split for row in table.rows]
-    if any(splits) and not all(splits):
+def _checked(table: Table, lines: Sequence[Line], columns: Sequence[str], name: str | None) -> Table:
+    without = next((line for line, row in zip(lines, table.rows, strict=True) if row.split is None), None)
+    if without is not None and any(row.split for row in table.rows):
         raise DataError(
-            f"{file} has a split for some lines only (none in line {splits.index(None) + 2}).", "Fill all or none."
+            f"{without.file} has a split for some lines only (none in line {without.number}).", "Fill all or none."
         )
     notes = []
     kept = table.rows
@@ -120,40 +132,39 @@ def _checked(table: Table, file: Path, name: str | None, columns: Sequence[str])
             else f"The manifest's references are in the column {name}; {', '.join(others)} is a subgroup."
         )
     if not kept:
-        raise DataError(f"{file} lists no cases.", "Fill in image and mask or label.")
-    return Table(table.task, kept, table.classes, tuple(notes))
+        raise DataError(
+            f"{lines[0].file if lines else 'The manifest'} lists no cases.", "Fill in image, mask or label."
+        )
+    return replace(table, rows=kept, notes=tuple(notes))
 
 
-def _read(file: Path) -> tuple[tuple[str, ...], list[_Line]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            table = list(csv.reader(stream, strict=True))
-    except UnicodeDecodeError as error:
-        raise ReadError(f"{file} is not UTF-8 text.", "Save it as CSV in UTF-8.") from error
-    except (OSError, csv.Error) as error:
-        raise ReadError(f"{file} cannot be read as CSV: {error}.", "Save it again as CSV.") from error
-    if not table:
-        raise ReadError(f"{file} is empty.", "Its first line must name the columns.")
-    columns = tuple(cell.strip() if cell.strip().lower() not in COLUMNS else cell.strip().lower() for cell in table[0])
-    _check_columns(file, columns)
-    lines = []
-    for number, cells in enumerate(table[1:], start=2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(columns):
-            raise DataError(f"{file}, line {number}, has {len(cells)} cells, not {len(columns)}.", "Correct the line.")
-        lines.append(_Line(number, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
-    if not lines:
-        raise DataError(f"{file} lists no cases.", "Fill in one line per image.")
+def _read(files: Sequence[Path]) -> tuple[tuple[str, ...], list[Line]]:
+    """The columns and lines of one manifest, or of those of train, val and test, which then are the split."""
+    columns: tuple[str, ...] = ()
+    lines: list[Line] = []
+    for file in files:
+        names, found = read_table(file, "image")
+        own = {name: name.lower() if name.lower() in COLUMNS else name for name in names}
+        _check_columns(file, tuple(own[name] for name in names))
+        if not found:
+            raise DataError(f"{file} lists no cases.", "Fill in one line per image.")
+        given = tuple(own[name] for name in names)
+        if lines and set(given) != set(columns):
+            raise DataError(f"{file} has other columns than {lines[0].file.name}.", "Name the columns alike.")
+        columns = columns or given
+        part = _part(file) if len(files) > 1 and "split" not in given else None
+        implied = {} if part is None else {"split": part}
+        lines += [
+            replace(line, cells={own[name]: cell for name, cell in line.cells.items()} | implied) for line in found
+        ]
     return columns, lines
 
 
 def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
     if "image" not in columns:
-        hint = "Use commas between columns." if len(columns) == 1 else f"Wanted: {LOOKS_LIKE}."
-        raise DataError(f"{file}, line 1, has no column 'image'.", hint)
-    if len(set(columns)) < len(columns) or "" in columns:
-        raise DataError(f"{file}, line 1, names a column twice or not at all.", "Give each column a name of its own.")
+        raise DataError(f"{file}, line 1, has no column 'image'.", f"Wanted: {LOOKS_LIKE}.")
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{file}, line 1, names a column twice.", "Give each column a name of its own.")
     missing = [column for column in COLUMNS if column not in columns]
     for column in columns:
         near = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=LOOKS_MISSPELT)
@@ -161,62 +172,66 @@ def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
             raise DataError(f"{file}, line 1, has a column '{column}'.", f"Name it '{near[0]}', or else not so alike.")
 
 
-def _path(file: Path, line: _Line, column: str, name: str | None = None) -> Path:
-    path = file.parent / (name or line.cells[column])
-    if not path.exists():
-        raise ReadError(f"{file}, line {line.number}: the {column} {path} does not exist.", "Correct the path.")
-    return path
+def _path(line: Line, column: str, name: str | None = None) -> Path:
+    """A file that a cell names; a path that was written on Windows is one here, too."""
+    text = name or line.cells[column]
+    for spelling in (text, text.replace("\\", "/")):
+        if exists(line.file.parent / spelling):
+            return line.file.parent / spelling
+    raise ReadError(f"{line.place}: the {column} {line.file.parent / text} does not exist.", "Correct the path.")
 
 
-def _images(file: Path, line: _Line) -> tuple[Path, ...]:
+def _images(line: Line) -> tuple[Path, ...]:
     names = [name.strip() for name in line.cells["image"].split(";") if name.strip()]
     if not names:
-        raise DataError(f"{file}, line {line.number}, names no image.", "Fill in the column 'image'.")
-    return tuple(_path(file, line, "image", name) for name in names)
+        raise DataError(f"{line.place}, names no image.", "Fill in the column 'image'.")
+    return tuple(_path(line, "image", name) for name in names)
 
 
-def _patient(file: Path, line: _Line) -> str:
+def _patient(line: Line) -> str:
     if not line.cells["patient"]:
-        raise DataError(f"{file}, line {line.number}, names no patient.", "Fill in the column, or drop it.")
+        raise DataError(f"{line.place}, names no patient.", "Fill in the column, or drop it.")
     return line.cells["patient"]
 
 
-def _split(file: Path, line: _Line) -> Split | None:
+def _split(line: Line) -> Split | None:
     name = line.cells.get("split", "")
     if name and name.lower() not in SPLIT_NAMES:
-        raise DataError(f"{file}, line {line.number}, has the unknown split '{name}'.", "Use train, val or test.")
+        raise DataError(f"{line.place}, has the unknown split '{name}'.", "Use train, val or test.")
     return SPLIT_NAMES[name.lower()] if name else None
 
 
-def _labels(file: Path, lines: Sequence[_Line], column: str) -> tuple[tuple[str, ...], Sequence[int | float | None]]:
+def _labels(lines: Sequence[Line], column: str) -> tuple[Names, Sequence[int | float | None]]:
     """Class names and the class of each line; or no names and a number for each line."""
     for line in lines:
         if not line.cells[column]:
-            raise LabelError(f"{file}, line {line.number}, has no {column}.", "Fill it in or remove the line.")
+            raise LabelError(f"{line.place}, has no {column}.", "Fill it in or remove the line.")
     names = [line.cells[column] for line in lines]
     if REFERENCES[column].cell == "number":
-        return (), [_number(file, line, column) for line in lines]
+        return Names(), [_number(line, column) for line in lines]
     numbers = [_whole(name) for name in names]
     if all(number is not None for number in numbers):
-        top = max(number for number in numbers if number is not None)
+        top = max((number for number in numbers if number is not None), default=0)
         if top >= MANY_CLASSES:
-            raise LabelError(f"{file} has the label {top}, which is no class number.", "Count classes from 0.")
-        return tuple(str(k) for k in range(top + 1)), list(numbers)
+            raise LabelError(f"{lines[0].file} has the label {top}, which is no class number.", "Count from 0.")
+        everyone = range(top + 1)
+        return Names(tuple(str(k) for k in everyone), frozenset(everyone)), list(numbers)
     classes = tuple(sorted(set(names)))
-    return classes, [classes.index(name) for name in names]
+    place = {name: k for k, name in enumerate(classes)}
+    return Names(classes), [place[name] for name in names]
 
 
-def _number(file: Path, line: _Line, column: str) -> float:
+def _number(line: Line, column: str) -> float:
     try:
         value = float(line.cells[column])
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise LabelError(f"{file}, line {line.number}, has no number in the column {column}.", "Correct the line.")
+        raise LabelError(f"{line.place}, has no number in the column {column}.", "Correct the line.")
     return value
 
 
 def _whole(name: str) -> int | None:
     """A class number, also when a spreadsheet wrote it as `1.0`."""
     whole = name.removesuffix(".0")
-    return int(whole) if whole.isascii() and whole.isdigit() else None
+    return int(whole) if whole.isascii() and whole.isdigit() and len(whole) < 20 else None

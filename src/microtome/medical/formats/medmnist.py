@@ -59,7 +59,16 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         ]
     top = max((int(row.label) for row in found if row.label is not None), default=-1)
     note = "The file holds no patients: every image counts as a patient of its own."
-    return Table("classification", tuple(found), tuple(str(k) for k in range(top + 1)), (note,))
+    everyone = range(top + 1)
+    names, rule = tuple(map(str, everyone)), "every image is a patient of its own"
+    return Table("classification", tuple(found), names, (note, *_unread(shapes)), frozenset(everyone), patients=rule)
+
+
+def _unread(shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """A note on arrays that are no images or labels of a split."""
+    known = {f"{split}_{what}" for split in SPLITS for what in ("images", "labels")}
+    others = sorted(set(shapes) - known)
+    return (f"The npz file holds more than is read: {', '.join(others)}.",) if others else ()
 
 
 def _count(file: Path, shapes: dict[str, tuple[int, ...]], split: str) -> int:

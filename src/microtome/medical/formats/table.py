@@ -1,15 +1,13 @@
-"""What the cohort formats have in common: rows, names of files and folders, and the patient in a file name."""
+"""What the cohort formats have in common: rows, names of files and folders, and pairs of them."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from microtome.errors import DataError, OptionError, ReadError
+from microtome.errors import DataError, ReadError
 from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
 
 Split = Literal["train", "val", "test"]
@@ -27,8 +25,6 @@ SPLIT_NAMES: Mapping[str, Split] = {
     "testing": "test",
     "evaluation": "test",
 }
-# Patients in the names of well-known files: `person12_bacteria_46`, `IM-0115-0001`.
-PATIENT_PATTERNS = (re.compile(r"person\d+"), re.compile(r"IM-\d+"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,10 @@ REFERENCES: Mapping[str, Reference] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One examination as a format found it, with the patient's real name or number: private to this package."""
+    """One examination as a format found it, with the patient's real name or number: private to this package.
+
+    `further_masks` belong to the same reference: what any of them marks is marked.
+    """
 
     patient: str
     image: tuple[Path, ...]
@@ -62,19 +61,32 @@ class Row:
     index: int | None = None
     split: Split | None = None
     subgroups: Mapping[str, str] = field(default_factory=dict)
+    further_masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
     """All examinations of a cohort.
 
-    `classes` is empty where there are no labels, or where the masks have to be looked at to know them.
+    Attributes:
+        task: what the references are for.
+        rows: the examinations.
+        classes: empty where there are no labels, or where the masks have to be looked at to know them.
+        notes: what a reader of results should know.
+        unnamed: the numbers of classes whose names nobody gave: they are made of the number.
+        told: files that make no case, and of which a note speaks, or that say something of all cases.
+        patients: the rule by which cases were given to patients.
+        also: the same examinations for another task, where they have references for both.
     """
 
     task: str
     rows: tuple[Row, ...]
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unnamed: frozenset[int] = frozenset()
+    told: frozenset[Path] = frozenset()
+    patients: str = ""
+    also: Table | None = None
 
 
 # More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
@@ -96,36 +108,12 @@ class CohortFormat(Protocol):
         """Find the examinations. `patient_of` is the user's own rule; None takes the format's."""
 
 
-def patient_rule(pattern: str, root: Path) -> PatientOf:
-    """The patient from a user's regular expression: its first group, or all that it matched.
-
-    It is searched in the file's path below the cohort's folder, with `/` between folders.
-
-    Raises:
-        OptionError: not a regular expression; later, from the rule, a file that it does not match.
-    """
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; no name is too long, or not allowed, to be asked for."""
     try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise OptionError(f"The patient pattern '{pattern}' is not a regular expression: {error}.") from error
-
-    def rule(path: Path) -> str:
-        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        found = expression.search(name)
-        if found is None:
-            raise OptionError(f"The patient pattern '{pattern}' matches nothing in {name}.", "Widen the pattern.")
-        return str((found.group(1) if expression.groups else None) or found.group(0))
-
-    return rule
-
-
-def patient_in_name(path: Path) -> str:
-    """The default rule: `personN` or `IM-NNNN` in the file name, or else the whole stem."""
-    for pattern in PATIENT_PATTERNS:
-        found = pattern.search(path.name)
-        if found:
-            return found.group(0)
-    return stem_of(path)
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def listing(folder: Path) -> list[Path]:
@@ -176,40 +164,6 @@ def by_stem(files: Sequence[Path]) -> dict[str, Path]:
         if other is not file:
             raise DataError(f"{other} and {file.name} have the same stem.", "Keep one of them.")
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ReadError: missing, or not a JSON object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReadError(f"{path} cannot be read as JSON.", "Copy the file again from its source.") from error
-    if not isinstance(found, dict):
-        raise ReadError(f"{path} is not a JSON object.", "Copy the file again from its source.")
-    return found
-
-
-def label_names(path: Path) -> tuple[str, ...]:
-    """Class names from a dataset.json: `{"0": "background"}` (Decathlon) or `{"background": 0}` (nnU-Net).
-
-    Raises:
-        DataError: labels that are not numbered from 0.
-    """
-    labels = read_json(path).get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise DataError(f"{path} names no labels.", 'Add "labels": {"0": "background", "1": …}.')
-    try:
-        numbered = all(str(key).isdigit() for key in labels)
-        names = {int(k): str(v) for k, v in labels.items()} if numbered else {int(v): str(k) for k, v in labels.items()}
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} has labels that are not single numbers.", "Regions are not read.") from error
-    if 0 not in names or min(names) < 0 or len(names) < 2:
-        raise DataError(f"{path} must number its labels from 0, the background.", "Correct the labels.")
-    return tuple(names.get(k, f"label {k}") for k in range(max(names) + 1))
 
 
 def count_of(number: int, one: str, many: str | None = None) -> str:

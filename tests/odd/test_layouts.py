@@ -1,0 +1,273 @@
+"""Layouts in which masks lie beside images, and nnU-Net's folders of version 1."""
+
+import numpy as np
+import pytest
+from folders import case_of, dataset_json, files, mask, picture, volume
+from torch import nn
+
+from microtome.errors import DataError, LabelError, ReadError
+from microtome.medical.cohort import load_cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.verbs.options import CompressOptions
+from microtome.verbs.request import read_request
+
+
+@pytest.fixture
+def busi(tmp_path):
+    """Breast ultrasound images (Al-Dhabyani et al. 2020): names with brackets, one to three masks per image."""
+    for name in ("benign", "malignant", "normal"):
+        for k in range(1, 9):
+            picture(tmp_path / name / f"{name} ({k}).png", 10 * k + len(name))
+            mask(tmp_path / name / f"{name} ({k})_mask.png", slice(0, 0 if name == "normal" else 2))
+    mask(tmp_path / "benign" / "benign (1)_mask_1.png", slice(4, 5))
+    mask(tmp_path / "benign" / "benign (1)_mask_2.png", slice(7, 8))
+    return tmp_path
+
+
+class TestBusi:
+    def test_images_masks_and_classes(self, busi):
+        cohort = load_cohort(busi)
+        assert (cohort.format, cohort.task) == ("class_folders", "segmentation")
+        assert len(cohort.cases) == 24
+        assert not any("mask" in name for name in files(cohort))
+        for case in cohort.cases:
+            assert case.mask.name == f"{case.image[0].stem}_mask.png"
+            assert case.subgroups == {"class": case.image[0].parent.name}
+            assert case.label == ("benign", "malignant", "normal").index(case.image[0].parent.name)
+        assert len({case.patient for case in cohort.cases}) == 24
+
+    def test_several_masks_of_an_image_are_one(self, busi):
+        cohort = load_cohort(busi)
+        case = case_of(cohort, "benign (1).png")
+        labels = cohort.mask(case, cohort.image(case))
+        assert np.flatnonzero(labels[:, 0]).tolist() == [0, 1, 4, 7]
+        assert labels.max() == 1
+        before = cohort.sha256(case)
+        mask(busi / "benign" / "benign (1)_mask_2.png", slice(6, 7))
+        assert cohort.sha256(case) != before
+
+    def test_the_same_folder_classifies(self, busi):
+        cohort = load_cohort(busi).of_task("classification")
+        assert cohort.classes == ("benign", "malignant", "normal")
+        assert len(cohort.cases) == 24
+        assert all(case.mask is None for case in cohort.cases)
+
+    @pytest.mark.parametrize("declared", [True, False])
+    def test_the_network_decides(self, busi, declared):
+        head = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        pipeline = Pipeline("classification", ("normal", "benign", "malignant"), 1, 2, size=(8, 8), normalize="unit")
+        options = CompressOptions(
+            target="reference", pipeline=pipeline if declared else None, input_shape=(1, 8, 8), metric="auroc"
+        )
+        found = read_request(head, busi, options)
+        assert (found.cohort.task, found.pipeline.task) == ("classification", "classification")
+        case = found.cohort.cases[0]
+        assert found.pipeline.classes[case.label] == case.image[0].parent.name
+        found = read_request(nn.Conv2d(1, 2, 1), busi, CompressOptions(target="reference", input_shape=(1, 8, 8)))
+        assert found.cohort.task == "segmentation"
+
+    def test_a_class_without_masks_is_counted(self, busi):
+        for file in (busi / "normal").glob("*_mask*"):
+            file.unlink()
+        cohort = load_cohort(busi)
+        assert len(cohort.cases) == 16
+        assert "8 images without mask left out." in cohort.notes
+        assert len(cohort.of_task("classification").cases) == 24
+
+    def test_masks_that_disagree(self, tmp_path):
+        for k in range(4):
+            picture(tmp_path / f"{k}.png", k)
+            mask(tmp_path / f"{k}_mask.png", slice(0, 2), value=1)
+            mask(tmp_path / f"{k}_mask_1.png", slice(1, 3), value=2)
+        cohort = load_cohort(tmp_path)
+        with pytest.raises(LabelError, match="give one voxel different labels"):
+            cohort.mask(cohort.cases[0], None)
+
+
+BESIDE = [
+    "{}_mask", "{}-mask", "{} mask", "{}.mask", "{}_seg", "{}_label", "{}_labels", "{}_gt", "{}_GT", "{}_annotation",
+    "{}_Segmentation", "{}_groundtruth", "{}_ground_truth", "{}_roi", "mask_{}", "seg-{}", "{}_mask_1", "{}_mask (1)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("stem", ["a{}", "case.{}", "x {} (1)", "1{}"])
+def test_masks_beside_their_images(tmp_path, name, stem):
+    for k in range(6):
+        picture(tmp_path / f"{stem.format(k)}.jpg", k)
+        mask(tmp_path / f"{name.format(stem.format(k))}.png")
+    cohort = load_cohort(tmp_path)
+    assert (cohort.format, cohort.task, len(cohort.cases)) == ("masks_beside", "segmentation", 6)
+    for case in cohort.cases:
+        assert case.mask.stem == name.format(case.image[0].stem)
+
+
+@pytest.mark.parametrize(("image", "its"), [("a{}_image", "a{}_mask"), ("img_{}", "mask_{}"), ("{}-img", "{}-seg")])
+def test_images_that_say_that_they_are_images(tmp_path, image, its):
+    for folder, masks in (
+        (tmp_path / "flat", tmp_path / "flat"),
+        (tmp_path / "x" / "images", tmp_path / "x" / "masks"),
+    ):
+        for k in range(4):
+            picture(folder / f"{image.format(k)}.png", k)
+            mask(masks / f"{its.format(k)}.png")
+    for root in ("flat", "x"):
+        cohort = load_cohort(tmp_path / root)
+        assert len(cohort.cases) == 4
+        assert all(case.mask.stem == its.format(case.image[0].stem.strip("aimge_-")) for case in cohort.cases)
+
+
+def test_a_name_with_such_a_word_is_an_image_if_no_other_has_the_rest(tmp_path):
+    for k in range(6):
+        picture(tmp_path / f"{k}_label.png", k)
+    cohort = load_cohort(tmp_path)
+    assert (cohort.format, len(cohort.cases)) == ("images", 6)
+
+
+def test_masks_beside_images_in_train_and_test(tmp_path):
+    for part in ("train", "val", "test"):
+        for k in range(4):
+            picture(tmp_path / part / f"{k}.png", k)
+            mask(tmp_path / part / f"{k}_seg.png")
+    cohort = load_cohort(tmp_path)
+    assert [len(cohort.train), len(cohort.tuning), len(cohort.evaluation)] == [4, 4, 4]
+    assert len({case.patient for case in cohort.cases}) == 12
+
+
+def test_two_kinds_of_masks_are_an_error(tmp_path):
+    for k in range(4):
+        picture(tmp_path / f"{k}.png", k)
+        mask(tmp_path / f"{k}_mask.png")
+        mask(tmp_path / f"{k}_gt.png")
+    with pytest.raises(DataError, match="has two masks"):
+        load_cohort(tmp_path)
+
+
+def test_images_and_masks_within_class_folders(tmp_path):
+    for name in ("COVID", "Normal"):
+        for k in range(4):
+            picture(tmp_path / name / "images" / f"{name}-{k}.png", k + len(name))
+            mask(tmp_path / name / "masks" / f"{name}-{k}.png")
+    cohort = load_cohort(tmp_path)
+    assert (cohort.format, cohort.task, len(cohort.cases)) == ("class_folders", "segmentation", 8)
+    assert all(case.mask.name == case.image[0].name for case in cohort.cases)
+    assert {case.subgroups["class"] for case in cohort.cases} == {"COVID", "Normal"}
+
+
+def test_patients_with_slices_and_masks(tmp_path):
+    for patient in ("TCGA_CS_4941_19960909", "TCGA_CS_4942_19970222", "TCGA_DU_5851_19950428"):
+        for k in range(3):
+            picture(tmp_path / patient / f"{patient}_{k}.tif", k)
+            mask(tmp_path / patient / f"{patient}_{k}_mask.tif")
+    cohort = load_cohort(tmp_path)
+    assert (cohort.format, len(cohort.cases)) == ("masks_beside", 9)
+    assert len({case.patient for case in cohort.cases}) == 3
+
+
+def test_a_folder_for_each_patient_with_a_file_for_each_channel(tmp_path):
+    for k in range(5):
+        name = f"BraTS20_Training_{k:03d}"
+        for value, channel in enumerate(("flair", "t1", "t1ce", "t2")):
+            volume(tmp_path / name / f"{name}_{channel}.nii", value)
+        volume(tmp_path / name / f"{name}_seg.nii", k % 2)
+    cohort = load_cohort(tmp_path)
+    assert (cohort.format, len(cohort.cases)) == ("masks_beside", 5)
+    image = cohort.image(cohort.cases[0])
+    assert [int(channel.max()) for channel in image.array] == [0, 1, 2, 3]
+    assert any("Up to 4 files of a case are taken for its channels" in note for note in cohort.notes)
+    assert len({case.patient for case in cohort.cases}) == 5
+
+
+def test_several_masks_in_a_folder_of_masks(tmp_path):
+    for k in range(4):
+        picture(tmp_path / "images" / f"{k}.png", k)
+        mask(tmp_path / "masks" / f"{k}_mask.png", slice(0, 1))
+        mask(tmp_path / "masks" / f"{k}_mask_1.png", slice(5, 6))
+    cohort = load_cohort(tmp_path)
+    assert len(cohort.cases) == 4
+    assert np.flatnonzero(cohort.mask(cohort.cases[0], None)[:, 0]).tolist() == [0, 5]
+
+
+def test_the_same_folders_in_images_and_masks(tmp_path):
+    for k in range(8):
+        for sub, write in (("images", picture), ("masks", mask)):
+            write(tmp_path / sub / f"scan{k % 4}" / f"{k // 4}.png")
+    cohort = load_cohort(tmp_path)
+    assert len(cohort.cases) == 8
+    assert all(
+        case.mask.relative_to(tmp_path / "masks") == case.image[0].relative_to(tmp_path / "images")
+        for case in cohort.cases
+    )
+
+
+# nnU-Net's raw folders.
+
+
+def nnunet(root, channels=2, cases=6, **content):
+    for k in range(cases):
+        for c in range(channels):
+            volume(root / "imagesTr" / f"case_{k}_{c:04d}.nii.gz", 10 * k + c)
+        volume(root / "labelsTr" / f"case_{k}.nii.gz", k % 2)
+    return dataset_json(root, **content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "tumour"}},
+        {"modality": ["T1", "T2"], "labels": ["background", "tumour"]},
+        {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "tumour": 1}},
+        {"labels": {"background": "0", "tumour": "1"}},
+        {
+            "modality": {"0": "T1", "1": "T2"},
+            "training": [
+                {"image": f"./imagesTr/case_{k}.nii.gz", "label": f"./labelsTr/case_{k}.nii.gz"} for k in range(6)
+            ],
+            "test": ["./imagesTs/case_9.nii.gz"],
+            "labels": {"0": "background", "1": "tumour"},
+        },
+        {
+            "training": [f"./imagesTr/case_{k}.nii.gz" for k in range(6)],
+            "test": [],
+            "labels": {"0": "background", "1": "tumour"},
+        },
+    ],
+)
+def test_files_of_channels(tmp_path, content):
+    cohort = load_cohort(nnunet(tmp_path, **content))
+    assert cohort.classes == ("background", "tumour")
+    assert cohort.notes == ()
+    assert len(cohort.cases) == 6
+    for case in cohort.cases:
+        values = [int(channel.max()) for channel in cohort.image(case).array]
+        assert values == [values[0], values[0] + 1]
+
+
+def test_one_channel_with_its_number(tmp_path):
+    cohort = load_cohort(nnunet(tmp_path, 1, modality={"0": "MRI"}))
+    assert cohort.image(cohort.cases[0]).array.shape[0] == 1
+
+
+def test_validation_list(tmp_path):
+    root = nnunet(tmp_path, validation=[{"image": "./imagesTr/case_1.nii.gz", "label": "./labelsTr/case_1.nii.gz"}])
+    cohort = load_cohort(root)
+    assert [case.mask.name for case in cohort.tuning] == ["case_1.nii.gz"]
+
+
+def test_a_missing_channel_is_an_error(tmp_path):
+    root = nnunet(tmp_path, channel_names={"0": "T1", "1": "T2"})
+    (root / "imagesTr" / "case_3_0001.nii.gz").unlink()
+    with pytest.raises(ReadError, match=r"case_3\.nii\.gz has the channels 0000; dataset\.json names 2 channels"):
+        load_cohort(root)
+    (root / "imagesTr" / "case_3_0000.nii.gz").rename(root / "imagesTr" / "case_3_0001.nii.gz")
+    with pytest.raises(ReadError, match="has the channels 0001"):
+        load_cohort(root)
+
+
+def test_a_case_may_be_called_like_a_channel(tmp_path):
+    for k in range(6):
+        volume(tmp_path / "imagesTr" / f"scan_{k:04d}.nii.gz", k)
+        volume(tmp_path / "labelsTr" / f"scan_{k:04d}.nii.gz")
+    cohort = load_cohort(dataset_json(tmp_path, modality={"0": "MRI"}))
+    assert len(cohort.cases) == 6
+    assert all(len(case.image) == 1 for case in cohort.cases)
