@@ -14,7 +14,8 @@ import numpy as np
 from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats import find_format
 from microtome.medical.formats.table import Row, Table, patient_rule
-from microtome.medical.read import read_image, read_mask
+from microtome.medical.read import mask_and_notes, read_image, read_mask
+from microtome.medical.remarks import Remarks
 from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role
 
@@ -37,6 +38,7 @@ class Cohort:
         cases: in the order of their pseudonyms, which says nothing of the order of the files.
         key: pseudonym of each case → its files. It may identify patients: never store it in a package.
         notes: what a reader of results should know, such as cases that were left out.
+        remarks: likewise what turned up when images and masks were read; it grows with them.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Cohort:
     cases: tuple[Case, ...]
     key: Mapping[str, str] = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
+    remarks: Remarks = dataclasses.field(default_factory=Remarks, repr=False, compare=False)
 
     @property
     def labelled(self) -> bool:
@@ -82,7 +85,9 @@ class Cohort:
 
     def image(self, case: Case) -> Image:
         """Read a case's image. Raises what `read_image` raises."""
-        return read_image(case.image, case.index)
+        image = read_image(case.image, case.index)
+        self.remarks.add(case.id, image.notes)
+        return image
 
     def mask(self, case: Case, image: Image) -> Array | None:
         """Read a case's reference segmentation on the image's grid, None where it has none.
@@ -92,7 +97,8 @@ class Cohort:
         """
         if case.mask is None:
             return None
-        labels = read_mask(case.mask, image)
+        labels, notes = mask_and_notes(case.mask, image)
+        self.remarks.add(case.id, notes)
         top = int(labels.max(initial=0))
         if self.classes and top >= len(self.classes):
             raise LabelError(

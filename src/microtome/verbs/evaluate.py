@@ -108,7 +108,7 @@ def evaluate(
             "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
             "memory": {"evaluate_peak_mib": peak_memory_mib()},
             "environment": describe(options.threads),
-            "notes": list(cases.notes),
+            "notes": [*cases.notes, *cases.remarks.sentences],
             "warnings": [],
         }
         if parent is None:

@@ -89,7 +89,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
-        "notes": [*request.loaded.notes, *network.notes, *request.cohort.notes],
+        "notes": [*request.loaded.notes, *network.notes, *request.cohort.notes, *request.cohort.remarks.sentences],
         "warnings": _warnings(request, deployed, integer),
     }
     if integer["executed"] < integer["requested"]:
@@ -104,7 +104,8 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
 def _warnings(request: Request, deployed: Deployed, integer: dict[str, int]) -> list[str]:
     """Return what nobody may overlook."""
     calibration, _ = request.calibration
-    found = [note for note in calibration.notes if calibration is not request.cohort]
+    read = (*calibration.notes, *calibration.remarks.sentences)
+    found = [note for note in read if calibration is not request.cohort]
     name = request.runtime.NAME
     if name == "reference":
         found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")
