@@ -188,6 +188,10 @@ def _cohort(console: Console, cohort: Mapping[str, Any]) -> None:
     for role, counts in cohort["split"].items():
         table.add_row(role, *(str(counts[name]) for name in ("cases", "patients", "labelled")))
     console.print(table)
+    patients = cohort["patients"]
+    console.print(f"patients: {patients['rule'] or 'as the cohort names them'}", markup=False, highlight=False)
+    for file, patient in patients.get("examples", ()):
+        console.print(f"  {file} → {patient}", markup=False, highlight=False)
     case = cohort["case"]
     sizes = "×".join(map(str, case["size"]))
     spacing = f", {'×'.join(f'{n:g}' for n in case['spacing'])} mm, {case['orientation']}" if case["spacing"] else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -173,16 +173,34 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Forms:
+    """The two ways in which a NIfTI header says where its voxels lie. Programs differ in which of them they take.
+
+    Attributes:
+        fields: what the header says of its grid, by the names of NIfTI-1 and in its own unit, to be copied as it is.
+        qform: 4×4, voxel indices → RAS+ millimetres; None where its code is 0.
+        sform: likewise.
+    """
+
+    fields: Mapping[str, Any]
+    qform: Array | None
+    sform: Array | None
+
+
+@dataclass(frozen=True)
 class Image:
     """An image read from files, on its own grid.
 
     `array` is (channels, *spatial) with the stored numeric type after rescaling: pictures (C, H, W), volumes
     (C, I, J, K) in nibabel's axis order. `affine` is 4×4, voxel indices → RAS+ millimetres; None for pictures, which
-    have no physical grid (their spacing then is 1 pixel).
+    have no physical grid (their spacing then is 1 pixel). `forms` are those of a NIfTI file; `affine` is the one of
+    them that nibabel takes. `notes` say what had to be assumed to read it; they name no file.
     """
 
     array: Array
     affine: Array | None = None
+    forms: Forms | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def spatial(self) -> tuple[int, ...]:

@@ -167,3 +167,13 @@ def test_chance_raises_no_doubt(tmp_path: Path) -> None:
         return (np.stack([next(noise) for _ in x]) for x in batches)
 
     assert check_guess(guesses, cohort, tiny.CLASSES, seed=0, free=True, progress=Silent()) is None
+
+
+def test_who_is_a_patient_is_shown_on_the_screen_only(folder: Path) -> None:
+    call = ["inspect", str(folder / "spots.pt2"), "--cohort", str(folder / "pictures"), "--target", "reference"]
+    shown = CliRunner().invoke(app, call).output
+    assert "patients:" in shown
+    assert "person" in shown.split("patients:")[1]
+    logged = CliRunner().invoke(app, [*call, "--json"]).output
+    assert "person" not in logged
+    assert json.loads(logged)["cohort"]["patients"]["rule"]

@@ -72,4 +72,6 @@ def inspect(
         )
 
     result = run_verb(verb, as_json)
+    if as_json and "cohort" in result:
+        del result["cohort"]["patients"]["examples"]  # what is printed may end in a log
     show(result, as_json, "inspect_table")

@@ -86,5 +86,7 @@ def _summary(result: dict[str, Any]) -> None:
     if result["stages"]:
         stages = ", ".join(f"{name} {value:.1f}" for name, value in result["stages"].items())
         typer.echo(f"Median milliseconds: {stages}. Peak memory: {result['peak_memory_mib']:.0f} MiB")
+    for note in result["notes"]:
+        typer.echo(f"Note: {note}")
     for failure in result["failed"]:
         complain(MicrotomeError(f"{failure['name']}: {failure['problem']}", failure["hint"]))

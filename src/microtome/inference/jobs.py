@@ -79,7 +79,7 @@ def _in_file(path: Path) -> list[Job]:
         sizes = arrays.shapes(path)
     except ReadError:
         return [Job(name, (path,))]  # is told when it is read
-    count = sum(sizes.get(f"{split}_images", (0,))[0] for split in arrays.SPLITS)
+    count = sum((sizes.get(f"{split}_images") or (0,))[0] for split in arrays.SPLITS)
     return [Job(f"{name}-{index:05d}", (path,), index) for index in range(count)]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 from microtome.errors import MicrotomeError, OutputError
 from microtome.files import write_json, writing
 from microtome.inference.jobs import Job
+from microtome.medical.remarks import Remarks
 from microtome.medical.write import write_labels
 from microtome.types import Array, Image
 from microtome.version import __version__
@@ -30,6 +31,7 @@ class Predictions:
     Attributes:
         out: the folder.
         failed: name, problem and hint of the images that could not be predicted in this run.
+        remarks: what had to be assumed to read the images of this run.
     """
 
     def __init__(self, out: Path, task: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -43,7 +45,7 @@ class Predictions:
         Raises:
             OutputError: it holds something else, or cannot be written.
         """
-        self.out, self.failed = out, list[dict[str, str]]()
+        self.out, self.failed, self.remarks = out, list[dict[str, str]](), Remarks()
         self._task = json.loads(json.dumps(task))
         self._cases: dict[str, dict[str, Any]] = {}
         self._written, self._pause = 0.0, 0.0
@@ -176,6 +178,7 @@ class Predictions:
             "task": self._task,
             "cases": list(self._cases.values()),
             "failed": self.failed,
+            "notes": self.remarks.sentences,
         }
         part = self.out / f".{RECORD}.partial"
         write_json(part, content)

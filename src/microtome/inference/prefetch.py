@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from microtome.inference.jobs import Job
 from microtome.medical.pipeline import Pipeline
@@ -23,6 +23,7 @@ class Pending:
     number: int
     grid: Image | None = None  # the image without its voxels
     prepared: Prepared | None = None
+    notes: tuple[str, ...] = ()
     error: BaseException | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -63,9 +64,10 @@ class Prefetcher:
         try:
             image = read_image(job.files, job.index)
             case.seconds["read"] = time.perf_counter() - begin
+            case.notes = image.notes
             case.prepared = prepare(image, self._pipeline)
             case.seconds["prepare"] = time.perf_counter() - begin - case.seconds["read"]
-            case.grid = Image(image.array[:, :0].copy(), image.affine)  # lets go of the voxels
+            case.grid = replace(image, array=image.array[:, :0].copy())  # lets go of the voxels
         except BaseException as error:  # it is raised where the case is taken
             case.error = error
         return case

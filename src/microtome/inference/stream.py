@@ -80,6 +80,7 @@ class _Run:
             self._reading += time.perf_counter() - begin
             prepared, case.prepared = case.prepared, None  # not needed for writing
             if prepared is not None:
+                self._place.remarks.add(case.job.name, case.notes)
                 self._under_way.append(case)
                 yield prepared
             elif isinstance(case.error, MicrotomeError):

@@ -19,6 +19,7 @@ from microtome.medical.formats.patients import PatientsByPattern
 from microtome.medical.formats.table import Row, Table
 from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
 from microtome.medical.read import read_image
+from microtome.medical.remarks import Remarks
 from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role
 
@@ -44,6 +45,7 @@ class Cohort:
         drawn: whether the evaluation patients were drawn at random, so that a network may have been trained on them.
         unnamed: numbers of classes that nobody named: their names are made of the number.
         numbers: label in the masks → number of its class, where they differ; None where they are the same.
+        remarks: likewise what turned up when images and masks were read; it grows with them.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Cohort:
     patient_rule: str = ""
     also: Mapping[str, Cohort] = dataclasses.field(default_factory=dict, repr=False)
     drawn: bool = False
+    remarks: Remarks = dataclasses.field(default_factory=Remarks, repr=False, compare=False)
 
     def of_task(self, task: str) -> Cohort:
         """The same examinations for a task; the cohort itself where there are no references for it."""
@@ -103,7 +106,9 @@ class Cohort:
 
     def image(self, case: Case) -> Image:
         """Read a case's image. Raises what `read_image` raises."""
-        return read_image(case.image, case.index)
+        image = read_image(case.image, case.index)
+        self.remarks.add(case.id, image.notes)
+        return image
 
     def mask(self, case: Case, image: Image | None) -> Array | None:
         """Read a case's reference segmentation on the image's grid, None where it has none.
@@ -115,7 +120,8 @@ class Cohort:
         """
         if case.mask is None:
             return None
-        labels = joined((case.mask, *case.further_masks), image)
+        labels, notes = joined((case.mask, *case.further_masks), image)
+        self.remarks.add(case.id, notes)
         if self.numbers is not None:
             return counted_as(labels, self.numbers, case.mask, self.classes)
         top = int(labels.max(initial=0))

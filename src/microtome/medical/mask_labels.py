@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from microtome.errors import DataError, LabelError
-from microtome.medical.read import read_mask
+from microtome.medical.read import mask_and_notes, read_mask
 from microtome.types import Array, Image
 
 LOOK_MASKS = 32  # masks that are read to learn how many classes there are, where nothing names them
@@ -42,21 +42,22 @@ def _top_label(mask: Path) -> int:
         return 0
 
 
-def joined(masks: Sequence[Path], image: Image | None) -> Array:
-    """One label map of several masks of an image, each of which holds other structures or other spots of one.
+def joined(masks: Sequence[Path], image: Image | None) -> tuple[Array, tuple[str, ...]]:
+    """One label map of several masks of an image, each of which holds other structures or other spots of one; notes.
 
     Raises:
         LabelError: two of them give one voxel different labels; and what `read_mask` raises.
     """
-    labels = read_mask(masks[0], image)
+    labels, notes = mask_and_notes(masks[0], image)
     for path in masks[1:]:
-        other = read_mask(path, image)
+        other, more = mask_and_notes(path, image)
+        notes = tuple(dict.fromkeys((*notes, *more)))
         if other.shape != labels.shape:
             raise LabelError(f"{path} and {masks[0].name} differ in shape.", "All masks of an image have its grid.")
         if ((labels != other) & (labels != 0) & (other != 0)).any():
             raise LabelError(f"{path} and {masks[0].name} give one voxel different labels.", "Merge them into one.")
         labels = np.maximum(labels, other)
-    return labels
+    return labels, notes
 
 
 def counted_as(labels: Array, numbers: Mapping[int, int], mask: Path, classes: Sequence[str]) -> Array:

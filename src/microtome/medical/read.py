@@ -6,18 +6,21 @@ What a file is, is decided by its content. Every failure is a `MicrotomeError` t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from microtome.errors import DataError, GeometryError, LabelError, ReadError
-from microtome.medical.readers import arrays, dicom, nifti, raster
+from microtome.medical.grid import on_grid, same_grid, size_text
+from microtome.medical.readers import arrays, dicom, itk, nifti, raster
 from microtome.medical.readers.elements import split_series
 from microtome.medical.readers.kind import Kind, is_dicom, kind_of
 from microtome.types import Array, Image
 
-GRID_TOLERANCE = 0.1  # voxels, at the corners: rounding in headers stays far below, half a voxel is a real shift
+ROUNDING = 0.01  # of a label: what float32 and a slope make of whole numbers stays below, a probability does not
+ROUNDED = f"the mask holds values up to {ROUNDING} beside whole numbers: they were rounded."
+LARGEST_LABEL = 1 << 24  # float32 does not hold every whole number beyond
 WHITE = (255, 65535)  # what drawing programs write for "inside"
 
 
@@ -65,6 +68,15 @@ def read_mask(path: Path, image: Image | None) -> Array:
         GeometryError: another shape, or another place in space.
         LabelError: values that are not whole numbers, or negative.
     """
+    return mask_and_notes(path, image)[0]
+
+
+def mask_and_notes(path: Path, image: Image | None) -> tuple[Array, tuple[str, ...]]:
+    """As `read_mask`, with what had to be assumed or done to read it, without names of files.
+
+    Raises:
+        DataError: as `read_mask`.
+    """
     path = Path(path)
     kind: Kind = "dicom" if path.is_dir() else kind_of(path)
     if kind == "picture":
@@ -73,8 +85,8 @@ def read_mask(path: Path, image: Image | None) -> Array:
         mask = _finite(dicom.read(series_files(path)) if path.is_dir() else _read_file(path, kind, None), path)
     if mask.array.shape[0] != 1:
         raise ReadError(f"{path} has {mask.array.shape[0]} channels, a mask has one.", "Merge them into one label map.")
-    labels = (mask if image is None else _on_grid(mask, image, path)).array[0]
-    return _whole(labels, path)
+    labels, notes = _whole((mask if image is None else on_grid(mask, image, path)).array[0], path)
+    return labels, (*mask.notes, *notes)
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -101,6 +113,8 @@ def _read_file(path: Path, kind: Kind, index: int | None) -> Image:
         return arrays.read(path, index)
     if kind == "nifti":
         return nifti.read(path)
+    if kind in itk.DRIVERS:
+        return itk.read(path, kind)
     return raster.read(path) if kind == "picture" else dicom.read([path])
 
 
@@ -110,12 +124,14 @@ def _channels(images: list[Image], files: list[Path]) -> Image:
     if len(images) == 1:
         return first
     for image, path in zip(images, files, strict=True):
-        if image.spatial != first.spatial or not _same_place(image, first):
+        if not same_grid(image, first):
             raise GeometryError(
-                f"{path} ({_size(image.spatial)}) lies on another grid than {files[0]} ({_size(first.spatial)}).",
+                f"{path} ({size_text(image.spatial)}) lies on another grid than {files[0]} "
+                f"({size_text(first.spatial)}).",
                 "Resample the channels to one grid first.",
             )
-    return Image(np.concatenate([image.array for image in images]), first.affine)
+    notes = tuple(dict.fromkeys(note for image in images for note in image.notes))
+    return replace(first, array=np.concatenate([image.array for image in images]), notes=notes)
 
 
 def _finite(image: Image, path: Path) -> Image:
@@ -126,60 +142,25 @@ def _finite(image: Image, path: Path) -> Image:
     return image
 
 
-def _on_grid(mask: Image, image: Image, path: Path) -> Image:
-    if mask.affine is not None and image.affine is not None:
-        mask = _turned(mask, image)
-    if mask.spatial != image.spatial:
-        raise GeometryError(
-            f"{path} has the shape {_size(mask.spatial)}, its image {_size(image.spatial)}.",
-            "Mask and image must have the same grid.",
-        )
-    if not _same_place(mask, image):
-        raise GeometryError(
-            f"{path} lies elsewhere than its image: their affines differ by {_shift(mask, image):.2f} mm.",
-            "Mask and image must have the same grid.",
-        )
-    return mask
-
-
-def _turned(mask: Image, image: Image) -> Image:
-    """The mask with its axes in the order and direction of the image's."""
-    start, end = nibabel.io_orientation(mask.affine), nibabel.io_orientation(image.affine)
-    turn = nibabel.orientations.ornt_transform(start, end)
-    if np.isnan(turn).any() or (turn == [[0, 1], [1, 1], [2, 1]]).all():
-        return mask
-    affine = mask.affine @ nibabel.orientations.inv_ornt_aff(turn, mask.spatial)
-    return Image(nibabel.orientations.apply_orientation(mask.array[0], turn)[None], affine)
-
-
-def _same_place(one: Image, other: Image) -> bool:
-    """Whether two grids of the same shape lie in the same place; a picture has no place and fits anywhere."""
-    if one.affine is None or other.affine is None:
-        return True
-    return _shift(one, other) <= GRID_TOLERANCE * min(other.spacing)
-
-
-def _shift(one: Image, other: Image) -> float:
-    """The largest distance in mm between the same corners of two grids."""
-    top = np.array(other.spatial) - 1.0
-    corners = np.array([[*(top * bits), 1.0] for bits in np.ndindex(2, 2, 2)])
-    difference = np.subtract(one.affine, other.affine)  # type: ignore[arg-type]
-    return float(np.linalg.norm(corners @ difference.T, axis=1).max())
-
-
-def _whole(labels: Array, path: Path) -> Array:
+def _whole(labels: Array, path: Path) -> tuple[Array, tuple[str, ...]]:
+    """Labels as integers, and what had to be done for it."""
+    notes: tuple[str, ...] = ()
     if labels.dtype.kind == "f":
         whole = np.rint(labels)
-        if not np.array_equal(whole, labels):
-            raise LabelError(f"{path} holds values that are not whole numbers.", "Masks hold label numbers.")
+        off = float(np.abs(labels - whole).max())
+        if off > ROUNDING:
+            raise LabelError(
+                f"{path} holds values that are not whole numbers: one is {off:.2g} off.", "Masks hold label numbers."
+            )
+        if labels.any() and not whole.any():
+            raise LabelError(f"{path} holds nothing but values near 0.", "Store the label numbers, 0, 1, 2, …")
+        notes = (ROUNDED,) if off else ()
         labels = whole
     top = int(labels.max())
     if int(labels.min()) < 0:
         raise LabelError(f"{path} holds negative labels.", "Labels count from 0, the background.")
+    if top > LARGEST_LABEL:
+        raise LabelError(f"{path} holds values up to {top:.3g}, which are no labels.", "Masks hold label numbers.")
     if top in WHITE and not ((labels != 0) & (labels != top)).any():
         labels, top = labels == top, 1
-    return labels.astype(np.uint8 if top < 256 else np.int32)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "×".join(str(n) for n in shape)
+    return labels.astype(np.uint8 if top < 256 else np.int32), notes

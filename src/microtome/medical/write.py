@@ -25,9 +25,11 @@ def write_labels(labels: Array, source: Image, path: Path) -> None:
 
     Args:
         labels: uint8 or uint16, (H, W) or (I, J, K).
-        source: the image that was segmented; its affine becomes that of the file. The voxels are not looked at.
-        path: ends in `.nii.gz` or `.nii` for volumes (millimetres; sform and qform are the affine of `source`, with
-            code 0 if it has none) and in `.png` for pictures, whose gray values are the label numbers.
+        source: the image that was segmented. The voxels are not looked at.
+        path: ends in `.nii.gz` or `.nii` for volumes, and in `.png` for pictures, whose gray values are the label
+            numbers. A volume from NIfTI hands on both forms, their codes and its unit as they are. Any other volume's
+            affine becomes the sform, and the qform as far as one can say it (see `rigid`), in millimetres and with code
+            1, or with code 0 if there is no affine.
 
     Raises:
         OutputError: another suffix, or more voxels along an axis than NIfTI-1 can hold (32767).
@@ -54,20 +56,46 @@ def write_labels(labels: Array, source: Image, path: Path) -> None:
         raise
 
 
+def rigid(affine: Array) -> Array:
+    """The affine without shear, since a qform knows none: what ITK makes of a DICOM series with a tilted gantry.
+
+    The first two axes stay, the third becomes their normal; steps keep their length. Without shear nothing changes.
+    """
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    first, second, third = affine[:3, :3].T
+    along = first / steps[0]
+    down = second - (second @ along) * along
+    down /= np.linalg.norm(down)
+    normal = np.cross(along, down)
+    turned: Array = affine.copy()
+    turned[:3, :3] = np.stack([along, down, normal if normal @ third >= 0 else -normal], axis=1) * steps
+    return turned
+
+
 def _header(labels: Array, source: Image, path: Path) -> bytes:
-    header, known = nibabel.Nifti1Header(), source.affine is not None
-    affine, code = source.affine if known else np.eye(4), SCANNER * known
+    header = nibabel.Nifti1Header()
     if max(labels.shape) > LONGEST:
         raise OutputError(f"{path}: a label map of {labels.shape} voxels does not fit a NIfTI-1 file.")
     header.set_data_shape(labels.shape)
     header.set_data_dtype(labels.dtype)
-    header.set_sform(affine, code)
-    header.set_qform(affine, code)
-    header.set_xyzt_units("mm")
+    _place(header, source)
     header.set_slope_inter(1, 0)
     header["magic"], header["vox_offset"] = b"n+1", DATA
     content: bytes = header.binaryblock
     return content.ljust(DATA, b"\0")
+
+
+def _place(header: nibabel.Nifti1Header, source: Image) -> None:
+    """Say in a header where the image lies."""
+    if source.forms is not None:
+        for name, value in source.forms.fields.items():
+            header[name] = value
+        return
+    known = source.affine is not None
+    affine, code = source.affine if known else np.eye(4), SCANNER * known
+    header.set_sform(affine, code)
+    header.set_qform(rigid(np.asarray(affine)), code)
+    header.set_xyzt_units("mm")
 
 
 def _turned(labels: Array) -> memoryview:

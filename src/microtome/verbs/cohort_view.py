@@ -32,8 +32,9 @@ def view_of(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
 
     Returns:
         `format`, `task`, `classes`, `split` (role → `cases`, `patients`, `labelled`), `case` (one case: `size`,
-        `spacing`, `orientation`, `type`, `range`, `labels` before the pipeline; `input` and `input_range` after it) and
-        `notes`.
+        `spacing`, `orientation`, `type`, `range`, `labels` before the pipeline; `input` and `input_range` after it),
+        `patients` (`rule`, and `examples` of files and who their patient is by it: they may identify patients, and are
+        for the user's own screen) and `notes`.
 
     Raises:
         DataError: the case cannot be read.
@@ -51,6 +52,7 @@ def view_of(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
         "task": cohort.task,
         "classes": list(cohort.classes),
         "split": split,
+        "patients": {"rule": cohort.patient_rule, "examples": cohort.patient_examples()},
         "case": _case(cohort, pipeline),
         "notes": list(cohort_notes(cohort)),
     }

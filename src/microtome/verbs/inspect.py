@@ -18,7 +18,7 @@ from microtome.progress import Progress, Silent
 from microtome.runtimes import TARGETS, runtime
 from microtome.verbs.cohort_view import pipeline_fields, view_of
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import declared, read_cohort, read_network
+from microtome.verbs.request import as_classes, declared, read_cohort, read_network
 from microtome.verbs.score import doubt_of
 
 
@@ -104,6 +104,7 @@ def _read(
         return loaded, loaded.pipeline, {}
     cohort = read_cohort(path, options)
     loaded, pipeline = read_network(model, cohort, options)
+    cohort = as_classes(cohort, pipeline)
     doubt = doubt_of(loaded, cohort, pipeline, options, progress)
     return loaded, pipeline, {"cohort": view_of(cohort, pipeline), "warnings": [doubt] if doubt else []}
 

@@ -58,6 +58,7 @@ def predict(
 
     Returns:
         `cases` (predicted by this run), `skipped` (finished before), `failed` (name, problem and hint of each),
+        `notes` (what had to be assumed to read the images),
         `seconds` and `cases_per_second` of this run without opening the package, `stages` (median milliseconds of read,
         prepare, infer: waiting for the network, finish: blending and the way back to labels, write), and
         `peak_memory_mib`.
@@ -89,6 +90,7 @@ def _numbers(place: Predictions, jobs: Sequence[Job], todo: Sequence[Job], secon
         "cases": len(laps),
         "skipped": len(jobs) - len(todo),
         "failed": place.failed,
+        "notes": list(place.remarks.sentences),
         "seconds": round(seconds, 3),
         "cases_per_second": round(len(laps) / seconds, 3) if laps else 0.0,
         "stages": {name: round(1e3 * float(np.median([lap[name] for lap in laps])), 3) for name in STAGES if laps},

@@ -299,7 +299,7 @@ def _check_fit(network: Network, pipeline: Pipeline, outputs: int) -> None:
 
 def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
     """Return what a reader of results should know of a cohort."""
-    return (*cohort.notes, *([DRAWN] if cohort.drawn else []))
+    return (*cohort.notes, *cohort.remarks.sentences, *([DRAWN] if cohort.drawn else []))
 
 
 def stamps(cohort: Cohort) -> list[tuple[int, int]]:

@@ -113,7 +113,8 @@ def _warnings(
 ) -> list[str]:
     """Return what nobody may overlook."""
     calibration, _ = request.calibration
-    found = [*remarks, *(note for note in calibration.notes if calibration is not request.cohort)]
+    read = (*calibration.notes, *calibration.remarks.sentences)
+    found = [*remarks, *(note for note in read if calibration is not request.cohort)]
     name = request.runtime.NAME
     if name == "reference":
         found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")

@@ -73,9 +73,9 @@ def _unread(shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 def _count(file: Path, shapes: dict[str, tuple[int, ...]], split: str) -> int:
     shape = shapes[f"{split}_images"]
-    if len(shape) not in (3, 4):
+    if len(shape) not in (3, 4, 5):
         raise DataError(
-            f"{file} has {split}_images of shape {shape}.", "Wanted: (N, H, W), (N, H, W, 3), (N, I, J, K)."
+            f"{file} has {split}_images of shape {shape}.", "Wanted: (N, H, W), (N, H, W, C), (N, I, J, K)."
         )
     return shape[0]
 

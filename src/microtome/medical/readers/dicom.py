@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
-from microtome.errors import GeometryError, MissingExtraError, ReadError
+from microtome.errors import GeometryError, ReadError
 from microtome.medical.readers.elements import AGAIN, frame_count, load, numbers, plane, require_image, rescale, value
 from microtome.medical.readers.geometry import Plane, stack
-from microtome.types import Array, Image
+from microtome.medical.readers.stored import decode, in_units, stacked
+from microtome.types import Image
 
-DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")  # GDCM last: see _decoder
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -26,7 +24,8 @@ def read(paths: Sequence[Path]) -> Image:
     One file with one frame is a picture, (1, H, W) or (3, H, W) without affine, whatever it says of its place. The
     frames of one file, or several files, are a volume: (1, I, J, K) with I along a row of pixels (columns), J down
     the rows, K along the slice normal, and the affine to RAS+ mm. Values are rescaled by the modality's slope and
-    intercept or look-up table; MONOCHROME1 is inverted so that large is bright; colours are RGB.
+    intercept or look-up table; MONOCHROME1 is inverted so that large is bright; colours are RGB. Declared padding is
+    never brighter than the darkest of the other pixels.
 
     Raises:
         ReadError: truncated, damaged, or an object without image.
@@ -39,7 +38,7 @@ def read(paths: Sequence[Path]) -> Image:
     frames = _frames(dataset, paths[0])
     if frames > 1:
         return _read_frames(dataset, paths[0], frames)
-    array = _rescaled(_decode(dataset, paths[0]), dataset, paths[0])
+    array = in_units(decode(dataset, paths[0]), dataset, paths[0]).filled
     return Image(array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, 2, 0)))
 
 
@@ -49,55 +48,6 @@ def _frames(dataset: Dataset, path: Path) -> int:
     if not any(keyword in dataset for keyword in PIXELS):
         raise ReadError(f"{path} is truncated: it has no pixel data.", AGAIN)
     return count
-
-
-def _decoder(dataset: Dataset) -> str:
-    """The pydicom plugin that decodes a file: the first of `DECODERS` that is installed; empty if none is needed.
-
-    One only: pydicom would try them all in turn on a damaged file, and GDCM then may end the whole process.
-    """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return ""
-    installed = get_decoder(syntax).available_plugins
-    return next((name for name in DECODERS if name in installed), "")
-
-
-def _decode(dataset: Dataset, path: Path) -> Array:
-    """Pixels as stored: (H, W), (F, H, W), (H, W, 3) or (F, H, W, 3); palettes become RGB."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset.pixel_array_options(decoding_plugin=_decoder(dataset))
-            array: Array = dataset.pixel_array
-            if str(dataset.get("PhotometricInterpretation", "")).startswith("PALETTE"):
-                array = apply_color_lut(array, dataset)[..., :3]
-                array = (array >> 8).astype(np.uint8) if array.dtype == np.uint16 else array  # displays have 8 bits
-    except Exception as error:  # decoders raise errors of their own: RuntimeError, ValueError, AttributeError, …
-        text = str(error)
-        if "missing dependencies" in text:
-            raise MissingExtraError("Reading JPEG-compressed DICOM", "jpeg") from error
-        if "less than expected" in text:
-            raise ReadError(f"{path} is truncated: pixel data are missing at its end.", AGAIN) from error
-        raise ReadError(f"The pixel data of {path} cannot be decoded.", AGAIN) from error
-    return array.astype(array.dtype.newbyteorder("="))
-
-
-def _rescaled(array: Array, dataset: Dataset, path: Path, scale: tuple[float, float] | None = None) -> Array:
-    """Stored values → bright is large → the modality's units. Integers stay integers where nothing is rescaled."""
-    if value(dataset, "PhotometricInterpretation", path) == "MONOCHROME1":
-        bits = int(value(dataset, "BitsStored", path) or array.dtype.itemsize * 8)
-        low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if array.dtype.kind == "i" else (0, (1 << bits) - 1)
-        array = (low + high - np.clip(array.astype(np.int64), low, high)).astype(array.dtype)
-    if value(dataset, "ModalityLUTSequence", path) is not None:
-        try:
-            return np.asarray(apply_modality_lut(array, dataset))
-        except Exception as error:  # whatever a broken table makes pydicom raise
-            raise ReadError(f"{path} has a broken modality look-up table.", AGAIN) from error
-    slope, intercept = scale or rescale(dataset, path)
-    if (slope, intercept) == (1.0, 0.0):
-        return array.astype(np.float32) if array.dtype.kind == "f" or array.dtype.itemsize > 4 else array
-    return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
 def _read_series(paths: Sequence[Path]) -> Image:
@@ -123,11 +73,11 @@ def _read_series(paths: Sequence[Path]) -> Image:
     for k in order:
         dataset = load(paths[k])
         _frames(dataset, paths[k])
-        array = _rescaled(_decode(dataset, paths[k]), dataset, paths[k])
-        if array.ndim != 2:
+        pixels = in_units(decode(dataset, paths[k]), dataset, paths[k])
+        if pixels.array.ndim != 2:
             raise ReadError(f"{paths[k]} is a colour picture, not the slice of a volume.", "Leave it out.")
-        slices.append(array.astype(np.float32) if rescaled else array)
-    return Image(np.ascontiguousarray(np.stack([s.T for s in slices], axis=-1)[None]), affine)
+        slices.append(replace(pixels, array=pixels.array.astype(np.float32)) if rescaled else pixels)
+    return Image(np.ascontiguousarray(stacked(slices).filled.transpose(2, 1, 0)[None]), affine)
 
 
 def _read_frames(dataset: Dataset, path: Path, frames: int) -> Image:
@@ -139,14 +89,15 @@ def _read_frames(dataset: Dataset, path: Path, frames: int) -> Image:
         )
     order, affine = stack(planes, path)
     groups = value(dataset, "PerFrameFunctionalGroupsSequence", path)
-    array = _decode(dataset, path)
+    array = decode(dataset, path)
     if len(array) != frames:
         raise ReadError(f"{path} is truncated: it has {len(array)} of {frames} frames.", AGAIN)
     if groups is None:
-        array = _rescaled(array, dataset, path)[order]
+        volume = in_units(array, dataset, path).filled[order]
     else:
-        array = np.stack([_rescaled(array[k], dataset, path, _frame_scale(dataset, path, k)) for k in order])
-    return Image(np.ascontiguousarray(array.transpose(2, 1, 0)[None]), affine)
+        frame = [in_units(array[k], dataset, path, _frame_scale(dataset, path, k)) for k in order]
+        volume = stacked(frame).filled
+    return Image(np.ascontiguousarray(volume.transpose(2, 1, 0)[None]), affine)
 
 
 def _frame_planes(dataset: Dataset, path: Path, frames: int) -> list[Plane] | None:

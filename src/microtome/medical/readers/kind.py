@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from microtome.errors import ReadError
 
-Kind = Literal["nifti", "dicom", "picture", "npz"]
+Kind = Literal["nifti", "dicom", "picture", "npz", "nrrd", "metaimage"]
 
 HEAD = 352  # bytes that hold every signature below; a NIfTI-1 header with its magic ends at 348
 
@@ -27,13 +28,20 @@ SUFFIXES: dict[str, Kind] = {
     ".gif": "picture",
     ".bmp": "picture",
     ".npz": "npz",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
 }
 
 PICTURE_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM")
 ZIP_SIGNATURE = b"PK\x03\x04"
 GZIP_SIGNATURE = b"\x1f\x8b"
+SINGLE_MAGIC = (b"n+1\0", b"n+2\0")  # NIfTI-1 and 2 with their voxels in the same file
 NIFTI_MAGIC = (b"n+1\0", b"ni1\0")
 NIFTI2_MAGIC = (b"n+2\0", b"ni2\0")
+NRRD_SIGNATURE = b"NRRD000"
+METAIMAGE = re.compile(rb"([ \t]*\w+[ \t]*=[^\n]*\n)*[ \t]*(ObjectType[ \t]*=[ \t]*Image|NDims[ \t]*=[ \t]*\d)")
 
 # Value representations that open the first elements of a DICOM file (PS3.5, table 6.2-1).
 FIRST_VR = {b"UL", b"CS", b"UI", b"DA", b"TM", b"LO", b"SH", b"OB", b"DT", b"IS", b"UN", b"LT"}
@@ -73,7 +81,7 @@ def kind_of(path: Path) -> Kind:
         )
     raise ReadError(
         f"{path} is of no kind that microtome reads.",
-        "Images are NIfTI, DICOM, PNG, JPEG, TIFF, GIF, BMP or MedMNIST npz files.",
+        "Images are NIfTI, DICOM, NRRD, MetaImage, PNG, JPEG, TIFF, GIF, BMP or MedMNIST npz files.",
     )
 
 
@@ -112,6 +120,10 @@ def kind_of_head(head: bytes) -> Kind | None:
         return "npz"
     if head.startswith(GZIP_SIGNATURE) or head[344:348] in NIFTI_MAGIC or head[4:8] in NIFTI2_MAGIC:
         return "nifti"
+    if head.startswith(NRRD_SIGNATURE):
+        return "nrrd"
+    if METAIMAGE.match(head):
+        return "metaimage"
     return "dicom" if _is_bare_dataset(head) else None
 
 

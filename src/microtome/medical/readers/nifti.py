@@ -15,44 +15,69 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from microtome.errors import GeometryError, ReadError
-from microtome.medical.readers.kind import GZIP_SIGNATURE
-from microtome.types import Array, Image
+from microtome.medical.readers.kind import GZIP_SIGNATURE, HEAD, SINGLE_MAGIC
+from microtome.medical.readers.lean import lean
+from microtome.types import Array, Forms, Image
 
 NIFTI2_SIZES = (540, 0x1C020000)  # what a NIfTI-2 header begins with, in either byte order
 AGAIN = "Copy the file again from its source."
+PACKED = 3  # how often a file may have been packed
 # What nibabel raises on broken files: stream errors, header errors, and sizes that no memory holds.
 BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, zlib.error)
+
+UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # code of `xyzt_units` → millimetres; its three lowest bits are the unit of length
+UNKNOWN_UNIT = "the NIfTI header does not say in which unit of length it is: taken as millimetres."
+# Where the header says where its voxels lie. The last four numbers of `pixdim` are of other axes.
+GRID = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
 
 
 def read(path: Path) -> Image:
     """Read a volume: (1, I, J, K), or (C, I, J, K) where the file has a fourth axis, with its affine to RAS+ mm.
 
-    Integers without scaling keep their type; everything else is float32 after slope and intercept (NIfTI-1 standard,
-    `scl_slope` and `scl_inter`).
+    Packed or not, whatever its name. Integers without scaling keep their type; everything else is float32 after slope
+    and intercept (NIfTI-1 standard, `scl_slope` and `scl_inter`). Metres and micrometres become millimetres
+    (`xyzt_units`).
 
     Raises:
         ReadError: truncated, not NIfTI, or of a numeric type that is no image.
         GeometryError: an affine that has no inverse, or more than four axes.
+        DataError: numbers that float32 cannot hold.
     """
-    array, affine = _load(path)
+    array, affine, forms, notes = _load(path)
     if array.dtype.fields:  # RGB triples
         array = np.stack([array[name] for name in array.dtype.names or ()], axis=-1)
-    if array.dtype.kind not in "biuf":
-        raise ReadError(f"{path} holds {array.dtype} values, not an image.", "Convert them to real numbers first.")
     array = _four_axes(array, path)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) == 0:
         raise GeometryError(f"{path} has an affine without inverse.", "Repair the sform or qform of the header.")
-    return Image(np.ascontiguousarray(np.moveaxis(_lean(array), 3, 0)), affine)
+    return Image(np.ascontiguousarray(np.moveaxis(lean(array, path), 3, 0)), affine, forms, notes)
 
 
-def _load(path: Path) -> tuple[Array, Array]:
+def scaled(affine: Array, millimetres: float) -> Array:
+    """An affine of another unit of length, in millimetres."""
+    placed: Array = np.diag([millimetres, millimetres, millimetres, 1.0]) @ affine
+    return placed
+
+
+def _load(path: Path) -> tuple[Array, Array, Forms | None, tuple[str, ...]]:
+    """Voxels after scaling, the affine in millimetres, both forms of it, and what had to be assumed."""
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), path.open("rb") as stream:
             warnings.simplefilter("ignore")  # nibabel warns of odd headers; what matters is checked by us
-            with path.open("rb") as stream:
-                packed = stream.read(2) == GZIP_SIGNATURE
-            image = _unpacked(path) if packed else nibabel.load(path)
-            return np.asarray(image.dataobj), np.array(image.affine, dtype=np.float64)
+            head = stream.read(HEAD)
+            stream.seek(0)
+            if head.startswith(GZIP_SIGNATURE):
+                image = _unpacked(path)
+            elif head[344:348] in SINGLE_MAGIC or head[4:8] in SINGLE_MAGIC:
+                one = _version(head)
+                image = one.from_file_map(one.make_file_map({"image": stream}))
+            else:  # a header and its voxels in two files, which nibabel finds by their names
+                image = nibabel.load(path)
+            forms, millimetres, notes = _place(image.header)
+            affine = scaled(np.array(image.affine, dtype=np.float64), millimetres)
+            return np.asarray(image.dataobj), affine, forms, notes
     except ImageFileError as error:
         raise ReadError(f"{path} is not a NIfTI file, or its header is broken.", AGAIN) from error
     except HeaderDataError as error:
@@ -65,10 +90,35 @@ def _load(path: Path) -> tuple[Array, Array]:
 
 def _unpacked(path: Path) -> Any:
     """Unpack the whole stream first: nibabel stops before its checksum, and would take damaged voxels for real ones."""
-    with gzip.open(path, "rb") as stream:
-        content = stream.read()
-    second = int.from_bytes(content[:4], sys.byteorder) in NIFTI2_SIZES
-    return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content)
+    content = path.read_bytes()
+    for _ in range(PACKED):
+        if content.startswith(GZIP_SIGNATURE):
+            content = gzip.decompress(content)
+    return _version(content).from_bytes(content)
+
+
+def _version(head: bytes) -> Any:
+    second = int.from_bytes(head[:4], sys.byteorder) in NIFTI2_SIZES
+    return nibabel.Nifti2Image if second else nibabel.Nifti1Image
+
+
+def _place(header: Any) -> tuple[Forms | None, float, tuple[str, ...]]:
+    """Both forms of a header, the millimetres in its unit of length, and what had to be assumed."""
+    if not isinstance(header, nibabel.Nifti1Header):  # Analyze, from which NIfTI came, is in millimetres
+        return None, 1.0, ()
+    code = int(header["xyzt_units"]) & 7
+    millimetres = UNITS.get(code, 1.0)
+    fields = {name: np.array(header[name]) for name in GRID}
+    pixdim = np.ones(8, np.float32)
+    pixdim[:4] = header["pixdim"][:4]
+    sform = header.get_sform(coded=True)[0]
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except (ValueError, HeaderDataError):  # numbers that turn nothing; nibabel has then taken the sform
+        qform = None
+    both = [None if form is None else scaled(form, millimetres) for form in (qform, sform)]
+    forms = Forms({**fields, "pixdim": pixdim, "xyzt_units": code}, *both)
+    return forms, millimetres, () if code in UNITS else (UNKNOWN_UNIT,)
 
 
 def _four_axes(array: Array, path: Path) -> Array:
@@ -82,16 +132,6 @@ def _four_axes(array: Array, path: Path) -> Array:
     if 0 in shape:
         raise ReadError(f"{path} holds no voxels: its shape is {array.shape}.", AGAIN)
     return array.reshape(shape)
-
-
-def _lean(array: Array) -> Array:
-    """float64 as float32, and 64-bit integers as float32 as well; native byte order."""
-    if array.dtype.kind == "f" or array.dtype.itemsize > 4:
-        with np.errstate(over="ignore"):
-            return array.astype(np.float32)
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _first_line(error: Exception) -> str:

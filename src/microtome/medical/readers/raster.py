@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
@@ -13,33 +14,40 @@ import PIL.Image
 import PIL.ImageOps
 
 from microtome.errors import ReadError
+from microtome.medical.readers import jpeg, tiff, wide
 from microtome.types import Array, Image
 
 AGAIN = "Copy the file again from its source."
 # What Pillow raises on broken files, by format and by where the file breaks off.
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, MemoryError, struct.error)
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError),
+    *(EOFError, MemoryError, OverflowError, ArithmeticError, RuntimeError, struct.error, zlib.error),
+)
+FEW_BITS = re.compile(r"L;([24])")  # gray of 2 and 4 bits, which Pillow stretches to 255
+STRETCHED = {"2": 85, "4": 17}
 
 
 def read(path: Path) -> Image:
     """Read a picture: (1, H, W) or (3, H, W), without affine.
 
-    8 and 16 bits are kept as they are, one bit becomes 0 and 1, palettes become RGB, alpha is dropped, and the EXIF
-    orientation is applied. A palette of grays becomes one channel.
+    Numbers keep their width and sign, also 16-bit colours; one bit becomes 0 and 1, palettes become RGB, alpha is
+    dropped, and the EXIF orientation is applied. A palette of grays becomes one channel.
 
     Raises:
         ReadError: truncated, damaged, too large, or several pictures in one file.
+        MissingExtraError: a JPEG of more than 8 bits, without the extra that decodes it.
     """
-    array = _load(path, palette=False)
+    array = _load(path, mask=False)
     return Image(array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, 2, 0)))
 
 
 def read_labels(path: Path) -> Array:
-    """Read a mask picture: (H, W) integers; the labels are the gray values, or the indices of a colour palette.
+    """Read a mask picture: (H, W); the labels are the gray values as stored, or the indices of a colour palette.
 
     Raises:
         ReadError: as `read`, or a colour picture whose channels differ.
     """
-    array = _load(path, palette=True)
+    array = _load(path, mask=True)
     if array.ndim == 3:
         if not (array == array[..., :1]).all():
             raise ReadError(f"{path} is a colour picture, not a mask.", "Store the labels as gray values.")
@@ -47,7 +55,7 @@ def read_labels(path: Path) -> Array:
     return array
 
 
-def _load(path: Path, *, palette: bool) -> Array:
+def _load(path: Path, *, mask: bool) -> Array:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata, and sizes below Pillow's own limit
@@ -55,38 +63,54 @@ def _load(path: Path, *, palette: bool) -> Array:
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
                     raise ReadError(f"{path} holds {frames} pictures.", "Store one picture per file.")
-                return _to_array(PIL.ImageOps.exif_transpose(opened), palette=palette)
+                return wide.decode(path) if wide.is_wide(opened) else _decode(opened, mask=mask)
     except PIL.UnidentifiedImageError as error:
-        raise ReadError(f"{path} is damaged, or a picture of an unusual kind.", "Save it as PNG or TIFF.") from error
+        if (other := jpeg.description(path)) is not None:
+            return jpeg.decode(path, other)
+        raise ReadError(
+            f"{path} is damaged, or a picture of an unusual kind.", "Save it as PNG, or as TIFF of 8 or 16 bits."
+        ) from error
     except PIL.Image.DecompressionBombError as error:
         raise ReadError(f"{path} is too large to read whole.", "Cut it into tiles first.") from error
-    except (*BROKEN, zlib.error) as error:
+    except BROKEN as error:
         raise ReadError(f"{path} is truncated or damaged and cannot be decoded.", AGAIN) from error
 
 
-def _to_array(picture: PIL.Image.Image, *, palette: bool) -> Array:
+def _decode(opened: PIL.Image.Image, *, mask: bool) -> Array:
+    tags = tiff.tags_of(opened)
+    few = FEW_BITS.match(wide.rawmodes(opened)[0]) if wide.rawmodes(opened) else None
+    tiff.use_native_order(opened)
+    picture = PIL.ImageOps.exif_transpose(opened)
+    if picture.mode in ("P", "PA"):
+        return _palette(picture, tiff.palette(tags), mask=mask)
+    array = _to_array(picture)
+    if array.ndim == 2 and array.dtype.kind != "f" and picture.mode != "1":
+        array = tiff.stored(array, tags)
+        array = array if mask else tiff.bright(array, tags)
+    return array // STRETCHED[few[1]] if few and mask else array
+
+
+def _palette(picture: PIL.Image.Image, colours: Array | None, *, mask: bool) -> Array:
+    indices = np.asarray(picture.convert("P") if picture.mode == "PA" else picture)
+    if colours is None:
+        plain = _gray_or_rgb(np.asarray(picture.convert("RGB")))
+    else:
+        plain = _gray_or_rgb(colours[indices])
+    return indices if mask and plain.ndim == 3 else plain
+
+
+def _to_array(picture: PIL.Image.Image) -> Array:
     mode = picture.mode
     if mode == "1":
         return np.asarray(picture, dtype=np.uint8)
-    if mode in ("P", "PA"):
-        plain = _gray_or_rgb(picture.convert("RGB"))
-        return np.asarray(picture.convert("P") if palette and plain.mode == "RGB" else plain)
-    if mode == "LA":
-        return np.asarray(picture.convert("L"))
+    if mode in ("LA", "La"):
+        return np.asarray(picture.convert("LA").getchannel("L"))
     if mode.startswith("I;16"):
         return np.asarray(picture).astype(np.uint16)
-    if mode == "I":
-        return _integers(np.asarray(picture))
-    if mode in ("L", "F"):
+    if mode in ("L", "I", "F"):
         return np.asarray(picture)
     return np.asarray(picture.convert("RGB"))
 
 
-def _integers(array: Array) -> Array:
-    """Pillow opens some 16-bit files with 32 bits: give them their type back."""
-    return array.astype(np.uint16) if array.min() >= 0 and array.max() <= 65535 else array
-
-
-def _gray_or_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    red, green, blue = (np.asarray(channel) for channel in picture.split())
-    return picture.getchannel(0) if (red == green).all() and (red == blue).all() else picture
+def _gray_or_rgb(array: Array) -> Array:
+    return array[..., 0] if (array == array[..., :1]).all() else array

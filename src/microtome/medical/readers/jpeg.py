@@ -1,0 +1,121 @@
+"""JPEG as Pillow does not decode it, of 12 bits or lossless, through GDCM (extra `jpeg`)."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGExtended12Bit, JPEGLossless, SecondaryCaptureImageStorage, generate_uid
+
+from microtome.errors import MissingExtraError, ReadError
+from microtome.types import Array
+
+AGAIN = "Copy the file again from its source."
+START, END = b"\xff\xd8", b"\xff\xd9"
+PADDED = 16  # bytes at the end in which the last marker lies
+FRAMES = range(0xC0, 0xD0)  # markers of a frame header, but for those of tables and of arithmetic coding
+TABLES = (0xC4, 0xC8, 0xCC)
+SEQUENTIAL, LOSSLESS = (0xC0, 0xC1), 0xC3  # the processes that GDCM decodes; the first two with 8 or 12 bits
+PROCESS = {0xC2: "progressive", 0xC3: "lossless"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a JPEG's frame header says: the process by its marker, bits per number, size, and number of colours."""
+
+    process: int
+    bits: int
+    rows: int
+    columns: int
+    colours: int
+
+
+def description(path: Path) -> Frame | None:
+    """The frame header of a whole JPEG file; None of anything else, and of a JPEG that breaks off."""
+    content = path.read_bytes()
+    if not content.startswith(START) or END not in content[-PADDED:]:
+        return None
+    at = 2
+    while at + 9 < len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker in FRAMES and marker not in TABLES:
+            rows, columns = (int.from_bytes(content[at + k : at + k + 2], "big") for k in (5, 7))
+            return Frame(marker, content[at + 4], rows, columns, content[at + 9])
+        at += 2 + length
+    return None
+
+
+def decode(path: Path, frame: Frame) -> Array:
+    """Decode a gray JPEG of up to 16 bits: (H, W), uint8 or uint16.
+
+    Raises:
+        MissingExtraError: GDCM is not installed.
+        ReadError: a process or colours that GDCM is not given; damaged.
+    """
+    known = frame.process == LOSSLESS or (frame.process in SEQUENTIAL and frame.bits <= 12)
+    if frame.colours != 1 or not known or not frame.rows * frame.columns > 0:
+        kind = f"{PROCESS.get(frame.process, '')} JPEG of {frame.bits} bits and {frame.colours} colours".strip()
+        raise ReadError(f"{path} is a {kind}, which cannot be decoded.", "Save it as PNG or TIFF.")
+    syntax = JPEGLossless if frame.process == LOSSLESS else JPEGExtended12Bit
+    with tempfile.TemporaryDirectory() as folder:
+        wrapped = Path(folder) / "picture.dcm"
+        _wrap(path.read_bytes(), frame, syntax, wrapped)
+        picture: Array = decode_dicom(wrapped, path)[0]
+        return picture
+
+
+def decode_dicom(file: Path, named: Path) -> Array:
+    """The gray frames of a DICOM file through GDCM itself: (F, H, W).
+
+    pydicom leaves JPEG of 12 bits to none of the decoders that are wanted here.
+
+    Args:
+        file: DICOM.
+        named: which file to name in errors.
+
+    Raises:
+        MissingExtraError: GDCM is not installed.
+        ReadError: it cannot be decoded.
+    """
+    try:
+        import gdcm
+    except ImportError as error:
+        raise MissingExtraError("Reading JPEG of more than 8 bits", "jpeg") from error
+    gdcm.Trace.WarningOff()
+    gdcm.Trace.ErrorOff()
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(file))
+    if not reader.Read():
+        raise ReadError(f"The JPEG data of {named} cannot be decoded.", AGAIN)
+    image = reader.GetImage()
+    columns, rows, *_ = (int(image.GetDimension(k)) for k in range(image.GetNumberOfDimensions()))
+    return _buffer(image, named).reshape(-1, rows, columns)
+
+
+def _buffer(image: Any, named: Path) -> Array:
+    form = image.GetPixelFormat()
+    size, signed = form.GetBitsAllocated() // 8, form.GetPixelRepresentation() == 1
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")
+    if form.GetSamplesPerPixel() != 1 or size not in (1, 2) or not content or len(content) % size:
+        raise ReadError(f"The JPEG data of {named} cannot be decoded.", AGAIN)
+    return np.frombuffer(content, f"{'i' if signed else 'u'}{size}").copy()
+
+
+def _wrap(content: bytes, frame: Frame, syntax: Any, path: Path) -> None:
+    """A DICOM file around one JPEG, for GDCM."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, SecondaryCaptureImageStorage
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    dataset.SOPClassUID, dataset.PhotometricInterpretation = SecondaryCaptureImageStorage, "MONOCHROME2"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = frame.rows, frame.columns, 1
+    dataset.BitsAllocated, dataset.BitsStored = (8 if frame.bits <= 8 else 16), frame.bits
+    dataset.HighBit, dataset.PixelRepresentation = frame.bits - 1, 0
+    dataset.PixelData = encapsulate([content])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
