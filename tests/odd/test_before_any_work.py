@@ -173,7 +173,7 @@ def test_who_is_a_patient_is_shown_on_the_screen_only(folder: Path) -> None:
     call = ["inspect", str(folder / "spots.pt2"), "--cohort", str(folder / "pictures"), "--target", "reference"]
     shown = CliRunner().invoke(app, call).output
     assert "patients:" in shown
-    assert "person" in shown.split("patients:")[1]
+    assert ".png →" in shown.split("patients:")[1]
     logged = CliRunner().invoke(app, [*call, "--json"]).output
-    assert "person" not in logged
+    assert "person1_" not in logged
     assert json.loads(logged)["cohort"]["patients"]["rule"]

@@ -311,10 +311,18 @@ def test_importing_the_room_loads_neither_torch_nor_pyplot() -> None:
 
 def test_where_lower_is_better_the_margin_lies_above(tmp_path: Path) -> None:
     result = segmentation()
-    result["verdict"] |= {"metric": "hd95", "margin": 0.5}
+    result["verdict"] |= {"metric": "hd95", "margin": 0.5, "reason": None}
     text = Page(write_report(write_package(tmp_path / "package", result), task).read_text(encoding="utf-8")).text
     assert "margin +0.5 mm" in text
     assert "margin −0.5" not in text
-    result["verdict"] |= {"metric": "dice", "margin": 0.005}
+    result["verdict"] |= {"metric": "dice", "margin": 0.005, "reason": None}
     text = Page(write_report(write_package(tmp_path / "other", result), task).read_text(encoding="utf-8")).text
     assert "margin −0.005" in text
+
+
+def test_the_verdict_is_said_once(tmp_path: Path) -> None:
+    result = segmentation()
+    page = write_report(write_package(tmp_path / "package", result), task).read_text(encoding="utf-8")
+    top = Page(page[page.index('class="verdict') : page.index('class="tiles"')]).text
+    assert result["verdict"]["reason"] in top
+    assert "changed by" not in top  # the same numbers in other words

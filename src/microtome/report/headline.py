@@ -47,12 +47,13 @@ SIDES = ("parent", "compressed")
 def headline(result: Result) -> dict[str, Any]:
     """Everything that the page's header shows."""
     kind, word, sentence = verdict(result)
+    reason = words.text(result["verdict"].get("reason"), 1000)
     return {
         "kind": kind,
         "word": word,
         "sentence": sentence,
-        "reason": words.text(result["verdict"].get("reason"), 1000),
-        "proof": proof(result),
+        # the reason names the bound and the margin; the difference and its interval are the third of the figures
+        "because": reason if reason != words.NONE else proof(result),
         "tiles": tiles(result),
         "guess": guess(result),
         "alarms": alarms(result),
