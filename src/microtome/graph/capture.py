@@ -5,16 +5,19 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from microtome.errors import CaptureError, WeightsError
 from microtome.graph.network import INPUT, Network
 from microtome.graph.outputs import refuse_structure
+from microtome.graph.plain import unwrapped, with_constant_weights
 from microtome.graph.program import export_graph, network_from_export, output_names
 from microtome.graph.quiet import first_line
 from microtome.types import Port
@@ -46,7 +49,9 @@ def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequenc
         CaptureError: torch.export fails, or the graph computes something else than the module, and the error names the
             line of the model; or there is no such input or output.
     """
+    module, notes = unwrapped(module)
     check_finite(module.state_dict())
+    module = with_constant_weights(module)
     by_name = isinstance(shape, Mapping)
     shapes: Mapping[str, Shape] = shape if isinstance(shape, Mapping) else {INPUT: shape}
     _check_inputs(module, tuple(shapes) if by_name else None)
@@ -78,7 +83,8 @@ def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequenc
         for part, flag in training.items():  # parts may differ, such as a frozen batch norm
             part.training = flag
     if captured is not None:
-        return captured.copy()  # the graph shares the module's tensors: training it further must not reach the Network
+        # A copy, since the graph shares the module's tensors: training it further must not reach the Network.
+        return replace(captured.copy(), notes=(*notes, *captured.notes))
     assert failure is not None
     line = _user_line(failure)
     raise CaptureError(
@@ -87,9 +93,10 @@ def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequenc
     ) from failure
 
 
-def check_finite(tensors: dict[str, Tensor], where: str = "the network") -> None:
+def check_finite(tensors: Mapping[str, Tensor], where: str = "the network") -> None:
     """Raise WeightsError if a tensor holds NaN or infinity; the error names up to three of them."""
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    floats = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}  # modules add more
+    bad = [name for name, t in floats.items() if not is_lazy(t) and not bool(torch.isfinite(t).all())]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise WeightsError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,16 +77,19 @@ class Source(Protocol):
 def captured(module: nn.Module, weights: Path | None, shape: tuple[int, ...], wanted: Wanted) -> Loaded:
     """Load weights into a module, which changes it, and capture it on the device that is wanted."""
     from microtome.graph.capture import capture
+    from microtome.graph.plain import unwrapped
     from microtome.models.weights import apply_state, load_state
 
+    module, notes = unwrapped(module)
     if weights is not None:
-        apply_state(module, load_state(weights), weights)
+        notes += apply_state(module, load_state(weights), weights)
     if wanted.device != "cpu":
         module = module.to(wanted.device)
     image, scores = ports(wanted.pipeline)
     network = capture(module, {image: shape} if image else shape, keep=(scores,) if scores else None)
     files = (weights,) if weights is not None else ()
-    return Loaded(on_device(network, wanted.device), wanted.pipeline, type(module).__name__, files, network.notes)
+    network = on_device(replace(network, notes=(*notes, *network.notes)), wanted.device)
+    return Loaded(network, wanted.pipeline, type(module).__name__, files, network.notes)
 
 
 def ports(pipeline: Pipeline | None) -> tuple[str | None, str | None]:

@@ -2,158 +2,131 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from microtome.errors import MissingExtraError, ReadError, WeightsError
+from microtome.errors import WeightsError
 from microtome.graph.capture import check_finite
-from microtome.graph.quiet import first_line, quiet
+from microtome.graph.plain import check_float32
+from microtome.graph.quiet import first_line
+from microtome.models.checkpoints import read, tensors_of
+from microtome.models.keys import Matched, match
 
-# Where training frameworks keep the state dict (Lightning, MONAI, nnU-Net and many scripts).
-CONTAINERS = ("state_dict", "model_state_dict", "network_weights", "model", "net", "network")
-# What wrappers put before the keys: DataParallel, Lightning, torch.compile.
-PREFIXES = ("module.", "model.", "network.", "net.", "_orig_mod.")
 SHOWN = 3
-CONVERT = (
-    "If you trust the file, convert it once: python -c \"import torch; x = torch.load('OLD', weights_only=False); "
-    "torch.save(x.state_dict() if hasattr(x, 'state_dict') else x['state_dict'], 'NEW.pt')\""
-)
+COUNTER = "num_batches_tracked"  # old checkpoints have none, and evaluation doesn't use it
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a `.pt`, `.pth`, `.ckpt` or `.safetensors` file; code in the file is not run.
+    """Read the tensors of a `.pt`, `.pth`, `.ckpt` or `.safetensors` file; code in the file is not run.
 
     Raises:
         ReadError: missing, truncated or of another kind.
         WeightsError: the file needs code to be run, holds no state dict, or NaN.
     """
-    if not path.is_file():
-        raise ReadError(f"The weights file {path} does not exist.", "Give the file as --weights FILE.")
-    content = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
-    state = _state_dict(content)
+    content = read(path)
+    state = tensors_of(content)
     if state is None:
         keys = ", ".join(str(key) for key in list(content)[:5]) if isinstance(content, Mapping) else ""
         raise WeightsError(
             f"{path} holds no state dict but {type(content).__name__}{f' with {keys}' if keys else ''}.",
             "Save the weights with torch.save(model.state_dict(), FILE).",
         )
-    check_finite(state, str(path))
+    check_finite({name: tensor for name, tensor in state.items() if tensor.ndim}, str(path))  # the best loss may be inf
     return state
 
 
-def apply_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict into a module, in place; prefixes that wrappers left are taken off if all keys fit then.
+def apply_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> tuple[str, ...]:
+    """Load a file's tensors into a module, in place, and return notes.
+
+    The prefix under which the file holds the network is taken off, and what the network has no module for is left out,
+    with a note. All else is PyTorch's own `load_state_dict`, with the hooks of the network's modules.
 
     Raises:
-        WeightsError: keys or shapes differ; the error names up to three of each kind.
+        WeightsError: names, shapes or types differ, and the module is as it was; the error names up to three of each.
     """
-    expected = module.state_dict()
-    state = next((s for s in _stripped(state) if not any(_differences(expected, s))), state)
-    missing, unexpected, mismatched = _differences(expected, state)
+    expected = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    found = match(state, expected)
+    check_finite({name: value for name, value in found.state.items() if found.belongs(name)}, str(path))
+    notes = check_float32(found.state, "the weights file")
+    pairs = {name: (value, expected[name]) for name, value in found.state.items() if name in expected}
+    shapes = [name for name, (value, own) in pairs.items() if not _same_shape(value, own)]
+    types = [name for name, (value, own) in pairs.items() if own.is_floating_point() and not value.is_floating_point()]
+    missing = [name for name in expected if name not in found.state]
+    unexpected = [name for name in found.state if name not in expected]
+    if not shapes and not types:
+        missing, unexpected = _loaded(module, found, expected, path)
+    foreign = [name for name in unexpected if not missing and not found.belongs(name)]
+    unexpected = [name for name in unexpected if name not in foreign]
     parts = [
-        _listed("missing in the file", missing, lambda key: str(tuple(expected[key].shape))),
-        _listed("unknown to the network", unexpected, lambda key: str(tuple(state[key].shape))),
-        _listed(
-            "of another shape",
-            mismatched,
-            lambda key: f"file {tuple(state[key].shape)}, network {tuple(expected[key].shape)}",
-        ),
+        _listed("missing in the file", missing, lambda name: _size(expected[name])),
+        _listed("unknown to the network", unexpected, lambda name: _size(found.state[name])),
+        _listed("of another shape", shapes, lambda n: f"file {_size(pairs[n][0])}, network {_size(pairs[n][1])}"),
+        _listed("of another type", types, lambda n: f"file {pairs[n][0].dtype}, network {pairs[n][1].dtype}"),
     ]
-    if missing or unexpected or mismatched:
+    if any(parts):
         raise WeightsError(
-            f"The weights in {path} do not fit {type(module).__name__}: {'; '.join(p for p in parts if p)}.",
+            f"The weights in {path} do not fit {type(module).__name__}: {'; '.join(part for part in parts if part)}.",
             "Build the network with the settings that it was trained with.",
         )
-    module.load_state_dict(state, strict=False)
+    return (*notes, *found.notes, *_left_out([*foreign, *found.outside]))
 
 
-def _checkpoint(path: Path) -> Any:
-    """Unpickle with torch's restricted reader."""
+def _loaded(
+    module: nn.Module, found: Matched, expected: Mapping[str, Tensor], path: Path
+) -> tuple[list[str], list[str]]:
+    """Load, and return which names were missing and which unknown; where they matter, the module is as it was.
+
+    Raises:
+        WeightsError: a hook of the network refuses them.
+    """
+    before = {name: value.clone() for name, value in expected.items() if not is_lazy(value)}
     try:
-        with quiet(), torch.serialization.safe_globals(_numbers()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ReadError(f"{path} cannot be read ({error.strerror or first_line(error)}).") from error
-    except Exception as error:  # torch.load raises many kinds
-        text = str(error)
-        if "Unsupported global" in text or "Unsupported class" in text or "TorchScript" in text:
-            what = "is a TorchScript archive" if "TorchScript" in text else "holds pickled Python objects"
-            raise WeightsError(f"{path} {what}, which is code; only plain tensors are loaded.", CONVERT) from error
-        if isinstance(error, pickle.UnpicklingError | RuntimeError | EOFError | ValueError | KeyError):
-            raise ReadError(
-                f"{path} is truncated or no PyTorch checkpoint ({_reason(error)}).",
-                "Copy the file again from its source; weights are .pt, .pth or .safetensors files.",
-            ) from error
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    text = first_line(error)
-    return "its pickle is broken" if "Weights only load failed" in text else text
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingExtraError("Reading .safetensors files", "torch") from error
-    try:
-        return load_file(path)  # type: ignore[no-any-return]
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ReadError(
-            f"{path} is truncated or no safetensors file ({first_line(error)}).", "Copy the file again from its source."
+        result = module.load_state_dict(found.state, strict=False)
+    except Exception as error:  # hooks are anybody's code
+        module.load_state_dict(before, strict=False)
+        raise WeightsError(
+            f"The weights in {path} do not fit {type(module).__name__}: {first_line(error)}.",
+            "Build the network with the settings that it was trained with.",
         ) from error
+    absent = set(getattr(result, "missing_keys", ()))
+    places = {_place(value) for name, value in expected.items() if name not in absent and not is_lazy(value)}
+    missing = [
+        name
+        for name, value in expected.items()
+        if name in absent and not name.endswith(COUNTER) and (is_lazy(value) or _place(value) not in places)
+    ]
+    unexpected = [name for name in getattr(result, "unexpected_keys", ()) if not name.endswith(COUNTER)]
+    if missing or any(map(found.belongs, unexpected)):
+        module.load_state_dict(before, strict=False)
+    return missing, unexpected
 
 
-def _numbers() -> list[Any]:
-    """NumPy scalars, which many training scripts leave in checkpoints (best Dice, learning rate); they are no code."""
-    kinds = [np.float32, np.float64, np.int32, np.int64, np.bool_]
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    names = [(scalar, "numpy._core.multiarray.scalar"), (scalar, "numpy.core.multiarray.scalar")]
-    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+def _place(value: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where a tensor's values lie: files may hold those that several modules share once."""
+    return value.data_ptr(), tuple(value.shape)
 
 
-def _state_dict(content: Any) -> dict[str, Tensor] | None:
-    """Find the state dict in what a file holds."""
-    if not isinstance(content, Mapping):
-        return None
-    for key in CONTAINERS:
-        if isinstance(content.get(key), Mapping):
-            return _state_dict(content[key])
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    return tensors or None
+def _same_shape(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor of the file can go into one of the network; single numbers once had an axis."""
+    return is_lazy(own) or value.shape == own.shape or (own.ndim == 0 and value.shape == (1,))
 
 
-def _stripped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the state as it is, and with each prefix that all its keys share taken off, one after the other."""
-    current = dict(state)
-    while current:
-        yield current
-        shared = next((p for p in PREFIXES if all(key.startswith(p) for key in current)), None)
-        if shared is None:
-            return
-        current = {key.removeprefix(shared): value for key, value in current.items()}
+def _left_out(foreign: Sequence[str]) -> tuple[str, ...]:
+    if not foreign:
+        return ()
+    listed = _listed("", list(foreign), lambda _: "").removeprefix(": ")
+    return (f"Left out of the weights file, since the network has no such module: {listed}.",)
 
 
-def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Return the keys that are missing, unexpected, and of another shape."""
-    # Old checkpoints have no batch counters; evaluation doesn't use them.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in expected]
-    shared = [key for key in state if key in expected and not is_lazy(expected[key])]
-    return missing, unexpected, [key for key in shared if state[key].shape != expected[key].shape]
-
-
-def _listed(title: str, keys: list[str], detail: Any) -> str:
+def _listed(title: str, keys: list[str], detail: Callable[[str], str]) -> str:
     if not keys:
         return ""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{title}: {', '.join(f'{key} {detail(key)}' for key in keys[:SHOWN])}{more}"
+    return f"{title}: {', '.join(f'{key} {detail(key)}'.strip() for key in keys[:SHOWN])}{more}"
+
+
+def _size(value: Tensor) -> str:
+    return str(tuple(value.shape))

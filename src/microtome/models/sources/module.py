@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,11 @@ def load(source: Given, wanted: Wanted) -> Loaded:
     """Capture it; what the caller passed stays as it is."""
     from torch import nn
 
-    from microtome.graph.quiet import quiet
+    from microtome.graph.plain import copied
 
     assert isinstance(source, nn.Module)
     shape = shape_of(wanted, of=type(source).__name__)
     module = source
     if wanted.weights is not None or wanted.device != "cpu":
-        with quiet():
-            module = copy.deepcopy(source)
+        module = copied(source)
     return captured(module, wanted.weights, shape, wanted)
