@@ -82,8 +82,8 @@ def compress(
     """
     options, progress, out = options or CompressOptions(), progress or Silent(), Path(out)
     seconds = Stopwatch()
-    request = read_request(model, Path(cohort), options)
-    for note in (*request.loaded.notes, *request.cohort.notes):
+    request = read_request(model, Path(cohort), options, progress)
+    for note in (*request.loaded.notes, *request.cohort.notes, *request.same.notes, *request.same.warnings):
         progress.say(note)
     staging = Staging(out, identity(request))
     if staging.resumed:
@@ -276,6 +276,8 @@ def _write(request: Request, made: Sequence[Made], result: Result, staging: Stag
     calibration_cohort, cases = request.calibration
     write_json(
         folder / "provenance.json",
-        provenance(request.loaded, request.cohort, calibration_cohort, cases, result, folder, progress),
+        provenance(
+            request.loaded, request.cohort, calibration_cohort, cases, result, folder, progress, same=request.same
+        ),
     )
     write_pages(folder)

@@ -43,6 +43,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "calibration": len(calibration),
         "tuning": len(request.cohort.tuning),
         "failed": 0,
+        "same_images": dict(request.same.counts),
     }
     result: Result = {
         "schema": SCHEMA,
@@ -89,7 +90,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
-        "notes": [*request.loaded.notes, *network.notes, *request.cohort.notes],
+        "notes": [*request.loaded.notes, *network.notes, *_of_cohorts(request)],
         "warnings": _warnings(request, deployed, integer),
     }
     if integer["executed"] < integer["requested"]:
@@ -101,10 +102,16 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
     return result
 
 
+def _of_cohorts(request: Request) -> list[str]:
+    """Return the notes of the cohort, and of the one to calibrate on where that is another."""
+    calibration, _ = request.calibration
+    others = [f"Calibration: {note}" for note in calibration.notes if calibration is not request.cohort]
+    return [*request.cohort.notes, *request.same.notes, *others]
+
+
 def _warnings(request: Request, deployed: Deployed, integer: dict[str, int]) -> list[str]:
     """Return what nobody may overlook."""
-    calibration, _ = request.calibration
-    found = [note for note in calibration.notes if calibration is not request.cohort]
+    found = list(request.same.warnings)
     name = request.runtime.NAME
     if name == "reference":
         found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")
