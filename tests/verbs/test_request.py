@@ -74,18 +74,22 @@ def asked(cohort: Path, module: nn.Module | None = None, **options: Any) -> Requ
     )
 
 
-def test_calibration_images_that_are_evaluated_too_are_told(cohort: Path, tmp_path: Path) -> None:
-    same, cases = asked(cohort, calibration=cohort).calibration
+def test_calibration_images_that_are_evaluated_too_are_taken_out(cohort: Path, tmp_path: Path) -> None:
+    found = asked(cohort, calibration=cohort)
+    _, cases = found.calibration
     assert {case.role for case in cases} == {"train"}
-    assert re.search(r"[1-9]\d* of the 16 calibration images are evaluated too", same.notes[-1])
-    other, cases = asked(cohort, calibration=manifest_cohort(tmp_path / "other", cases=20)).calibration
-    assert any("evaluated too" in note for note in other.notes)  # drawn with the same seed: the same pictures
+    assert re.match(r"[1-9]\d* of the 16 images to calibrate on are evaluated or tuned on too", found.same.warnings[-1])
+    used = {case.image for case in (*found.cohort.evaluation, *found.cohort.tuning)}
+    assert len(cases) == 16 - len(used)
+    assert used.isdisjoint(case.image for case in cases)
+    found = asked(cohort, calibration=manifest_cohort(tmp_path / "other", cases=20))
+    assert found.same.counts["taken_out_of_calibration"] > 0  # drawn with the same seed: the same pictures
     fresh = segmentation_cohort(tmp_path / "fresh", cases=4)
     for image in (fresh / "images").iterdir():
         Picture.open(image).transpose(Picture.Transpose.FLIP_LEFT_RIGHT).save(image)
-    third, cases = asked(cohort, calibration=fresh).calibration
-    assert len(cases) == 4
-    assert not any("evaluated too" in note for note in third.notes)
+    found = asked(cohort, calibration=fresh)
+    assert len(found.calibration[1]) == 4
+    assert found.same.counts["taken_out_of_calibration"] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microtome.evidence.same_images import Same
 from microtome.files import sha256
 from microtome.medical.cohort import Cohort
 from microtome.progress import Progress
@@ -25,6 +27,8 @@ def provenance(
     result: Result,
     folder: Path,
     progress: Progress,
+    *,
+    same: Same,
 ) -> dict[str, Any]:
     """Return the content of `provenance.json`. Cases and patients appear under their pseudonyms only.
 
@@ -36,6 +40,7 @@ def provenance(
         result: the content of `result.json`.
         folder: the package so far; its files are hashed.
         progress: told of each case.
+        same: what comparing the images found.
     """
     roles = {"calibration": list(calibration), "tuning": list(cohort.tuning), "evaluation": list(cohort.evaluation)}
     own = calibration_cohort is cohort
@@ -59,12 +64,17 @@ def provenance(
         "cohort": {
             "format": cohort.format,
             "disjoint_by_patient": disjoint,
+            "patients": cohort.patient_rule,
+            "same_images": dict(same.counts),
             "calibration_from_another_cohort": not own,
             "roles": {
                 name: [{"case": case.id, "patient": case.patient} for case in cases] for name, cases in roles.items()
             },
             "sha256": {case.id: value for (_, case), value in zip(evaluated, given, strict=True)},
             "calibration_sha256": {case.id: value for (_, case), value in zip(calibrated, used, strict=True)},
+            "calibration_voxels_sha256": {
+                case.id: same.voxels[case.id] for case in calibration if case.id in same.voxels
+            },
         },
         "package": {
             file.relative_to(folder).as_posix(): sha256(file)
@@ -78,7 +88,7 @@ def provenance(
 
 def hash_case(cohort: Cohort, case: Case) -> dict[str, str | None]:
     """Return the SHA-256 of a case's image (`image`) and, where it has one, of its mask (`mask`)."""
-    return {
-        "image": cohort.sha256(replace(case, mask=None)),
-        "mask": sha256(case.mask) if case.mask is not None and case.mask.is_file() else None,
-    }
+    masks = () if case.mask is None else (case.mask, *case.further_masks)
+    hashes = [sha256(mask) for mask in masks if mask.is_file()]
+    mask = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {"image": cohort.sha256(replace(case, mask=None)), "mask": mask if hashes else None}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from microtome.report import plots, words
+from microtome.report import files, plots, words
 from microtome.report.files import Result
 
 MANY_LAYERS = 40  # rows; above, the whole table is folded away
@@ -185,7 +185,7 @@ def provenance(result: Result, folder: Path) -> dict[str, Any]:
         "environment": [(_title(name), _flat(value)) for name, value in environment.items() if value is not None],
         "versions": [(words.text(name), words.text(value)) for name, value in versions.items()],
         "counts": _counts(result["counts"]),
-        "split": _split(result["counts"], folder),
+        "split": _split(folder),
         "seconds": [
             {"name": words.text(name), "time": words.seconds(value), "bar": percent(value, longest)}
             for name, value in result["seconds"].items()
@@ -218,6 +218,17 @@ def _flat(value: Any) -> str:
     return words.text(value)
 
 
+SAME = {
+    "in_train": "Evaluated images that are also for training",
+    "in_tuning": "Evaluated images that are also for tuning",
+    "repeated": "Evaluated images that repeat another",
+    "other_label": "Evaluated images with another label elsewhere",
+    "taken_out_of_train": "Training cases taken out: the same images",
+    "taken_out_of_tuning": "Tuning cases taken out: the same images",
+    "taken_out_of_calibration": "Calibration cases taken out: the same images",
+}
+
+
 def _counts(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = ("calibration", "tuning", "evaluation", "patients", "failed")
     titles = {
@@ -227,13 +238,16 @@ def _counts(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
         "patients": "Patients evaluated",
         "failed": "Cases that failed",
     }
-    return [(titles[name], words.count(counts[name])) for name in names if words.number(counts.get(name)) is not None]
+    found = [(titles[name], words.count(counts[name])) for name in names if words.number(counts.get(name)) is not None]
+    same = words.mapping(counts.get("same_images"))
+    return found + [(SAME[name], words.count(same[name])) for name in SAME if words.number(same.get(name))]
 
 
-def _split(counts: Mapping[str, Any], folder: Path) -> str:
-    if not any(words.number(counts.get(name)) is not None for name in ("calibration", "tuning", "evaluation")):
-        return ""
-    sentence = "microtome splits calibration, tuning and evaluation cases by patient into disjoint sets"
-    if (folder / "provenance.json").exists():
-        return f"{sentence}; provenance.json beside this page lists them."
-    return f"{sentence}."
+def _split(folder: Path) -> str:
+    """What provenance.json found when it compared the roles; empty where there is none, or it does not say."""
+    path = folder / "provenance.json"
+    record = words.mapping(words.mapping(files.read_json(path)).get("cohort")) if path.exists() else {}
+    disjoint, lists = record.get("disjoint_by_patient"), "provenance.json beside this page lists them."
+    if disjoint is True:
+        return f"Calibration, tuning and evaluation cases are disjoint, by patient and by what images hold; {lists}"
+    return "" if disjoint is None else f"Some patients or images are both calibrated or tuned on and evaluated; {lists}"

@@ -84,9 +84,10 @@ def compress(
     """
     options, progress, out = options or CompressOptions(), progress or Silent(), Path(out)
     seconds = Stopwatch()
-    request = read_request(model, Path(cohort), options)
+    request = read_request(model, Path(cohort), options, progress)
     progress.say(arithmetic())
-    for note in (*request.loaded.notes, *cohort_notes(request.cohort)):
+    told = (*cohort_notes(request.cohort), *request.same.notes, *request.same.warnings)
+    for note in (*request.loaded.notes, *told):
         progress.say(note)
     doubt = doubt_of(request.loaded, request.cohort, request.pipeline, options, progress)
     scarce = shortage(request.loaded.network, _example(request).shape[1:])
@@ -284,6 +285,8 @@ def _write(request: Request, made: Sequence[Made], result: Result, staging: Stag
     calibration_cohort, cases = request.calibration
     write_json(
         folder / "provenance.json",
-        provenance(request.loaded, request.cohort, calibration_cohort, cases, result, folder, progress),
+        provenance(
+            request.loaded, request.cohort, calibration_cohort, cases, result, folder, progress, same=request.same
+        ),
     )
     write_pages(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from microtome.environment import describe, peak_memory_mib
 from microtome.errors import OptionError, SplitError
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.examples import choose, pictures
-from microtome.evidence.provenance import hash_case
+from microtome.evidence.same_images import Images, repeated
 from microtome.files import write_json, writing
 from microtome.medical.cohort import Cohort
 from microtome.medical.formats import title_of
@@ -71,9 +71,11 @@ def evaluate(
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options, target)
     cases = as_classes(cases, pipeline)
-    cases = _without_calibration(cases, known.pop("calibrated", ()))
+    images = Images(cases, cases.evaluation, progress)
+    cases = _without_calibration(cases, images, known.pop("calibrated", ()))
+    same = repeated(cases, images)
     metric = task(pipeline.task).metric(options.metric, pipeline)
-    reference, given, warnings, notes = predict, None, list[str](), list(known.pop("notes", ()))
+    reference, given, warnings, notes = predict, None, list(same.warnings), list(known.pop("notes", ()))
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
         given = loaded.network.fingerprint()
@@ -121,9 +123,10 @@ def evaluate(
             "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
             "memory": {"evaluate_peak_mib": peak_memory_mib()},
             "environment": describe(options.threads),
-            "notes": list(dict.fromkeys((*notes, *cohort_notes(cases)))),
+            "notes": list(dict.fromkeys((*notes, *cohort_notes(cases), *same.notes))),
             "warnings": [*warnings, *evaluation.parts["verdict"].get("remarks", [])],
         }
+        result["counts"]["same_images"] = dict(same.counts)
         if given is None:
             result |= _alone(result)
         else:
@@ -186,20 +189,21 @@ def _open(
     record = folder / "provenance.json"
     if record.exists():
         origin = json.loads(record.read_text())["cohort"]
-        known["calibrated"] = [entry["image"] for entry in origin["calibration_sha256"].values()]
+        files = {entry["image"] for entry in origin["calibration_sha256"].values()}
+        known["calibrated"] = files | set(origin.get("calibration_voxels_sha256", {}).values())
     return package.session.stream, package.pipeline, known
 
 
-def _without_calibration(cohort: Cohort, calibrated: Sequence[str]) -> Cohort:
-    """Leave out evaluation cases whose files the package was calibrated on.
+def _without_calibration(cohort: Cohort, images: Images, calibrated: Collection[str]) -> Cohort:
+    """Leave out evaluation cases whose files or voxels the package was calibrated on.
 
     Raises:
         SplitError: none are left.
     """
     if not calibrated:
         return cohort
-    known = set(calibrated)
-    kept = tuple(c for c in cohort.cases if c.role != "evaluation" or hash_case(cohort, c)["image"] not in known)
+    hashes = dict(zip((case.id for case in cohort.evaluation), images.of(cohort.evaluation), strict=True))
+    kept = tuple(c for c in cohort.cases if c.role != "evaluation" or hashes[c.id].hashes.isdisjoint(calibrated))
     left_out = len(cohort.cases) - len(kept)
     if not any(case.role == "evaluation" for case in kept):
         raise SplitError("the package was calibrated on every case of this cohort.", "Evaluate it on other cases.")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microtome.errors import LabelError, OptionError
-from microtome.evidence.provenance import hash_case
+from microtome.evidence.same_images import Images, Same, separated, without
 from microtome.files import writing
 from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.medical.trained_on import without_trained
+from microtome.progress import Progress
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.tasks import task as kind
@@ -51,6 +52,7 @@ class Request:
     cohort: Cohort
     calibration: tuple[Cohort, tuple[Case, ...]]
     runtime: Runtime
+    same: Same
 
     @property
     def target(self) -> str:
@@ -113,8 +115,10 @@ def _tunes(cohort: Cohort, options: CompressOptions) -> bool:
     return any(recipe.trains for recipe in asked(options))
 
 
-def read_request(model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions) -> Request:
-    """Read and check everything before any work is done.
+def read_request(
+    model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions, progress: Progress | None = None
+) -> Request:
+    """Read and check everything before any work is done. Images in several roles are left to one of them.
 
     Raises:
         MicrotomeError: see `load_cohort`, `load_model`, `runtime`.
@@ -128,9 +132,9 @@ def read_request(model: str | Path | nn.Module, cohort_path: Path, options: Comp
     cohort = read_cohort(cohort_path, options)
     loaded, pipeline = read_network(model, cohort, options)
     kind(pipeline.task).metric(options.metric, pipeline)
-    cohort = as_classes(cohort, pipeline)
-    calibration = _calibration(cohort, pipeline, options)
-    return Request(options, recipes, loaded, pipeline, cohort, calibration, target)
+    cohort, same, images = separated(as_classes(cohort, pipeline), progress)
+    calibration, more = _calibration(cohort, images, pipeline, options, progress)
+    return Request(options, recipes, loaded, pipeline, cohort, calibration, target, same.and_also(more))
 
 
 def _runtimes(options: CompressOptions) -> list[Runtime]:
@@ -163,28 +167,26 @@ def _runtimes(options: CompressOptions) -> list[Runtime]:
     return found
 
 
-def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -> tuple[Cohort, tuple[Case, ...]]:
-    """Choose the calibration cases: train cases, or those of another cohort.
+def _calibration(
+    cohort: Cohort, images: Images, pipeline: Pipeline, options: CompressOptions, progress: Progress | None
+) -> tuple[tuple[Cohort, tuple[Case, ...]], Same]:
+    """Choose the calibration cases: train cases, or those of another cohort that are neither tuned on nor evaluated.
 
     Raises:
         OptionError: an unknown way to choose.
+        SplitError: all images of the other cohort are evaluated.
     """
     from microtome.batches.selection import select
 
     asked: dict[str, Any] = {"pipeline": pipeline, "seed": options.seed}
     asked |= {"count": options.calibration_cases, "strategy": options.calibration_choice}
     if options.calibration is None:
-        return cohort, select(cohort, cohort.train, **asked)
+        return (cohort, select(cohort, cohort.train, **asked)), Same()
     other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
     other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
     other = _references_of(other, pipeline, needed=options.calibration_choice in BY_REFERENCE)
-    cases = select(other, other.cases, **asked)
-    evaluated = {hash_case(cohort, case)["image"] for case in cohort.evaluation}
-    shared = sum(hash_case(other, case)["image"] in evaluated for case in cases)
-    if shared:
-        note = f"{shared} of the {len(cases)} calibration images are evaluated too: this is no evidence of accuracy."
-        other = replace(other, notes=(*other.notes, note))
-    return other, cases
+    other, found = without(other, cohort, images, progress)
+    return (other, select(other, other.cases, **asked)), found
 
 
 def _references_of(cohort: Cohort, pipeline: Pipeline, *, needed: bool) -> Cohort:

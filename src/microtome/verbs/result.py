@@ -46,6 +46,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "calibration": len(calibration),
         "tuning": len(request.cohort.tuning),
         "failed": 0,
+        "same_images": dict(request.same.counts),
     }
     result: Result = {
         "schema": SCHEMA,
@@ -96,7 +97,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
-        "notes": list(dict.fromkeys((*request.loaded.notes, *network.notes, *cohort_notes(request.cohort)))),
+        "notes": list(dict.fromkeys((*request.loaded.notes, *network.notes, *_of_cohorts(request)))),
         "warnings": _warnings(request, network, deployed, integer, parts["verdict"].get("remarks", [])),
     }
     if integer["executed"] < integer["requested"]:
@@ -108,13 +109,19 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
     return result
 
 
+def _of_cohorts(request: Request) -> list[str]:
+    """Return the notes of the cohort, and of the one to calibrate on where that is another."""
+    calibration, _ = request.calibration
+    read = (*calibration.notes, *calibration.remarks.sentences)
+    others = [f"Calibration: {note}" for note in read if calibration is not request.cohort]
+    return [*cohort_notes(request.cohort), *request.same.notes, *others]
+
+
 def _warnings(
     request: Request, network: Network, deployed: Deployed, integer: dict[str, int], remarks: Sequence[str]
 ) -> list[str]:
     """Return what nobody may overlook."""
-    calibration, _ = request.calibration
-    read = (*calibration.notes, *calibration.remarks.sentences)
-    found = [*remarks, *(note for note in read if calibration is not request.cohort)]
+    found = [*request.same.warnings, *remarks]
     name = request.runtime.NAME
     if name == "reference":
         found.append("The reference target simulates integers in PyTorch: nothing here is smaller or faster yet.")
