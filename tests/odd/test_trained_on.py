@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image as Picture
 
 from microtome.errors import OptionError, ReadError, SplitError
 from microtome.medical.cohort import Cohort, load_cohort
@@ -141,3 +142,12 @@ def test_a_draw_asks_what_was_trained_on(pictures: Cohort, tmp_path: Path) -> No
     official = load_cohort(manifest_cohort(tmp_path / "official"), seed=0)
     everything = load_cohort(pictures.path, evaluation=1.0, tuning=0.0)
     assert not any("--trained-on" in note for note in (*cohort_notes(official), *cohort_notes(everything)))
+
+
+def test_another_encoding_is_the_same_image(pictures: Cohort, tmp_path: Path) -> None:
+    trained = files(pictures, count=1)
+    (tmp_path / "seen").mkdir()
+    with Picture.open(trained[0]) as picture:
+        picture.save(tmp_path / "seen" / "a.bmp")
+    changed = without_trained(pictures, tmp_path / "seen")
+    assert evaluated(pictures) - evaluated(changed) == of_patients(pictures, trained)

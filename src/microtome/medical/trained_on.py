@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from microtome.errors import OptionError, ReadError, SplitError
+from microtome.errors import MicrotomeError, OptionError, ReadError, SplitError
 from microtome.files import sha256
 from microtome.medical.cohort import Cohort
+from microtome.medical.fingerprint import fingerprint
+from microtome.medical.read import read_image
 from microtome.types import Case
 
 SUFFIXES = (".gz", ".nii", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm", ".mha", ".mhd", ".nrrd", ".npy")
@@ -25,7 +28,8 @@ def without_trained(cohort: Cohort, given: Path) -> Cohort:
         given: a text file with one name per line, which is a file's name with or without its endings, its path below
             the cohort's folder, or a patient's pseudonym-free name as its files have it; a JSON file with such names
             under `train` or `training`, however deep (Decathlon's `dataset.json`, nnU-Net's `splits_final.json`, of
-            which `splits_final.json#0` is the first fold); or a folder, whose files are compared by content.
+            which `splits_final.json#0` is the first fold); or a folder of images, which are compared by content, in
+            whatever encoding.
 
     Returns:
         The cohort, with a note of how many cases changed their role, and of names that stand for no case.
@@ -43,22 +47,44 @@ def without_trained(cohort: Cohort, given: Path) -> Cohort:
         raise OptionError(f"{given} names nothing that is in the cohort.", HINT)
     patients = {case.patient for case in trained}
     moved = [case for case in cohort.cases if case.patient in patients and case.role != "train"]
-    cases = tuple(replace(case, role="train") if case.patient in patients else case for case in cohort.cases)
+    cases = _with_role(cohort, patients)
     if not any(case.role == "evaluation" for case in cases):
         raise SplitError("the network was trained on every case of this cohort.", "Evaluate it on other patients.")
+    also = {name: replace(one, cases=_moved(one, place, fold), drawn=False) for name, one in cohort.also.items()}
     notes = [
         f"The network was trained on {len(trained)} cases of this cohort: their {len(patients)} patients are for "
         f"training only, and {len(moved)} cases changed their role for it."
     ]
     if unknown:
         notes.append(f"{unknown} of the names in {given.name} stand for no case of the cohort.")
-    return replace(cohort, cases=cases, notes=(*cohort.notes, *notes), drawn=False)
+    return replace(cohort, cases=cases, also=also, notes=(*cohort.notes, *notes), drawn=False)
+
+
+def _moved(cohort: Cohort, place: Path, fold: int | None) -> tuple[Case, ...]:
+    """Return the cases, those of patients that were trained on with the role train."""
+    trained, _ = _in_folder(cohort, place) if place.is_dir() else _listed(cohort, place, fold)
+    return _with_role(cohort, {case.patient for case in trained})
+
+
+def _with_role(cohort: Cohort, patients: Collection[str]) -> tuple[Case, ...]:
+    return tuple(replace(case, role="train") if case.patient in patients else case for case in cohort.cases)
 
 
 def _in_folder(cohort: Cohort, folder: Path) -> tuple[list[Case], int]:
-    known = {sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    found = [case for case in cohort.cases if any(sha256(file) in known for file in _files(case))]
-    return found, 0  # a folder may hold much else
+    """Return the cases whose file, or whose voxels in whatever encoding, are in a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    known, seen = {sha256(path) for path in files}, set[str]()
+    for path in files:
+        with contextlib.suppress(MicrotomeError):  # a folder may hold much else
+            seen.add(fingerprint(read_image([path])).voxels)
+    found = []
+    for case in cohort.cases:
+        same = any(sha256(file) in known for file in _files(case))
+        with contextlib.suppress(MicrotomeError):  # a broken image has its say when its case is used
+            same = same or (bool(seen) and fingerprint(cohort.image(case)).voxels in seen)
+        if same:
+            found.append(case)
+    return found, 0
 
 
 def _fold(given: Path) -> tuple[Path, int | None]:
