@@ -37,6 +37,8 @@ class Cohort:
         cases: in the order of their pseudonyms, which says nothing of the order of the files.
         key: pseudonym of each case → its files. It may identify patients: never store it in a package.
         notes: what a reader of results should know, such as cases that were left out.
+        regions: regions that overlap and the labels of each, where the cohort is labelled for such; see `Pipeline`.
+        regions_order: likewise.
     """
 
     path: Path
@@ -46,6 +48,8 @@ class Cohort:
     cases: tuple[Case, ...]
     key: Mapping[str, str] = dataclasses.field(repr=False)
     notes: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_order: tuple[int, ...] | None = None
 
     @property
     def labelled(self) -> bool:
@@ -161,7 +165,8 @@ def load_cohort(
     if not classes and any(row.mask for row, _ in kept):
         classes = _classes_of_masks([row for row, _ in kept])
     cases, key = _pseudonyms(kept, root, seed)
-    return Cohort(path, layout.NAME, table.task, classes, cases, key, (*table.notes, *notes))
+    notes = (*table.notes, *notes)
+    return Cohort(path, layout.NAME, table.task, classes, cases, key, notes, table.regions, table.regions_order)
 
 
 def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, what: str = "") -> None:

@@ -113,7 +113,7 @@ def evaluate(
             "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
             "memory": {"evaluate_peak_mib": peak_memory_mib()},
             "environment": describe(options.threads),
-            "notes": list(cases.notes),
+            "notes": [*known.get("notes", ()), *cases.notes],
             "warnings": [*warnings, *evaluation.parts["verdict"].get("remarks", [])],
         }
         if given is None:
@@ -163,7 +163,7 @@ def _open(
         if target is not None:
             raise OptionError(f"{model} is no package: it has no target.", "Leave --target out.")
         loaded, pipeline = read_network(model, cohort, options)
-        return streamed(eager(loaded.network, options.threads)), pipeline, {}
+        return streamed(eager(loaded.network, options.threads)), pipeline, {"notes": loaded.notes}
     package = open_package(folder, target=target, threads=options.threads)
     known: dict[str, Any] = {key: package.result.get(key) for key in ("target", "recipe", "operating_point")}
     known["parent"] = package.result.get("parent", {}).get("sha256")

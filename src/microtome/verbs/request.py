@@ -178,6 +178,7 @@ def _calibration(cohort: Cohort, pipeline: Pipeline, options: CompressOptions) -
 def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
     """Load a network, and settle what it wants: declared, found beside it, or guessed from the cohort."""
     from microtome.models import load_model
+    from microtome.verbs.overlapping import overlap_notes
 
     weights = Path(options.weights) if options.weights is not None else None
     declared = _declared(options)
@@ -198,7 +199,7 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
         loaded = replace(loaded, notes=(*loaded.notes, note))
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, cohort, outputs)
-    return loaded, pipeline
+    return replace(loaded, notes=(*loaded.notes, *overlap_notes(loaded.network, pipeline, cohort))), pipeline
 
 
 def _declared(options: CompressOptions) -> Pipeline | None:

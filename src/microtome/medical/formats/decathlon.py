@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from microtome.errors import DataError, ReadError
+from microtome.medical.formats.overlapping import with_labels
 from microtome.medical.formats.table import (
     PatientOf,
     Row,
@@ -14,7 +16,6 @@ from microtome.medical.formats.table import (
     by_stem,
     count_of,
     image_files,
-    label_names,
     read_json,
 )
 from microtome.medical.readers.kind import stem_of
@@ -37,7 +38,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         ReadError: dataset.json missing or broken, or a label without image.
         DataError: labels not numbered from 0, or no labelled image.
     """
-    classes = label_names(path / "dataset.json")
+    named = with_labels(Table("segmentation", ()), path / "dataset.json")
     per_channel = "channel_names" in read_json(path / "dataset.json")
     pairs: list[tuple[Split | None, Path]] = [(None, path / "labelsTr")]
     if (path / "labelsTs").is_dir() and image_files(path / "labelsTs"):
@@ -57,7 +58,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     if not found:
         raise DataError(f"{path} has no labelled image.", "Labels belong into labelsTr, named like their images.")
     notes = (f"{count_of(unlabelled, 'image')} without label left out.",) if unlabelled else ()
-    return Table("segmentation", tuple(found), classes, notes)
+    return replace(named, rows=tuple(found), notes=notes)
 
 
 def _images(folder: Path, *, per_channel: bool) -> dict[str, tuple[Path, ...]]:

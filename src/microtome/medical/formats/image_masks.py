@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from microtome.errors import DataError, ReadError
+from microtome.medical.formats.overlapping import with_labels
 from microtome.medical.formats.table import (
     IMAGE_SUFFIXES,
     PatientOf,
@@ -12,7 +13,6 @@ from microtome.medical.formats.table import (
     Table,
     by_stem,
     count_of,
-    label_names,
     listing,
     patient_in_name,
     split_folders,
@@ -60,7 +60,8 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         raise DataError(f"{path} has no image with a mask of the same name.", "Name each mask like its image.")
     notes = (f"{count_of(unpaired, 'image')} without mask left out.",) if unpaired else ()
     named = path / "dataset.json"
-    return Table("segmentation", tuple(found), label_names(named) if named.is_file() else (), notes)
+    table = Table("segmentation", tuple(found), (), notes)
+    return with_labels(table, named) if named.is_file() else table
 
 
 def pair(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], int]:

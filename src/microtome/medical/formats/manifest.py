@@ -6,10 +6,11 @@ import csv
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
+from microtome.medical.formats.overlapping import with_labels
 from microtome.medical.formats.table import (
     MANY_CLASSES,
     REFERENCES,
@@ -19,7 +20,6 @@ from microtome.medical.formats.table import (
     Split,
     Table,
     count_of,
-    label_names,
     listing,
     patient_in_name,
 )
@@ -95,9 +95,10 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
             )
         )
     named = file.with_name("dataset.json")
+    table = Table(reference.task, tuple(found), classes)
     if reference.cell == "file" and name in columns and named.is_file():
-        classes = label_names(named)
-    return _checked(Table(reference.task, tuple(found), classes), file, name if name in columns else None, columns)
+        table = with_labels(table, named)
+    return _checked(table, file, name if name in columns else None, columns)
 
 
 def _checked(table: Table, file: Path, name: str | None, columns: Sequence[str]) -> Table:
@@ -121,7 +122,7 @@ def _checked(table: Table, file: Path, name: str | None, columns: Sequence[str])
         )
     if not kept:
         raise DataError(f"{file} lists no cases.", "Fill in image and mask or label.")
-    return Table(table.task, kept, table.classes, tuple(notes))
+    return replace(table, rows=kept, notes=tuple(notes))
 
 
 def _read(file: Path) -> tuple[tuple[str, ...], list[_Line]]:

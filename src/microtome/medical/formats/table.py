@@ -68,13 +68,16 @@ class Row:
 class Table:
     """All examinations of a cohort.
 
-    `classes` is empty where there are no labels, or where the masks have to be looked at to know them.
+    `classes` is empty where there are no labels, or where the masks have to be looked at to know them. `regions` and
+    `regions_order` are there where labels make up regions that overlap, see `Pipeline`.
     """
 
     task: str
     rows: tuple[Row, ...]
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_order: tuple[int, ...] | None = None
 
 
 # More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
@@ -206,7 +209,8 @@ def label_names(path: Path) -> tuple[str, ...]:
         numbered = all(str(key).isdigit() for key in labels)
         names = {int(k): str(v) for k, v in labels.items()} if numbered else {int(v): str(k) for k, v in labels.items()}
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path} has labels that are not single numbers.", "Regions are not read.") from error
+        hint = "Regions that overlap need a regions_class_order, as nnU-Net has it."
+        raise DataError(f"{path} has labels that are not single numbers.", hint) from error
     if 0 not in names or min(names) < 0 or len(names) < 2:
         raise DataError(f"{path} must number its labels from 0, the background.", "Correct the labels.")
     return tuple(names.get(k, f"label {k}") for k in range(max(names) + 1))
