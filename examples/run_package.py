@@ -41,6 +41,7 @@ def main() -> int:
         for name, probability in zip(classes, prediction, strict=True):
             print(f"{name:24} {probability:.4f}")
         return 0
+    prediction = package.label_map(prediction)
     voxel = float(np.prod(image.spacing))
     unit = "pixels" if image.affine is None else "mm³"
     for number, name in enumerate(classes[1:], start=1):

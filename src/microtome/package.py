@@ -39,8 +39,12 @@ class Package:
     result: Result
 
     def predict(self, image: Image) -> Array:
-        """Return what the task predicts, such as a label map on the image's own grid, or class probabilities."""
+        """Return what the task predicts: a label map on the image's own grid, masks (regions, *grid), probabilities."""
         return predict_one(task(self.pipeline.task), self.session.stream, prepare(image, self.pipeline), self.pipeline)
+
+    def label_map(self, prediction: Array) -> Array:
+        """Return a predicted map as the one label map that `microtome predict` writes."""
+        return task(self.pipeline.task).label_map(prediction, self.pipeline)
 
 
 def open_package(folder: Path | str, *, target: str | None = None, threads: int = 0) -> Package:

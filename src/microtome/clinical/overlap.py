@@ -106,3 +106,13 @@ def agreement(first: Array, second: Array) -> float:
     """
     first, second = check_pair(first, second)
     return float(np.mean(first == second))
+
+
+def agreement_of_masks(first: Array, second: Array) -> float:
+    """Fraction of voxels that lie in the same masks of two sets, bool (K, *S) each.
+
+    Raises:
+        GeometryError: the shapes differ.
+    """
+    check_pair(first, second)
+    return float(np.mean((first == second).all(axis=0)))

@@ -41,7 +41,9 @@ def _maps(case: Case, pair: Pair, cohort: Cohort, pipeline: Pipeline) -> tuple[d
         position = None if image.affine is None and image.array.ndim == 3 else image.spatial[-1] // 2
         return {"image": _displayed(image, position)}, position
     prepared = prepare(image, pipeline)
-    parent, compressed = (predict_one(kind, side, prepared, pipeline) for side in (pair.parent, pair.compressed))
+    parent, compressed = (
+        kind.label_map(predict_one(kind, side, prepared, pipeline), pipeline) for side in (pair.parent, pair.compressed)
+    )
     reference = kind.reference(cohort, case, image)
     position = None
     if parent.ndim == 3:

@@ -92,7 +92,8 @@ class _Run:
         if self._kind.MAPS:
             grid = case.grid
             assert grid is not None
-            return lambda: self._place.add_labels(case.job, file, outcome, grid, case.seconds)
+            labels = self._kind.label_map(outcome, self._package.pipeline)
+            return lambda: self._place.add_labels(case.job, file, labels, grid, case.seconds)
         row = self._kind.row(outcome, self._package.pipeline, self._package.result.get("operating_point"))
         return lambda: self._place.add_row(case.job, row, case.seconds)
 

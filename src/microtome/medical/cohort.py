@@ -46,6 +46,8 @@ class Cohort:
         unnamed: numbers of classes that nobody named: their names are made of the number.
         numbers: label in the masks → number of its class, where they differ; None where they are the same.
         remarks: likewise what turned up when images and masks were read; it grows with them.
+        regions: regions that overlap and the labels of each, where the cohort is labelled for such; see `Pipeline`.
+        regions_order: likewise.
     """
 
     path: Path
@@ -57,6 +59,8 @@ class Cohort:
     notes: tuple[str, ...] = ()
     unnamed: frozenset[int] = frozenset()
     numbers: Mapping[int, int] | None = None
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_order: tuple[int, ...] | None = None
     patients: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     patient_rule: str = ""
     also: Mapping[str, Cohort] = dataclasses.field(default_factory=dict, repr=False)
@@ -224,6 +228,8 @@ def _cohort(table: Table, *, path: Path, name: str, seed: int, tuning: float, ev
         key,
         (*table.notes, *passed_over(path, table), *notes),
         unnamed,
+        regions=table.regions,
+        regions_order=table.regions_order,
         patients=patients,
         patient_rule=table.patients,
         drawn=evaluation < 1 and not any(row.split == "test" for row in table.rows),

@@ -11,6 +11,7 @@ import numpy as np
 from microtome.errors import DataError, GeometryError
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, resample, restore
+from microtome.medical.regions import code_type, codes, masks_of_codes
 from microtome.types import Array
 
 HUGE = 1e30  # stands for infinity in scores, which linear interpolation would turn into NaN
@@ -54,15 +55,16 @@ def finish_segmentation(scores: Array, prepared: Prepared, pipeline: Pipeline) -
 
     Padding is cut off, scores are resampled linearly to the crop, the best class (softmax, none: argmax; sigmoid: the
     best above the threshold, label 0 else) is taken, and the crop is put back where it was; outside it is background.
+    Of regions that overlap, each channel is a mask of its own.
 
     Args:
         scores: float32 (K, *S) with S as in `prepared.array`. K is the number of classes, or one less (no background)
-            with sigmoid. One channel for two classes is the foreground.
+            with sigmoid. One channel for two classes is the foreground. With regions, K is their number.
         prepared: what `prepare` returned for the image.
         pipeline: the one that prepared it.
 
     Returns:
-        uint8 label map of the image's spatial shape (uint16 with more than 256 classes).
+        uint8 label map of the image's spatial shape (uint16 with more than 256 classes); of regions, bool (K, *shape).
 
     Raises:
         DataError: NaN in the scores, or a number of channels that does not fit the classes.
@@ -75,23 +77,38 @@ def finish_segmentation(scores: Array, prepared: Prepared, pipeline: Pipeline) -
     low, high = float(scores.min()), float(scores.max())
     if math.isnan(low):
         raise DataError(*NAN)
-    dtype = label_type(pipeline)
-    size = prepared.crop
+    size, dtype = prepared.crop, label_type(pipeline)
     if size != prepared.content:
         scores = np.clip(scores, -HUGE, HUGE) if math.isinf(low) or math.isinf(high) else scores
         antialias = pipeline.spatial_dims == 2
         resampled = (resample(channel[None], size, antialias=antialias)[0] for channel in scores)
-        return restore(best_class(resampled, threshold, dtype), prepared)
+        return restored(decided(resampled, threshold, pipeline), prepared, pipeline)
     labels = np.empty(size, dtype)
     rows = max(1, SLAB // math.prod(size[1:]))
     for first in range(0, size[0], rows):
         slab = slice(first, first + rows)
-        labels[slab] = best_class((channel[slab] for channel in scores), threshold, dtype)
-    return restore(labels, prepared)
+        labels[slab] = decided((channel[slab] for channel in scores), threshold, pipeline)
+    return restored(labels, prepared, pipeline)
+
+
+def decided(channels: Iterable[Array], threshold: float | None, pipeline: Pipeline) -> Array:
+    """Labels of scores that come channel by channel; of regions that overlap, their codes (`regions.codes`)."""
+    if pipeline.regions is None:
+        return best_class(channels, threshold, label_type(pipeline))
+    assert threshold is not None
+    return codes(channels, threshold, label_type(pipeline))
+
+
+def restored(labels: Array, prepared: Prepared, pipeline: Pipeline) -> Array:
+    """What was decided, on the image's own grid: a label map (*S), or bool masks (regions, *S)."""
+    whole = restore(labels, prepared)
+    return whole if pipeline.regions is None else masks_of_codes(whole, len(pipeline.regions))
 
 
 def label_type(pipeline: Pipeline) -> np.dtype:
-    """The type of a label map: uint8, or uint16 with more than 256 classes."""
+    """The type of a label map: uint8, or uint16 with more than 256 classes; or that of the codes of regions."""
+    if pipeline.regions is not None:
+        return code_type(len(pipeline.regions))
     return np.dtype(np.uint8 if len(pipeline.classes) <= 256 else np.uint16)
 
 
@@ -118,9 +135,17 @@ def foreground_threshold(outputs: int, pipeline: Pipeline) -> float | None:
     Raises:
         DataError: a number of channels that does not fit the classes.
     """
-    classes = len(pipeline.classes)
+    classes, logit = len(pipeline.classes), math.log(pipeline.threshold / (1 - pipeline.threshold))
+    if pipeline.regions is not None:
+        if outputs != len(pipeline.regions):
+            raise DataError(
+                f"The network has {outputs} output channels, and there are {len(pipeline.regions)} regions "
+                f"({', '.join(pipeline.regions)}).",
+                "Name one region for each channel, in their order.",
+            )
+        return logit if pipeline.activation == "sigmoid" else pipeline.threshold
     if pipeline.activation == "sigmoid" and outputs == classes - 1:
-        return math.log(pipeline.threshold / (1 - pipeline.threshold))
+        return logit
     if pipeline.activation == "none" and outputs == classes - 1 == 1:
         return pipeline.threshold
     if pipeline.activation != "sigmoid" and outputs == classes:

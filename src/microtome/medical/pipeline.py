@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from microtome.errors import OptionError
 from microtome.records import fits, in_words, nearest
 
 SCHEMA = 1
+MOST_REGIONS = 64
 Normalize = Literal["none", "unit", "minmax", "zscore", "zscore_nonzero", "fixed"]
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -57,6 +59,14 @@ class Pipeline:
         divisible: without `patch` and `size`, zeros are appended to each axis up to a multiple of this.
         activation: what turns the network's output into probabilities; `none` if they are probabilities already.
         threshold: probability above which a sigmoid output (or a single output channel) counts as positive.
+        regions: what the channels of a sigmoid network mean where they overlap: the name of each, in the order of the
+            channels, and the label numbers that make it up in a reference, such as `{"whole": (1, 2, 3), "core": (2,
+            3), "enhancing": (3,)}`. The prediction is a mask for each. None: channels exclude one another, and the
+            best one above the threshold counts.
+        regions_order: how one label map is written from these masks; later ones win. Either the names of the regions
+            in that order, each written as the label that is its own (no later region has it, and the fewest others);
+            or, as nnU-Net's `regions_class_order`, the label of each region in the order of `regions`. None: regions
+            of more labels come first.
         input: name of the network's input that takes the image; None is the only one.
         output: name of the network's output that holds the scores; None is the first.
 
@@ -87,16 +97,39 @@ class Pipeline:
     divisible: int = 1
     activation: Activation = "softmax"
     threshold: float = 0.5
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_order: tuple[int, ...] | tuple[str, ...] | None = None
     input: str | None = None
     output: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before any image is read."""
+        if isinstance(self.regions, Mapping):
+            object.__setattr__(self, "regions", {name: _numbers(labels) for name, labels in self.regions.items()})
         for name, hint in typing.get_type_hints(Pipeline).items():
             value = getattr(self, name)
             _require(fits(value, hint), f"'{name}' must be {in_words(hint)}, not {value!r}")
         _check_geometry(self)
         _check_values(self)
+        _check_regions(self)
+
+    @property
+    def writing(self) -> tuple[tuple[int, int], ...]:
+        """(channel, label) of each region in the order in which one label map is written from them; later ones win."""
+        names, labels = list(self.regions or {}), list((self.regions or {}).values())
+        order = self.regions_order
+        if order and isinstance(order[0], int):
+            return tuple((channel, int(label)) for channel, label in enumerate(order))
+        channels = sorted(range(len(names)), key=lambda channel: -len(labels[channel]))
+        if order:
+            channels = [names.index(str(name)) for name in order]
+        shared = Counter(label for numbers in labels for label in numbers)
+        plan = []
+        for place, channel in enumerate(channels):
+            later = {label for other in channels[place + 1 :] for label in labels[other]}
+            own = sorted(set(labels[channel]) - later, key=lambda label: (shared[label], label))
+            plan.append((channel, own[0] if own else 0))
+        return tuple(plan)
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
@@ -148,6 +181,7 @@ def describe(pipeline: Pipeline) -> str:
     steps += [f"pad to multiples of {p.divisible}"] if p.divisible > 1 and not (p.patch or p.size) else []
     steps += [f"output {p.output}"] if p.output else []
     steps += [p.activation] if p.activation != "none" else []
+    steps += [f"overlapping regions {', '.join(p.regions)}"] if p.regions else []
     return ", ".join(steps)
 
 
@@ -189,7 +223,38 @@ def _check_values(p: Pipeline) -> None:
     _require(p.std is not None and min(p.std) > 0, f"'std' must be positive, not {p.std}")
 
 
-def _require(truth: bool, problem: str) -> None:
+def _check_regions(p: Pipeline) -> None:
+    _require(p.regions is not None or p.regions_order is None, "'regions_order' goes only with 'regions'")
+    if p.regions is None:
+        return
+    _require(p.activation != "softmax", "'regions' overlap, and 'softmax' excludes that: they go with 'sigmoid'")
+    top = len(p.classes) - 1
+    for name, labels in p.regions.items():
+        fits = labels and len(set(labels)) == len(labels) and min(labels) >= 1 and max(labels) <= top
+        _require(fits, f"the labels of the region '{name}' must be different numbers of 1 to {top}, not {labels}")
+    _require(1 <= len(p.regions) <= MOST_REGIONS, f"'regions' must hold 1 to {MOST_REGIONS}, not {len(p.regions)}")
+    names, order = list(p.regions), p.regions_order
+    if order is not None:
+        numbers = len(order) == len(names) and all(isinstance(label, int) for label in order)
+        named = sorted(map(str, order)) == sorted(names)
+        _require(
+            named or numbers,
+            f"'regions_order' must name each of {', '.join(names)} once, or give each a label, not {order}",
+        )
+    for channel, label in p.writing:
+        _require(label != 0, f"every label of the region '{names[channel]}' is overwritten: change 'regions_order'")
+        belongs = label in p.regions[names[channel]]
+        _require(belongs, f"'regions_order' writes {label} for the region '{names[channel]}', which has no such label")
+
+
+def _numbers(labels: Any) -> Any:
+    """A single label as a tuple; whatever else is no sequence is left as it is, to be refused."""
+    if isinstance(labels, int) and not isinstance(labels, bool):
+        return (labels,)
+    return tuple(labels) if isinstance(labels, list | tuple) else labels
+
+
+def _require(truth: object, problem: str) -> None:
     if not truth:
         raise OptionError(f"Pipeline: {problem}.", "Correct pipeline.json.")
 

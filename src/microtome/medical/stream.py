@@ -14,15 +14,16 @@ import numpy as np
 from microtome.errors import DataError, OptionError
 from microtome.medical.infer import (
     NAN,
-    best_class,
+    decided,
     finish_segmentation,
     foreground_threshold,
     label_type,
     require_size,
+    restored,
 )
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.planes import Blocks, resampled_planes
-from microtome.medical.prepare import Prepared, restore
+from microtome.medical.prepare import Prepared
 from microtome.medical.sliding import require_windows, window_of
 from microtome.medical.windows import Window, blend, plan_windows, streamable
 from microtome.types import Array
@@ -77,7 +78,8 @@ def segment_streamed(stream: Stream, prepared: Prepared, pipeline: Pipeline, *, 
         batch: windows per call; the last call is filled up with copies.
 
     Returns:
-        uint8 label map of the image's spatial shape (uint16 with more than 256 classes).
+        uint8 label map of the image's spatial shape (uint16 with more than 256 classes); of regions that overlap, bool
+        masks (regions, *shape).
 
     Raises:
         OptionError: the batch is not positive.
@@ -170,7 +172,7 @@ class _Passage:
         """
         prepared, pipeline, dtype = self._prepared, self._pipeline, label_type(self._pipeline)
         if not self._groups:  # every window is empty
-            return restore(np.zeros(prepared.crop, dtype), prepared)
+            return restored(np.zeros(prepared.crop, dtype), prepared, pipeline)
         outputs = self._outputs(results)
         first = next(outputs)
         channels = first[1].shape[0]
@@ -189,8 +191,8 @@ class _Passage:
             blocks = resampled_planes(blocks, prepared.content, prepared.crop)
         labels = np.empty(prepared.crop, dtype)
         for plane, block in blocks:
-            labels[plane : plane + block.shape[1]] = _labels(block, threshold, dtype)
-        return restore(labels, prepared)
+            labels[plane : plane + block.shape[1]] = _labels(block, threshold, pipeline)
+        return restored(labels, prepared, pipeline)
 
 
 def _through(stream: Stream, passages: Iterable[_Passage]) -> Generator[Array | DataError, None, None]:
@@ -236,12 +238,12 @@ def _all_channels(stream: Stream, passage: _Passage) -> Array | DataError:
         return error
 
 
-def _labels(block: Array, threshold: float | None, dtype: np.dtype) -> Array:
+def _labels(block: Array, threshold: float | None, pipeline: Pipeline) -> Array:
     """Labels of blended scores (K, *S); of one channel, whether it is above the threshold, or above 0."""
-    if block.shape[0] > 1:
-        return best_class(block, threshold, dtype)
+    if block.shape[0] > 1 or pipeline.regions is not None:
+        return decided(block, threshold, pipeline)
     positive: Array = block[0] > np.float32(threshold or 0.0)
-    return positive.astype(dtype)
+    return positive.astype(label_type(pipeline))
 
 
 def _checked(blocks: Blocks, difference: bool) -> Blocks:

@@ -76,7 +76,8 @@ def _outputs(draft: Draft, declared: Declared) -> bool:
         names = ["background", *names]
         if len(names) > 2:
             draft.notes.append(
-                "The bundle's output channels may overlap; microtome gives each voxel the one with the highest score."
+                "The bundle's output channels may overlap; microtome gives each voxel the one with the highest score "
+                "unless 'regions' in --pipeline says which labels make up each channel."
             )
     elif not maps and len(names) == 1:
         names = [f"no {names[0]}", names[0]]

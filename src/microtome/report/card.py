@@ -82,6 +82,8 @@ def _is_set(value: Any) -> bool:
 
 
 def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{words.text(name)}: {_flat(entry)}" for name, entry in value.items())
     if isinstance(value, list):
         return ", ".join(_flat(entry) for entry in value)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else words.text(value)

@@ -48,7 +48,7 @@ class Task(ABC):
 
     Attributes:
         NAME: as pipelines and results call it.
-        MAPS: whether a prediction is a label map on the image's own grid, not a few numbers for the image.
+        MAPS: whether a prediction is a label map (or masks) on the image's own grid, not a few numbers for the image.
         METRICS: names of the metrics that a verdict may rest on, the usual one first.
         OWN: descriptions of metrics that are not in `microtome.metrics`.
         RULE: how absent structures count, for the report; empty where that cannot be.
@@ -116,6 +116,10 @@ class Task(ABC):
         Yields:
             A prediction, or what was wrong with the network's output for an image; the others go on.
         """
+
+    def label_map(self, prediction: Array, pipeline: Pipeline) -> Array:
+        """Return a prediction as the one label map that is written and drawn. Only where predictions are maps."""
+        return prediction
 
     @abstractmethod
     def compare(

@@ -31,7 +31,8 @@ def default_pipeline(cohort: Cohort, *, outputs: int | None = None) -> Pipeline:
     Pictures are resized to 256×256, or keep a common size that is small or divisible by 16. Volumes are turned to RAS
     where their orientation is known, resampled to the median spacing where spacings differ by more than 10 %, and
     segmented in patches of at most 96 voxels a side. `outputs` is the network's number of output channels, if known:
-    one channel, or one per class but the background, means sigmoid.
+    one channel, or one per class but the background, means sigmoid; one per region that a cohort declares, a mask of
+    each.
 
     Raises:
         DataError: none of the images can be read.
@@ -52,6 +53,8 @@ def default_pipeline(cohort: Cohort, *, outputs: int | None = None) -> Pipeline:
         "spatial_dims": dims.pop(),
         "activation": "sigmoid" if sigmoid else "softmax",
     }
+    if cohort.regions is not None and outputs == len(cohort.regions):
+        common |= {"activation": "sigmoid", "regions": cohort.regions, "regions_order": cohort.regions_order}
     if common["spatial_dims"] == 2:
         unit = all(image.array.dtype == np.uint8 for image in images)
         return Pipeline(**common, size=_picture_size(images), normalize="unit" if unit else "minmax")

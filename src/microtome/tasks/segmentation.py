@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microtome.clinical.cases import CaseScores
 from microtome.clinical.chance import whole_image
-from microtome.clinical.overlap import agreement
+from microtome.clinical.overlap import agreement, agreement_of_masks
 from microtome.clinical.segmentation import empty_structures, score_segmentation
 from microtome.clinical.summary import summarise_segmentation
 from microtome.errors import DataError, OptionError
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
+from microtome.medical.regions import label_map, masks_of_labels
 from microtome.medical.stream import Stream, segment_each
 from microtome.metrics import STRUCTURE, about, named
 from microtome.report import plots, words
@@ -55,10 +56,12 @@ class Segmentation(Task):
 
     def parts(self, pipeline: Pipeline) -> tuple[str, ...]:
         """Return the structures."""
-        return pipeline.classes[1:]
+        return tuple(pipeline.regions) if pipeline.regions is not None else pipeline.classes[1:]
 
     def outputs(self, pipeline: Pipeline) -> frozenset[int]:
-        """One channel per class, or with sigmoid one per structure."""
+        """One channel per class, or with sigmoid one per structure; one per region that is declared."""
+        if pipeline.regions is not None:
+            return frozenset({len(pipeline.regions)})
         classes = len(pipeline.classes)
         return frozenset({classes, classes - 1} if pipeline.activation == "sigmoid" else {classes})
 
@@ -69,8 +72,12 @@ class Segmentation(Task):
     def predict(
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
-        """Yield label maps on the images' own grids, streamed plane by plane."""
+        """Yield label maps on the images' own grids, streamed plane by plane; of regions, a mask of each."""
         return segment_each(stream, images, pipeline)
+
+    def label_map(self, prediction: Array, pipeline: Pipeline) -> Array:
+        """Return the label map; of regions that overlap, in the pipeline's order, of which later ones win."""
+        return prediction if pipeline.regions is None else label_map(prediction, pipeline)
 
     def compare(
         self,
@@ -82,17 +89,20 @@ class Segmentation(Task):
         *,
         metrics: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """Score both label maps against the reference, and say how alike they are."""
-        record: dict[str, Any] = {"agreement": agreement(parent, compressed)}
+        """Score both predictions against the reference, and say how alike they are."""
+        alike = agreement(parent, compressed) if pipeline.regions is None else agreement_of_masks(parent, compressed)
+        record: dict[str, Any] = {"agreement": alike, "parent": {}, "compressed": {}, "empty": []}
         if reference is None:
-            return {**record, "parent": {}, "compressed": {}, "empty": []}
-        labels = {i: name for i, name in enumerate(pipeline.classes) if i > 0}
+            return record
         tolerance = TOLERANCE_PIXELS if image.affine is None else TOLERANCE_MM
-        how: dict[str, Any] = {"labels": labels, "spacing": image.spacing, "tolerance": tolerance, "metrics": metrics}
-        for side, prediction in (("parent", parent), ("compressed", compressed)):
-            record[side] = score_segmentation(prediction, reference, **how)
-        record["empty"] = list(empty_structures(reference, labels=labels))
-        record["trivial"] = whole_image(reference, labels=labels)
+        how: dict[str, Any] = {"spacing": image.spacing, "tolerance": tolerance, "metrics": metrics}
+        record["trivial"] = {}
+        for ours, theirs, wanted, labels in _views(parent, compressed, reference, pipeline):
+            for side, prediction in (("parent", ours), ("compressed", theirs)):
+                for metric, values in score_segmentation(prediction, wanted, labels=labels, **how).items():
+                    record[side].setdefault(metric, {}).update(values)
+            record["empty"] += empty_structures(wanted, labels=labels)
+            record["trivial"] |= whole_image(wanted, labels=labels)
         return record
 
     def summarise(
@@ -166,3 +176,15 @@ class Segmentation(Task):
                 "caption": f"How much {what} of every case changed. Below the dashed line is worse.",
             },
         ]
+
+
+def _views(
+    parent: Array, compressed: Array, reference: Array, pipeline: Pipeline
+) -> Iterator[tuple[Array, Array, Array, dict[int, str]]]:
+    """Both predictions and the reference as label maps, with the names of the labels; of regions, one by one."""
+    if pipeline.regions is None:
+        yield parent, compressed, reference, {i: name for i, name in enumerate(pipeline.classes) if i > 0}
+        return
+    for channel, (name, labels) in enumerate(pipeline.regions.items()):
+        wanted = masks_of_labels(reference, {name: labels})[0]
+        yield parent[channel], compressed[channel], wanted, {1: name}

@@ -207,6 +207,7 @@ def _references_of(cohort: Cohort, pipeline: Pipeline, *, needed: bool) -> Cohor
 def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
     """Load a network, and settle what it wants: declared, found beside it, or guessed from the cohort."""
     from microtome.models import load_model
+    from microtome.verbs.overlapping import overlap_notes
 
     weights = Path(options.weights) if options.weights is not None else None
     given = declared(options)
@@ -231,7 +232,8 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
         loaded = replace(loaded, notes=(*loaded.notes, note), guessed=True)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
-    return loaded, pipeline
+    notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
+    return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
 
 
 def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:

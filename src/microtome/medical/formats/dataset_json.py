@@ -68,7 +68,10 @@ def _by_number(path: Path, labels: Mapping[str, Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     for number, name in pairs:
         if number is None:
-            raise DataError(f"{path} has labels that are not single numbers.", f"Regions are not read. {WANTED}")
+            raise DataError(
+                f"{path} has labels that are not single numbers.",
+                f"Regions that overlap need a regions_class_order, as nnU-Net has it. {WANTED}",
+            )
         if not isinstance(name, str) or number in names:
             raise DataError(f"{path} names the label {number} twice, or not by a text.", WANTED)
         names[number] = name

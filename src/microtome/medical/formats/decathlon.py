@@ -8,7 +8,8 @@ from pathlib import Path
 
 from microtome.errors import DataError, ReadError
 from microtome.medical.channel_files import CHANNEL, by_case, complete
-from microtome.medical.formats.dataset_json import channels, label_names, listed_cases, read_json
+from microtome.medical.formats.dataset_json import channels, listed_cases, read_json
+from microtome.medical.formats.overlapping import with_labels
 from microtome.medical.formats.patients import PatientsInNames
 from microtome.medical.formats.table import PatientOf, Row, Split, Table, by_stem, count_of, image_files
 from microtome.medical.readers.kind import stem_of
@@ -32,7 +33,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         DataError: labels not numbered from 0, or no labelled image.
     """
     listed = path / "dataset.json"
-    names, count = label_names(listed), channels(listed)
+    named, count = with_labels(Table("segmentation", ()), listed), channels(listed)
     pairs: list[tuple[Split | None, Path]] = [(None, path / "labelsTr")]
     if (path / "labelsTs").is_dir() and image_files(path / "labelsTs"):
         pairs = [("train", path / "labelsTr"), ("test", path / "labelsTs")]
@@ -55,7 +56,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     notes = _notes(without, read_json(listed), found)
     found = _with_validation(found, read_json(listed))
     told = frozenset({*without, listed})
-    return Table("segmentation", tuple(found), names.classes, notes, names.unnamed, told, who.text)
+    return replace(named, rows=tuple(found), notes=notes, told=told, patients=who.text)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from microtome.errors import DataError, ReadError
-from microtome.medical.formats.dataset_json import Names, label_names
+from microtome.medical.formats.overlapping import with_labels
 from microtome.medical.formats.pairing import Pairs, bases, plain
 from microtome.medical.formats.patients import PatientsInNames
 from microtome.medical.formats.table import (
@@ -66,9 +66,9 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         raise DataError(f"{path} has no image with a mask of the same name.", "Name each mask like its image.")
     notes = (f"{count_of(len(without), 'image')} without mask left out.",) if without else ()
     named = path / "dataset.json"
-    known = label_names(named) if named.is_file() else Names()
     told = frozenset(without) | ({named} if named.is_file() else set())
-    return Table("segmentation", tuple(found), known.classes, notes, known.unnamed, told, names.text)
+    table = Table("segmentation", tuple(found), notes=notes, told=told, patients=names.text)
+    return with_labels(table, named) if named.is_file() else table
 
 
 def pair(images: Path, masks: Path) -> Pairs:

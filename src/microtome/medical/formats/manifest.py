@@ -10,7 +10,8 @@ from pathlib import Path
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats.csv_table import ENDINGS, Line, read_table, why_not
-from microtome.medical.formats.dataset_json import Names, label_names
+from microtome.medical.formats.dataset_json import Names
+from microtome.medical.formats.overlapping import with_labels
 from microtome.medical.formats.patients import PatientsInNames
 from microtome.medical.formats.table import (
     MANY_CLASSES,
@@ -107,9 +108,10 @@ def _table(lines: Sequence[Line], columns: Sequence[str], name: str | None, rule
             )
         )
     json = lines[0].file.with_name("dataset.json") if lines else None
+    table = Table(reference.task, tuple(found), names.classes, (), names.unnamed)
     if of_files and name is not None and json is not None and json.is_file():
-        names = label_names(json)
-    return _checked(Table(reference.task, tuple(found), names.classes, (), names.unnamed), lines, columns, name)
+        table = with_labels(table, json)
+    return _checked(table, lines, columns, name)
 
 
 def _checked(table: Table, lines: Sequence[Line], columns: Sequence[str], name: str | None) -> Table:

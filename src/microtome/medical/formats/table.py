@@ -77,6 +77,8 @@ class Table:
         told: files that make no case, and of which a note speaks, or that say something of all cases.
         patients: the rule by which cases were given to patients.
         also: the same examinations for another task, where they have references for both.
+        regions: regions that overlap, with the labels that make up each, see `Pipeline`.
+        regions_order: the label that each is written as.
     """
 
     task: str
@@ -87,6 +89,8 @@ class Table:
     told: frozenset[Path] = frozenset()
     patients: str = ""
     also: Table | None = None
+    regions: Mapping[str, tuple[int, ...]] | None = None
+    regions_order: tuple[int, ...] | None = None
 
 
 # More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
