@@ -9,7 +9,7 @@ from pydicom.pixels.decoders.base import get_decoder
 
 from microtome.errors import DataError, GeometryError, MicrotomeError, MissingExtraError, ReadError
 from microtome.medical.read import read_image, read_mask
-from microtome.medical.readers import stored
+from microtome.medical.readers import decoders
 from microtome.medical.readers.elements import load, split_series
 
 RNG = np.random.default_rng(0)
@@ -202,7 +202,7 @@ def test_any_decoder_will_do(data, monkeypatch, decoder, name):
     pytest.importorskip({"gdcm": "gdcm", "pylibjpeg": "openjpeg"}[decoder])
     if (decoder, name) == ("pylibjpeg", "jpeg_ls_lossless"):
         pytest.importorskip("libjpeg")
-    monkeypatch.setattr(stored, "DECODERS", (decoder,))
+    monkeypatch.setattr(decoders, "DECODERS", (decoder,))
     folder = data / "odd" / "dicom"
     plain, packed = (read_image([folder / f"MR_small{end}.dcm"]) for end in ("", f"_{name}"))
     np.testing.assert_array_equal(packed.array, plain.array)
@@ -210,10 +210,10 @@ def test_any_decoder_will_do(data, monkeypatch, decoder, name):
 
 def test_gdcm_is_the_last_resort(tmp_path, monkeypatch):
     dataset = load(write_slice(tmp_path / "x", VOLUME[0]))
-    assert stored._decoder(dataset) == ""
+    assert decoders.plugin_of(dataset) == ""
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
     monkeypatch.setattr(type(get_decoder(pydicom.uid.JPEG2000Lossless)), "available_plugins", ("gdcm", "pylibjpeg"))
-    assert stored._decoder(dataset) == "pylibjpeg"
+    assert decoders.plugin_of(dataset) == "pylibjpeg"
 
 
 @pytest.mark.parametrize("keep", [0, 100, 200, 400, -10])

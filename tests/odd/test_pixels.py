@@ -17,6 +17,7 @@ from tiff_files import write_jpeg, write_tiff
 
 from microtome.errors import LabelError, MissingExtraError, ReadError
 from microtome.medical.read import read_image, read_mask
+from microtome.medical.readers import gdcm_child
 
 sys.path.append(str(Path(__file__).parents[1] / "medical"))
 from dicom_files import functional_groups, write_series, write_slice
@@ -230,13 +231,20 @@ class TestJpeg:
 
     def test_without_the_extra(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "gdcm", None)
-        with pytest.raises(MissingExtraError, match=r"12|more than 8 bits.*microtome\[jpeg\]"):
+        with pytest.raises(MissingExtraError, match=r"JPEG of 12 bits.*microtome\[jpeg\]"):
             read(write_jpeg(tmp_path / "x.jpg", self.BLOCKS))
 
     @pytest.mark.parametrize(("change", "kind"), [({"process": 0xC2}, "progressive"), ({"colours": 3}, "3 colours")])
     def test_what_nothing_decodes_is_named(self, tmp_path, change, kind):
         with pytest.raises(ReadError, match=rf"{kind}.*Save it as PNG or TIFF"):
             read(write_jpeg(tmp_path / "x.jpg", self.BLOCKS, **change))
+
+    def test_a_decoder_that_ends_its_process(self, tmp_path, monkeypatch):
+        pytest.importorskip("gdcm")
+        (tmp_path / "child.py").write_text("import os, sys\nsys.stdin.readline()\nos.abort()\n")
+        monkeypatch.setattr(gdcm_child, "__file__", str(tmp_path / "child.py"))
+        with pytest.raises(ReadError, match="damaged"):
+            read(write_jpeg(tmp_path / "x.jpg", self.BLOCKS))
 
     def test_one_that_breaks_off(self, tmp_path):
         path = write_jpeg(tmp_path / "x.jpg", self.BLOCKS)

@@ -10,9 +10,10 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from microtome.errors import GeometryError, ReadError
+from microtome.medical.readers.decoders import Decoder
 from microtome.medical.readers.elements import AGAIN, frame_count, load, numbers, plane, require_image, rescale, value
 from microtome.medical.readers.geometry import Plane, stack
-from microtome.medical.readers.stored import decode, in_units, stacked
+from microtome.medical.readers.stored import coloured, in_units, stacked
 from microtome.types import Image
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -32,13 +33,15 @@ def read(paths: Sequence[Path]) -> Image:
         MissingExtraError: compressed in a way that no installed decoder reads.
         GeometryError: the slices make no evenly spaced stack.
     """
-    if len(paths) > 1:
-        return _read_series(paths)
-    dataset = load(paths[0])
-    frames = _frames(dataset, paths[0])
-    if frames > 1:
-        return _read_frames(dataset, paths[0], frames)
-    array = in_units(decode(dataset, paths[0]), dataset, paths[0]).filled
+    with Decoder() as decode:
+        if len(paths) > 1:
+            return _read_series(paths, decode)
+        dataset = load(paths[0])
+        frames = _frames(dataset, paths[0])
+        if frames > 1:
+            return _read_frames(dataset, paths[0], frames, decode)
+        pixels = coloured(decode(dataset, paths[0]), dataset, paths[0])
+    array = in_units(pixels, dataset, paths[0]).filled
     return Image(array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, 2, 0)))
 
 
@@ -50,7 +53,7 @@ def _frames(dataset: Dataset, path: Path) -> int:
     return count
 
 
-def _read_series(paths: Sequence[Path]) -> Image:
+def _read_series(paths: Sequence[Path], decode: Decoder) -> Image:
     """Two passes, so that only one slice's file is in memory beside the volume."""
     folder = paths[0].parent
     headers = [load(path, pixels=False) for path in paths]
@@ -73,14 +76,14 @@ def _read_series(paths: Sequence[Path]) -> Image:
     for k in order:
         dataset = load(paths[k])
         _frames(dataset, paths[k])
-        pixels = in_units(decode(dataset, paths[k]), dataset, paths[k])
+        pixels = in_units(coloured(decode(dataset, paths[k]), dataset, paths[k]), dataset, paths[k])
         if pixels.array.ndim != 2:
             raise ReadError(f"{paths[k]} is a colour picture, not the slice of a volume.", "Leave it out.")
         slices.append(replace(pixels, array=pixels.array.astype(np.float32)) if rescaled else pixels)
     return Image(np.ascontiguousarray(stacked(slices).filled.transpose(2, 1, 0)[None]), affine)
 
 
-def _read_frames(dataset: Dataset, path: Path, frames: int) -> Image:
+def _read_frames(dataset: Dataset, path: Path, frames: int, decode: Decoder) -> Image:
     planes = _frame_planes(dataset, path, frames)
     if planes is None or value(dataset, "SamplesPerPixel", path) == 3:
         raise ReadError(
@@ -89,7 +92,7 @@ def _read_frames(dataset: Dataset, path: Path, frames: int) -> Image:
         )
     order, affine = stack(planes, path)
     groups = value(dataset, "PerFrameFunctionalGroupsSequence", path)
-    array = decode(dataset, path)
+    array = coloured(decode(dataset, path), dataset, path)
     if len(array) != frames:
         raise ReadError(f"{path} is truncated: it has {len(array)} of {frames} frames.", AGAIN)
     if groups is None:
@@ -116,16 +119,18 @@ def _frame_planes(dataset: Dataset, path: Path, frames: int) -> list[Plane] | No
 
 
 def _frame_plane(dataset: Dataset, path: Path, frame: int) -> Plane | None:
-    place = Dataset()
-    for sequence, keyword in (
-        ("PlanePositionSequence", "ImagePositionPatient"),
-        ("PlaneOrientationSequence", "ImageOrientationPatient"),
-        ("PixelMeasuresSequence", "PixelSpacing"),
+    found = []
+    for sequence, keyword, count in (
+        ("PlanePositionSequence", "ImagePositionPatient", 3),
+        ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+        ("PixelMeasuresSequence", "PixelSpacing", 2),
     ):
         group = _group(dataset, path, frame, sequence)
-        if group is not None and value(group, keyword, path) is not None:
-            setattr(place, keyword, value(group, keyword, path))
-    return plane(place, path)
+        array = None if group is None else numbers(group, keyword, path, count)
+        if array is None:
+            return None
+        found.append(array)
+    return Plane(*found)
 
 
 def _frame_scale(dataset: Dataset, path: Path, frame: int) -> tuple[float, float]:

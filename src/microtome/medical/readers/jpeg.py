@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGExtended12Bit, JPEGLossless, SecondaryCaptureImageStorage, generate_uid
 
 from microtome.errors import MissingExtraError, ReadError
+from microtome.medical.readers.decoders import EXTRA, Decoder
+from microtome.medical.readers.elements import load
 from microtome.types import Array
 
 AGAIN = "Copy the file again from its source."
@@ -65,45 +66,13 @@ def decode(path: Path, frame: Frame) -> Array:
     with tempfile.TemporaryDirectory() as folder:
         wrapped = Path(folder) / "picture.dcm"
         _wrap(path.read_bytes(), frame, syntax, wrapped)
-        picture: Array = decode_dicom(wrapped, path)[0]
-        return picture
-
-
-def decode_dicom(file: Path, named: Path) -> Array:
-    """The gray frames of a DICOM file through GDCM itself: (F, H, W).
-
-    pydicom leaves JPEG of 12 bits to none of the decoders that are wanted here.
-
-    Args:
-        file: DICOM.
-        named: which file to name in errors.
-
-    Raises:
-        MissingExtraError: GDCM is not installed.
-        ReadError: it cannot be decoded.
-    """
-    try:
-        import gdcm
-    except ImportError as error:
-        raise MissingExtraError("Reading JPEG of more than 8 bits", "jpeg") from error
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(file))
-    if not reader.Read():
-        raise ReadError(f"The JPEG data of {named} cannot be decoded.", AGAIN)
-    image = reader.GetImage()
-    columns, rows, *_ = (int(image.GetDimension(k)) for k in range(image.GetNumberOfDimensions()))
-    return _buffer(image, named).reshape(-1, rows, columns)
-
-
-def _buffer(image: Any, named: Path) -> Array:
-    form = image.GetPixelFormat()
-    size, signed = form.GetBitsAllocated() // 8, form.GetPixelRepresentation() == 1
-    content = image.GetBuffer().encode("utf-8", "surrogateescape")
-    if form.GetSamplesPerPixel() != 1 or size not in (1, 2) or not content or len(content) % size:
-        raise ReadError(f"The JPEG data of {named} cannot be decoded.", AGAIN)
-    return np.frombuffer(content, f"{'i' if signed else 'u'}{size}").copy()
+        try:
+            with Decoder() as decoder:
+                return decoder(load(wrapped), wrapped)
+        except MissingExtraError:
+            raise MissingExtraError(f"Reading JPEG of {frame.bits} bits", EXTRA) from None
+        except ReadError as error:
+            raise ReadError(f"{path} is damaged and cannot be decoded.", AGAIN) from error
 
 
 def _wrap(content: bytes, frame: Frame, syntax: Any, path: Path) -> None:

@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from microtome.errors import GeometryError, ReadError
 from microtome.medical.readers.kind import GZIP_SIGNATURE, HEAD, SINGLE_MAGIC
@@ -23,7 +24,10 @@ NIFTI2_SIZES = (540, 0x1C020000)  # what a NIfTI-2 header begins with, in either
 AGAIN = "Copy the file again from its source."
 PACKED = 3  # how often a file may have been packed
 # What nibabel raises on broken files: stream errors, header errors, and sizes that no memory holds.
-BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, zlib.error)
+BROKEN = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+    *(zlib.error, WrapStructError),
+)
 
 UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # code of `xyzt_units` → millimetres; its three lowest bits are the unit of length
 UNKNOWN_UNIT = "the NIfTI header does not say in which unit of length it is: taken as millimetres."

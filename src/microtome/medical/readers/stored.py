@@ -1,25 +1,20 @@
-"""Pixels of DICOM files: decoded, in the modality's units, large as bright (PS3.3, C.7.6.3, C.7.5.1.1.2 and C.11.1)."""
+"""Pixels of DICOM files: in the modality's units, large as bright (PS3.3, C.7.6.3, C.7.5.1.1.2 and C.11.1)."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.uid import JPEGExtended12Bit
 
-from microtome.errors import MissingExtraError, ReadError
-from microtome.medical.readers import jpeg
+from microtome.errors import ReadError
 from microtome.medical.readers.elements import AGAIN, numbers, rescale, value
 from microtome.medical.readers.lean import lean
 from microtome.types import Array
 
-DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")  # GDCM last: see _decoder
 # What marks pixels as padding, and the other end of a range of it, by the kind of the pixels.
 PADDING = {
     "i": (("PixelPaddingValue", "PixelPaddingRangeLimit"),),
@@ -61,47 +56,18 @@ def stacked(slices: Sequence[Pixels]) -> Pixels:
     return Pixels(array, np.stack([none if one.padding is None else one.padding for one in slices]))
 
 
-def decode(dataset: Dataset, path: Path) -> Array:
-    """Pixels as stored: (H, W), (F, H, W), (H, W, 3) or (F, H, W, 3); palettes become RGB.
+def coloured(array: Array, dataset: Dataset, path: Path) -> Array:
+    """Decoded pixels with the colours of their palette, if they have one; in native byte order.
 
     Raises:
-        ReadError: truncated or damaged.
-        MissingExtraError: compressed in a way that no installed decoder reads.
+        ReadError: a broken palette.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            plugin = _decoder(dataset)
-            extended = dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit
-            if extended and plugin != "pylibjpeg" and _bits(dataset, path, 16) > 8:
-                frames = jpeg.decode_dicom(path, path)
-                return frames[0] if len(frames) == 1 else frames
-            dataset.pixel_array_options(decoding_plugin=plugin)
-            array: Array = dataset.pixel_array
-            if str(dataset.get("PhotometricInterpretation", "")).startswith("PALETTE"):
-                array = _narrow(apply_color_lut(array, dataset)[..., :3])
-    except (ReadError, MissingExtraError):
-        raise
-    except Exception as error:  # decoders raise errors of their own: RuntimeError, ValueError, AttributeError, …
-        text = str(error)
-        if "missing dependencies" in text:
-            raise MissingExtraError("Reading JPEG-compressed DICOM", "jpeg") from error
-        if "less than expected" in text:
-            raise ReadError(f"{path} is truncated: pixel data are missing at its end.", AGAIN) from error
-        raise ReadError(f"The pixel data of {path} cannot be decoded.", AGAIN) from error
+    if str(value(dataset, "PhotometricInterpretation", path) or "").startswith("PALETTE"):
+        try:
+            array = _narrow(apply_color_lut(array, dataset)[..., :3])
+        except Exception as error:  # whatever a broken palette makes pydicom raise
+            raise ReadError(f"{path} has a broken palette.", AGAIN) from error
     return array.astype(array.dtype.newbyteorder("="))
-
-
-def _decoder(dataset: Dataset) -> str:
-    """The pydicom plugin that decodes a file: the first of `DECODERS` that is installed; empty if none is needed.
-
-    One only: pydicom would try them all in turn on a damaged file, and GDCM then may end the whole process.
-    """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return ""
-    installed = get_decoder(syntax).available_plugins
-    return next((name for name in DECODERS if name in installed), "")
 
 
 def _narrow(colours: Array) -> Array:
