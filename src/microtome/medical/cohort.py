@@ -15,6 +15,7 @@ from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats import find_format
 from microtome.medical.formats.table import Row, Table, patient_rule
 from microtome.medical.read import mask_and_notes, read_image, read_mask
+from microtome.medical.readers.detached import voxel_files
 from microtome.medical.remarks import Remarks
 from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role
@@ -251,7 +252,7 @@ def _in_turn(lists: list[list[Case]]) -> list[Case]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path, *voxel_files(path)]
 
 
 def _sha256(file: Path) -> str:

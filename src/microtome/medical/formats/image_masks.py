@@ -18,6 +18,7 @@ from microtome.medical.formats.table import (
     split_folders,
     subfolder,
 )
+from microtome.medical.readers.detached import without_voxel_files
 from microtome.medical.readers.kind import suffix_of
 
 NAME = "image_masks"
@@ -83,7 +84,8 @@ def pair(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], int]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return [entry for entry in listing(folder) if entry.is_dir() or suffix_of(entry) in IMAGE_SUFFIXES]
+    entries = [entry for entry in listing(folder) if entry.is_dir() or suffix_of(entry) in IMAGE_SUFFIXES]
+    return without_voxel_files(entries)
 
 
 def _image_stem(stem: str, images: dict[str, Path]) -> str | None:

@@ -68,7 +68,8 @@ def _load(path: Path, *, mask: bool) -> Array:
         if (other := jpeg.description(path)) is not None:
             return jpeg.decode(path, other)
         raise ReadError(
-            f"{path} is damaged, or a picture of an unusual kind.", "Save it as PNG, or as TIFF of 8 or 16 bits."
+            f"{path} is damaged, or a picture of an unusual kind.",
+            "Save it as PNG, or as TIFF with gray or RGB of 8 or 16 bits.",
         ) from error
     except PIL.Image.DecompressionBombError as error:
         raise ReadError(f"{path} is too large to read whole.", "Cut it into tiles first.") from error
