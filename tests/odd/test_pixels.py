@@ -184,6 +184,28 @@ class TestTiff:
         same(read(path), palette.T[indices].astype(np.uint8))
 
 
+TURNS = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("packed", [None, "tiff_adobe_deflate"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_tiff_with_an_orientation(tmp_path, orientation, packed, kind):
+    exif, array = PIL.Image.Exif(), (GRAY // 300).astype(kind)
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(array).save(tmp_path / "x.tif", exif=exif, compression=packed)
+    same(read(tmp_path / "x.tif"), TURNS[orientation](array))
+
+
 class TestFewerBits:
     def test_unsigned_of_32_bits(self, tmp_path):
         array = np.array([[0, 1, 3_000_000_000, 65535]], np.uint32)
