@@ -189,6 +189,38 @@ class TestItkCohorts:
         np.testing.assert_array_equal(read_mask(tmp_path / "m.nrrd", read_image([tmp_path / "x.nii.gz"])), LABELS)
 
 
+class TestVoxelsInAnotherFile:
+    def write(self, path: Path, array: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".hdr":
+            nibabel.save(nibabel.Nifti1Pair(array, AFFINE), path)
+        else:
+            itk(path, array.transpose(2, 1, 0))
+
+    @pytest.mark.parametrize("suffix", [".nhdr", ".mhd", ".hdr"])
+    def test_they_count_for_what_a_case_is(self, tmp_path, suffix):
+        """Headers of images of one size are all the same."""
+        for k in range(4):
+            self.write(tmp_path / f"{k}" / f"image{suffix}", VOXELS + np.int16(k % 2))
+        lines = "\n".join(f"{k}/image{suffix},{k % 2}" for k in range(4))
+        (tmp_path / "cohort.csv").write_text(f"image,label\n{lines}\n")
+        cohort = load_cohort(tmp_path / "cohort.csv", evaluation=1.0, tuning=0.0)
+        assert len({cohort.sha256(case) for case in cohort.cases}) == 2
+
+    @pytest.mark.parametrize("suffix", [".nhdr", ".mhd", ".hdr"])
+    def test_they_are_no_images_of_their_own(self, tmp_path, suffix):
+        like_dicom = np.zeros((5, 6, 7), np.int16)
+        like_dicom.T.flat[:4] = (8, 5, 5, 0)  # as a file without preamble would begin
+        for k in range(4):
+            self.write(tmp_path / "images" / f"{k}{suffix}", like_dicom)
+            self.write(tmp_path / "masks" / f"{k}{suffix}", LABELS)
+        assert [job.name for job in jobs_of([tmp_path / "images"])] == ["0", "1", "2", "3"]
+        cohort = load_cohort(tmp_path)
+        assert [len(case.image) for case in cohort.cases] == [1] * 4
+        for case in cohort.cases:
+            np.testing.assert_array_equal(cohort.mask(case, cohort.image(case)), LABELS)
+
+
 class TestAlmostWhole:
     """Masks that were stored as float32, or by a slope."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image as Picture
 from typer.testing import CliRunner
 
@@ -87,6 +88,28 @@ def test_volumes_come_out_as_nifti_on_their_own_grid(volumes, tmp_path: Path):
         assert expected.any()
         assert np.mean(actual == expected) >= SAME
         assert np.mean(opened.predict(read_image([file])) == expected) >= SAME
+
+
+def test_volumes_whose_forms_differ_and_that_have_no_unit(volumes, tmp_path: Path):
+    package, folder = volumes
+    voxels = np.asarray(nibabel.load(next(iter(sorted(folder.iterdir())))).dataobj)
+    (tmp_path / "in").mkdir()
+    for name, unit in (("a", 3), ("b", 0), ("c", 0)):
+        header = nibabel.Nifti1Header()
+        header.set_qform(np.diag([2.0, 3, 4, 1]), 1)
+        header.set_sform(np.array([[-2.0, 0, 0, 10], [0, -3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]]), 4)
+        header["xyzt_units"] = unit
+        nibabel.save(nibabel.Nifti1Image(voxels, None, header), tmp_path / "in" / f"{name}.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "in" / "a.nii.gz")), str(tmp_path / "in" / "d.mha"))
+    done = CliRunner().invoke(app, ["predict", str(package), str(tmp_path / "in"), "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "Note: 2 cases: the NIfTI header does not say in which unit" in done.output
+    assert len(record(tmp_path / "out")["notes"]) == 1
+    for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz", "d.mha"):
+        image = sitk.ReadImage(str(tmp_path / "in" / name))
+        labels = sitk.ReadImage(str(tmp_path / "out" / f"{name[0]}.nii.gz"))
+        for place in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(labels, place)(), getattr(image, place)(), rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_come_out_as_png(pictures, tmp_path: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from microtome.errors import ReadError
 from microtome.medical.readers import arrays
+from microtome.medical.readers.detached import voxel_files, without_voxel_files
 from microtome.medical.readers.elements import split_series
 from microtome.medical.readers.kind import SUFFIXES, kind_of_head, read_head, stem_of, suffix_of
 
@@ -35,7 +36,8 @@ class Job:
         Folders are left out, so that data may be moved, and so is what the files hold, since reading takes time.
         """
         text = repr(self.index)
-        for file in self.files:
+        voxels = [path for header in self.files for path in voxel_files(header)]
+        for file in (*self.files, *voxels):
             text += f"\n{file.name}"
             with contextlib.suppress(OSError):  # what is gone is told when it is read
                 found = file.stat()
@@ -85,12 +87,12 @@ def _in_file(path: Path) -> list[Job]:
 
 def _in_folder(folder: Path) -> list[Job]:
     jobs, dicom = [], []
-    for path in _visible(folder):
+    for path in without_voxel_files(_visible(folder)):
         if path.is_dir():
             jobs += _series(path, [file for file in _visible(path) if _kind(file) == "dicom"])
         elif (kind := _kind(path)) == "dicom":
             dicom.append(path)
-        elif kind is not None and not (suffix_of(path) == ".img" and path.with_suffix(".hdr").exists()):
+        elif kind is not None:
             jobs += _in_file(path)
     return [*_series(folder, dicom), *jobs]
 

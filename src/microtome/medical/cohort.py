@@ -19,6 +19,7 @@ from microtome.medical.formats.patients import PatientsByPattern
 from microtome.medical.formats.table import Row, Table
 from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
 from microtome.medical.read import read_image
+from microtome.medical.readers.detached import voxel_files
 from microtome.medical.remarks import Remarks
 from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role
@@ -297,7 +298,7 @@ def _in_turn(lists: list[list[Case]]) -> list[Case]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path, *voxel_files(path)]
 
 
 def _sha256(file: Path) -> str:

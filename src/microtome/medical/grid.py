@@ -96,9 +96,10 @@ def _fits(mask: Image, ours: Array, image: Image, theirs: Array) -> Turn | None:
 
 def _turn(ours: Array, theirs: Array) -> Turn | None:
     """The turn that brings axes into the other's order and direction; None where an axis has none."""
-    found = nibabel.orientations.ornt_transform(nibabel.io_orientation(ours), nibabel.io_orientation(theirs))
-    if np.isnan(found).any():
+    start, end = nibabel.io_orientation(ours), nibabel.io_orientation(theirs)
+    if np.isnan(start).any() or np.isnan(end).any():
         return None
+    found = nibabel.orientations.ornt_transform(start, end)
     return tuple((int(axis), int(direction)) for axis, direction in found)
 
 

@@ -21,6 +21,7 @@ from microtome.medical.formats.table import (
     split_folders,
     subfolder,
 )
+from microtome.medical.readers.detached import without_voxel_files
 from microtome.medical.readers.kind import is_dicom, suffix_of
 
 NAME = "image_masks"
@@ -111,7 +112,8 @@ def _is_plain_folder(entry: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return [entry for entry in listing(folder) if entry.is_dir() or suffix_of(entry) in IMAGE_SUFFIXES]
+    entries = [entry for entry in listing(folder) if entry.is_dir() or suffix_of(entry) in IMAGE_SUFFIXES]
+    return without_voxel_files(entries)
 
 
 def _image_stem(stem: str, images: dict[str, Path], short: dict[str, str]) -> tuple[str | None, str]:

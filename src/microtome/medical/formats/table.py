@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from microtome.errors import DataError, ReadError
+from microtome.medical.readers.detached import without_voxel_files
 from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
 
 Split = Literal["train", "val", "test"]
@@ -134,7 +135,8 @@ def listing(folder: Path) -> list[Path]:
 
 def image_files(folder: Path) -> list[Path]:
     """The files of a folder whose suffix is that of an image."""
-    return [entry for entry in listing(folder) if suffix_of(entry) in IMAGE_SUFFIXES and entry.is_file()]
+    files = [entry for entry in listing(folder) if suffix_of(entry) in IMAGE_SUFFIXES and entry.is_file()]
+    return without_voxel_files(files)
 
 
 def has_image(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from microtome.errors import GeometryError, ReadError
-from microtome.medical.readers.decoders import Decoder
+from microtome.medical.readers.decoders import decode
 from microtome.medical.readers.elements import AGAIN, frame_count, load, numbers, plane, require_image, rescale, value
 from microtome.medical.readers.geometry import Plane, stack
 from microtome.medical.readers.stored import coloured, in_units, stacked
@@ -33,15 +33,13 @@ def read(paths: Sequence[Path]) -> Image:
         MissingExtraError: compressed in a way that no installed decoder reads.
         GeometryError: the slices make no evenly spaced stack.
     """
-    with Decoder() as decode:
-        if len(paths) > 1:
-            return _read_series(paths, decode)
-        dataset = load(paths[0])
-        frames = _frames(dataset, paths[0])
-        if frames > 1:
-            return _read_frames(dataset, paths[0], frames, decode)
-        pixels = coloured(decode(dataset, paths[0]), dataset, paths[0])
-    array = in_units(pixels, dataset, paths[0]).filled
+    if len(paths) > 1:
+        return _read_series(paths)
+    dataset = load(paths[0])
+    frames = _frames(dataset, paths[0])
+    if frames > 1:
+        return _read_frames(dataset, paths[0], frames)
+    array = in_units(coloured(decode(dataset, paths[0]), dataset, paths[0]), dataset, paths[0]).filled
     return Image(array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, 2, 0)))
 
 
@@ -53,7 +51,7 @@ def _frames(dataset: Dataset, path: Path) -> int:
     return count
 
 
-def _read_series(paths: Sequence[Path], decode: Decoder) -> Image:
+def _read_series(paths: Sequence[Path]) -> Image:
     """Two passes, so that only one slice's file is in memory beside the volume."""
     folder = paths[0].parent
     headers = [load(path, pixels=False) for path in paths]
@@ -83,7 +81,7 @@ def _read_series(paths: Sequence[Path], decode: Decoder) -> Image:
     return Image(np.ascontiguousarray(stacked(slices).filled.transpose(2, 1, 0)[None]), affine)
 
 
-def _read_frames(dataset: Dataset, path: Path, frames: int, decode: Decoder) -> Image:
+def _read_frames(dataset: Dataset, path: Path, frames: int) -> Image:
     planes = _frame_planes(dataset, path, frames)
     if planes is None or value(dataset, "SamplesPerPixel", path) == 3:
         raise ReadError(

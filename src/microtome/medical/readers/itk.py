@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from microtome.errors import GeometryError, MissingExtraError, ReadError
+from microtome.medical.readers import apart
 from microtome.medical.readers.geometry import LPS_TO_RAS
 from microtome.medical.readers.kind import Kind
 from microtome.medical.readers.lean import lean
@@ -46,25 +47,26 @@ def read(path: Path, kind: Kind) -> Image:
         DataError: numbers that float32 cannot hold.
     """
     try:
-        import SimpleITK as sitk
+        import SimpleITK  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(f"Reading {'NRRD' if kind == 'nrrd' else 'MetaImage'}", "itk") from error
 
     head = _header(path)
-    image = _execute(sitk, path, kind)
+    try:
+        place, array = apart.read("itk", path, driver=DRIVERS[kind])
+    except apart.ReadApartError as error:
+        raise ReadError(f"{path} is truncated or damaged, or the file of its voxels is missing.", AGAIN) from error
     _check_packed(path, head, kind)
-    array = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() == 1:
-        array = array[..., None]
-    dims = image.GetDimension()
+    dims = array.ndim - 1
     if dims == 4:  # a fourth axis of channels comes first
         array, dims = np.concatenate(list(array), axis=-1), 3
     if dims not in (2, 3):
         raise GeometryError(f"{path} has {dims} axes; three and channels are read.", "Split the file.")
+    array = lean(array, path)
     if dims == 2:
-        return Image(np.ascontiguousarray(np.moveaxis(lean(array, path), 2, 0)))
+        return Image(np.ascontiguousarray(np.moveaxis(array, 2, 0)))
     unit, notes = _unit(head.decode(errors="replace"), kind)
-    return Image(np.ascontiguousarray(lean(array, path).transpose(3, 2, 1, 0)), _affine(image, unit, path), None, notes)
+    return Image(np.ascontiguousarray(array.transpose(3, 2, 1, 0)), _affine(place, unit, path), None, notes)
 
 
 def _header(path: Path) -> bytes:
@@ -73,21 +75,6 @@ def _header(path: Path) -> bytes:
             return stream.read(HEADER)
     except OSError as error:
         raise ReadError(f"{path} cannot be opened: {error.strerror}.", "Check the file's permissions.") from error
-
-
-def _execute(sitk: Any, path: Path, kind: Kind) -> Any:
-    """The image; without the warnings of ITK, which name files."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.SetImageIO(DRIVERS[kind])
-        return reader.Execute()
-    except (RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
-        raise ReadError(f"{path} is truncated or damaged, or the file of its voxels is missing.", AGAIN) from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 def _check_packed(path: Path, head: bytes, kind: Kind) -> None:
@@ -109,13 +96,13 @@ def _check_packed(path: Path, head: bytes, kind: Kind) -> None:
         raise ReadError(f"{path} is truncated: its packed voxels end too early.", AGAIN)
 
 
-def _affine(image: Any, millimetres: float, path: Path) -> Array:
+def _affine(place: dict[str, Any], millimetres: float, path: Path) -> Array:
     """Voxel indices → RAS+ mm from ITK's origin, spacing and direction, which are in LPS."""
-    size = image.GetDimension()
+    size = len(place["spacing"])
     affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(size, size)[:3, :3]
-    affine[:3, :3] = direction * np.array(image.GetSpacing())[:3] * millimetres
-    affine[:3, 3] = np.array(image.GetOrigin())[:3] * millimetres
+    direction = np.array(place["direction"], float).reshape(size, size)[:3, :3]
+    affine[:3, :3] = direction * np.array(place["spacing"], float)[:3] * millimetres
+    affine[:3, 3] = np.array(place["origin"], float)[:3] * millimetres
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) == 0:
         raise GeometryError(f"{path} has axes without length or direction.", "Repair the directions in its header.")
     placed: Array = LPS_TO_RAS @ affine

@@ -12,7 +12,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGExtended12Bit, JPEGLossless, SecondaryCaptureImageStorage, generate_uid
 
 from microtome.errors import MissingExtraError, ReadError
-from microtome.medical.readers.decoders import EXTRA, Decoder
+from microtome.medical.readers.decoders import EXTRA
+from microtome.medical.readers.decoders import decode as decode_dicom
 from microtome.medical.readers.elements import load
 from microtome.types import Array
 
@@ -67,8 +68,7 @@ def decode(path: Path, frame: Frame) -> Array:
         wrapped = Path(folder) / "picture.dcm"
         _wrap(path.read_bytes(), frame, syntax, wrapped)
         try:
-            with Decoder() as decoder:
-                return decoder(load(wrapped), wrapped)
+            return decode_dicom(load(wrapped), wrapped)
         except MissingExtraError:
             raise MissingExtraError(f"Reading JPEG of {frame.bits} bits", EXTRA) from None
         except ReadError as error:

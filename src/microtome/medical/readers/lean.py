@@ -35,13 +35,14 @@ def lean(array: Array, path: Path) -> Array:
 
 
 def _check(array: Array, narrow: Array, path: Path) -> None:
-    lost = np.isinf(narrow) & np.isfinite(array)
-    if lost.any():
+    peak = max(abs(float(narrow.min())), abs(float(narrow.max())))
+    lost = int((np.isinf(narrow) & np.isfinite(array)).sum()) if peak == np.inf else 0
+    if lost:
         raise DataError(
-            f"{path} holds {int(lost.sum()):,} values of more than {LARGEST:.1e}, the largest number of 32 bits.",
+            f"{path} holds {lost:,} values of more than {LARGEST:.1e}, the largest number of 32 bits.",
             "Divide the image by a constant, and store it as float32.",
         )
-    if not narrow.any() and array.any():
+    if peak == 0 and array.any():
         raise DataError(
             f"{path} holds values below {SMALLEST:.1e} only, which 32 bits cannot tell from 0.",
             "Multiply the image by a constant, and store it as float32.",

@@ -59,7 +59,8 @@ def _load(path: Path, *, mask: bool) -> Array:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata, and sizes below Pillow's own limit
-            with PIL.Image.open(path) as opened:
+            # From a stream: files that Pillow maps into memory by name come out scrambled if they have an orientation.
+            with path.open("rb") as stream, PIL.Image.open(stream) as opened:
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
                     raise ReadError(f"{path} holds {frames} pictures.", "Store one picture per file.")
@@ -68,7 +69,8 @@ def _load(path: Path, *, mask: bool) -> Array:
         if (other := jpeg.description(path)) is not None:
             return jpeg.decode(path, other)
         raise ReadError(
-            f"{path} is damaged, or a picture of an unusual kind.", "Save it as PNG, or as TIFF of 8 or 16 bits."
+            f"{path} is damaged, or a picture of an unusual kind.",
+            "Save it as PNG, or as TIFF with gray or RGB of 8 or 16 bits.",
         ) from error
     except PIL.Image.DecompressionBombError as error:
         raise ReadError(f"{path} is too large to read whole.", "Cut it into tiles first.") from error

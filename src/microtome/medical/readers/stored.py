@@ -99,8 +99,11 @@ def in_units(array: Array, dataset: Dataset, path: Path, scale: tuple[float, flo
     slope, intercept = scale or rescale(dataset, path)
     if (slope, intercept) == (1.0, 0.0):
         return Pixels(lean(array, path), padding)
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused by `read_image`
-        return Pixels(array.astype(np.float32) * np.float32(slope) + np.float32(intercept), padding)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    if np.isinf(scaled).any():
+        scaled = lean(array.astype(np.float64) * slope + intercept, path)  # says what it is
+    return Pixels(scaled, padding)
 
 
 def _bits(dataset: Dataset, path: Path, allocated: int) -> int:
