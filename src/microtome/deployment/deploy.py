@@ -10,7 +10,7 @@ import numpy as np
 
 from microtome.deployment.layers import layer_table
 from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
-from microtome.errors import MicrotomeError
+from microtome.errors import MicrotomeError, TargetError
 from microtome.graph.network import Network
 from microtome.progress import Progress, Silent
 from microtome.results import LayerRow, Run
@@ -18,6 +18,7 @@ from microtome.runtimes.base import Runtime, Session
 from microtome.staging import Place
 from microtome.types import Array
 
+MOST_DB = 200.0
 # How much faster the network must be with its float part in bf16 before that is chosen.
 WORTHWHILE = 0.95
 
@@ -86,8 +87,8 @@ def deploy(
     progress.say("time parent and compressed network, interleaved")
     run_parent = eager(parent, threads)
     real, simulated = run_parent(x), eager(network, threads)(x)
-    floats = {} if not target.RUNS_INTEGERS else _open(target, parent_path, target.PRECISIONS, x, threads)
-    ours = _open(target, path, target.PRECISIONS if precision is None else (precision,), x, threads)
+    floats = {} if not target.RUNS_INTEGERS else _open(target, parent_path, target.PRECISIONS, (x, real), threads)
+    ours = _open(target, path, target.PRECISIONS if precision is None else (precision,), (x, simulated), threads)
     sizes = file_bytes(target, parent_path), file_bytes(target, path)
     names = {p: f"{target.NAME} {title}" + (f", rest {p}" if len(ours) > 1 else "") for p in ours}
     runs = interleaved(
@@ -109,17 +110,31 @@ def deploy(
     return Deployed(path, chosen, best, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
 
 
-def _open(target: Runtime, path: Path, precisions: Sequence[str], x: Array, threads: int) -> dict[str, Session]:
+def _open(
+    target: Runtime, path: Path, precisions: Sequence[str], example: tuple[Array, Array], threads: int
+) -> dict[str, Session]:
     """Open a model file once for each float precision in which it runs on this machine, and run it once.
 
+    Args:
+        target: the runtime.
+        path: the file.
+        precisions: those to try.
+        example: an input, and what the graph makes of it.
+        threads: of the runtime.
+
     Raises:
-        MicrotomeError: it runs in none; what the last one said.
+        MicrotomeError: it runs in none, or returns NaN or infinity where the graph does not; what the last one said.
     """
     sessions: dict[str, Session] = {}
+    x, expected = example
     for precision in precisions:
         try:
             session = target.open_session(path, threads=threads, precision=precision)
-            session.run(x)
+            if sqnr(expected, session.run(x)) == -MOST_DB:
+                raise TargetError(
+                    f"{target.NAME} returns NaN or infinity in {precision} where the graph does not.",
+                    "Some value lies beyond what it computes with: choose another --precision or --target.",
+                )
         except MicrotomeError:
             if precision == precisions[-1] and not sessions:
                 raise
@@ -129,7 +144,18 @@ def _open(target: Runtime, path: Path, precisions: Sequence[str], x: Array, thre
 
 
 def sqnr(signal: Array, other: Array) -> float:
-    """Signal-to-quantization-noise ratio in decibels; 200 if both are equal."""
-    noise = float(np.square(signal - other, dtype=np.float64).mean())
-    power = float(np.square(signal, dtype=np.float64).mean())
-    return 200.0 if noise == 0 else round(min(200.0, 10 * float(np.log10(max(power, 1e-30) / noise))), 2)
+    """Signal-to-quantization-noise ratio in decibels; 200 if both are equal, -200 if one alone is NaN or infinite.
+
+    What is NaN or infinite in both, such as scores outside of a mask, is left out.
+    """
+    finite = np.isfinite(signal)
+    if not np.array_equal(signal[~finite], other[~finite], equal_nan=True) or not np.isfinite(other[finite]).all():
+        return -MOST_DB
+    if not finite.any():
+        return MOST_DB
+    signal, other = signal[finite].astype(np.float64), other[finite].astype(np.float64)
+    largest = float(np.abs(signal).max()) or 1.0  # squares of 1e200 would be infinite, and those of 1e-200 zero
+    noise, power = float(np.square((signal - other) / largest).mean()), float(np.square(signal / largest).mean())
+    if noise == 0:
+        return MOST_DB
+    return round(float(np.clip(10 * np.log10(max(power, 1e-30) / noise), -MOST_DB, MOST_DB)), 2)
