@@ -27,7 +27,7 @@ def qparams_from_range(low: Tensor, high: Tensor, qtype: QType) -> QParams:
         qtype: the number format.
 
     Returns:
-        Scale and zero point of the same shape. A range of zero width gets scale 1.
+        Scale and zero point of the same shape. A range of zero width gets scale 1; none is below SMALLEST_SCALE.
 
     Raises:
         ValueError: a bound is not finite, or low > high.
@@ -44,10 +44,15 @@ def qparams_from_range(low: Tensor, high: Tensor, qtype: QType) -> QParams:
     else:
         scale = (high - low) / max(qtype.qmax - qtype.qmin, 1)
         zero_point = torch.zeros_like(scale)
-    scale = torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale)
+    scale = usable_scale(scale)
     if not qtype.symmetric:
         zero_point = (qtype.qmin - low / scale).round().clamp(qtype.qmin, qtype.qmax)
     return QParams(scale, zero_point.to(torch.int32), qtype)
+
+
+def usable_scale(scale: Tensor) -> Tensor:
+    """Return scales that kernels can divide by: 1 where there is nothing but zeros, else at least SMALLEST_SCALE."""
+    return torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), torch.ones_like(scale))
 
 
 def real_range(qparams: QParams) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,6 @@ def weight_qparams(weight: Tensor, qtype: QType, *, search: bool = False) -> QPa
 
 def _error(weight: Tensor, qparams: QParams) -> Tensor:
     """Summed squared error per channel."""
-    difference = (fake_quantize(weight, qparams) - weight).square()
+    difference = (fake_quantize(weight, qparams) - weight).double().square()  # float32 ends at squares of 1e-23
     axis = qparams.qtype.axis
     return difference.sum() if axis is None else difference.movedim(axis, 0).flatten(1).sum(1)

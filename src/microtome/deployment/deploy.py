@@ -12,7 +12,7 @@ import numpy as np
 from microtome.deployment.layers import layer_table
 from microtome.deployment.memory import fits
 from microtome.deployment.timing import BUDGET_SECONDS, Candidate, eager, file_bytes, interleaved
-from microtome.errors import MicrotomeError
+from microtome.errors import MicrotomeError, TargetError
 from microtome.graph.network import Network
 from microtome.progress import Progress, Silent
 from microtome.results import LayerRow, Run
@@ -20,6 +20,7 @@ from microtome.runtimes.base import Runtime, Session
 from microtome.staging import Place
 from microtome.types import Array
 
+MOST_DB = 200.0
 # How much faster the network must be with its float part in bf16 before that is chosen.
 WORTHWHILE = 0.95
 
@@ -89,11 +90,10 @@ def deploy(
     real, simulated = run_parent(x), eager(network, threads)(x)
     sizes = file_bytes(target, parent_path), file_bytes(target, path)
     wanted = target.PRECISIONS if precision is None else (precision,)
-    contenders = [_Contender(f"{target.NAME} {p}", parent_path, p, p, sizes[0]) for p in target.PRECISIONS]
+    contenders = [_Contender(f"{target.NAME} {p}", parent_path, p, p, sizes[0], real) for p in target.PRECISIONS]
     contenders = contenders if target.RUNS_INTEGERS else []
-    contenders += [
-        _Contender(_title(f"{target.NAME} {title}", p, wanted), path, p, title, sizes[1], True) for p in wanted
-    ]
+    names = {p: _title(f"{target.NAME} {title}", p, wanted) for p in wanted}
+    contenders += [_Contender(names[p], path, p, title, sizes[1], simulated, True) for p in wanted]
     timing = _Timing(target, x, threads, Candidate("eager f32", "pytorch", "f32", run_parent))
     if fits(parent, x.size, len(contenders)):
         progress.say("time parent and compressed network, interleaved")
@@ -117,15 +117,19 @@ def _title(name: str, precision: str, wanted: Sequence[str]) -> str:
     return f"{name}, rest {precision}" if len(wanted) > 1 else name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Contender:
-    """A model file in one float precision; `precision` is that of what is float, `label` what the table says."""
+    """A model file in one float precision.
+
+    `precision` is that of what is float, `label` what the table says, `expected` what the graph makes of the example.
+    """
 
     name: str
     path: Path
     precision: str
     label: str
     bytes: int
+    expected: Array
     compressed: bool = False
 
 
@@ -181,12 +185,28 @@ class _Timing:
 
     def _start(self, contender: _Contender) -> Session:
         session = self._target.open_session(contender.path, threads=self._threads, precision=contender.precision)
-        session.run(self._x)  # the first run compiles and allocates
+        found = session.run(self._x)  # the first run compiles and allocates
+        if sqnr(contender.expected, found) == -MOST_DB:
+            raise TargetError(
+                f"{self._target.NAME} returns NaN or infinity in {contender.precision} where the graph does not.",
+                "Some value lies beyond what it computes with: choose another --precision or --target.",
+            )
         return session
 
 
 def sqnr(signal: Array, other: Array) -> float:
-    """Signal-to-quantization-noise ratio in decibels; 200 if both are equal."""
-    noise = float(np.square(signal - other, dtype=np.float64).mean())
-    power = float(np.square(signal, dtype=np.float64).mean())
-    return 200.0 if noise == 0 else round(min(200.0, 10 * float(np.log10(max(power, 1e-30) / noise))), 2)
+    """Signal-to-quantization-noise ratio in decibels; 200 if both are equal, -200 if one alone is NaN or infinite.
+
+    What is NaN or infinite in both, such as scores outside of a mask, is left out.
+    """
+    finite = np.isfinite(signal)
+    if not np.array_equal(signal[~finite], other[~finite], equal_nan=True) or not np.isfinite(other[finite]).all():
+        return -MOST_DB
+    if not finite.any():
+        return MOST_DB
+    signal, other = signal[finite].astype(np.float64), other[finite].astype(np.float64)
+    largest = float(np.abs(signal).max()) or 1.0  # squares of 1e200 would be infinite, and those of 1e-200 zero
+    noise, power = float(np.square((signal - other) / largest).mean()), float(np.square(signal / largest).mean())
+    if noise == 0:
+        return MOST_DB
+    return round(float(np.clip(10 * np.log10(max(power, 1e-30) / noise), -MOST_DB, MOST_DB)), 2)

@@ -23,6 +23,7 @@ WRAPPERS = {
     "AveragedModel": "module",
 }
 HALF_LARGEST = 65504.0
+MASK_VALUES = 2
 
 
 def unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -37,14 +38,14 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         names[type(module).__name__] += 1
         module = getattr(module, attribute)
     _refuse_foreign(module)
-    others = check_float32(dict(_tensors(module)), "the network")
+    tensors = dict(_tensors(module))
+    others = check_float32(tensors, "the network")
     inner = [part for part in module.modules() if _wraps(part) is not None or _is_compiled(part)]
-    if inner or others:
+    if inner or _needs_cast(tensors):
         names.update(type(part).__name__ for part in inner if _wraps(part) is not None)
         module = copied(module)
         _unwrap_parts(module)
-        if others:
-            _cast(module)
+        _cast(module)
     notes = (f"The module inside of {', '.join(names)} is taken.",) if names else ()
     return module, (*notes, *others)
 
@@ -83,9 +84,11 @@ def check_float32(tensors: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
     Raises:
         WeightsError: float32 cannot hold a weight; the error names it.
     """
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    lost = _lost(tensors)
     others = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32}
     if not others:
-        return ()
+        return tuple(lost)
     kinds = Counter(str(t.dtype).removeprefix("torch.") for t in others.values())
     largest = torch.finfo(torch.float32).max
     for name, tensor in others.items():
@@ -95,26 +98,36 @@ def check_float32(tensors: Mapping[str, Tensor], where: str) -> tuple[str, ...]:
                 "Scale the weights, or use an earlier checkpoint: training may have diverged.",
             )
     what = " and ".join(f"{count} in {kind}" for kind, count in kinds.items())
-    notes = [f"Of {len(tensors)} tensors of {where}, {what} were cast to float32."]
-    return (*notes, *_lost(others))
+    return (f"Of {len(tensors)} tensors of {where}, {what} were cast to float32.", *lost)
 
 
 def _lost(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return notes on weights that a type had cut off before, and on those that float32 takes for zero."""
+    """Return notes on weights that a number type has cut off at its largest, and on those that float32 takes for 0."""
     notes = []
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.float16:
-            share = float((tensor.abs() == HALF_LARGEST).double().mean()) if tensor.numel() else 0.0
-            if share:
-                notes.append(
-                    f"{share:.1%} of {name} sit at exactly {HALF_LARGEST:.0f}, the largest number of float16: what was "
-                    "beyond it was cut off when these weights were saved. Use weights in float32."
-                )
-        if tensor.dtype == torch.float64:
-            gone = float(((tensor != 0) & (tensor.float() == 0)).double().mean()) if tensor.numel() else 0.0
-            if gone:
-                notes.append(f"{gone:.1%} of {name} are so small that they are 0 in float32.")
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        kind, largest = _narrowest(tensor)
+        share = float((tensor.float().abs() == largest).double().mean()) if kind else 0.0
+        if share:
+            notes.append(
+                f"{share:.1%} of {name} sit at exactly {largest:.6g}, the largest number of {kind}: what was beyond it "
+                "was cut off before these weights were saved. Use weights that were saved in float32."
+            )
+        gone = float(((tensor != 0) & (tensor.float() == 0)).double().mean()) if tensor.dtype == torch.float64 else 0.0
+        if gone:
+            notes.append(f"{gone:.1%} of {name} are so small that they are 0 in float32.")
     return notes
+
+
+def _narrowest(tensor: Tensor) -> tuple[str, float]:
+    """Return the type that may have cut values off: the tensor's own, or float16 for all that it holds; else ''."""
+    if tensor.dtype.itemsize == 1 or tensor.dtype == torch.float16:
+        return str(tensor.dtype).removeprefix("torch."), torch.finfo(tensor.dtype).max
+    top = float(tensor.abs().max())
+    once_half = top == HALF_LARGEST and torch.equal(tensor, tensor.half().to(tensor.dtype))
+    several = once_half and len(set(tensor.flatten().tolist())) > MASK_VALUES  # a mask has 0 and -65504 only
+    return ("float16", HALF_LARGEST) if several else ("", 0.0)
 
 
 def _refuse_foreign(module: nn.Module) -> None:
@@ -145,6 +158,10 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
         own = {f"{path}.{key}".lstrip("."): value for key, value in vars(part).items() if isinstance(value, Tensor)}
         named += [(name, value) for name, value in own.items() if name.rpartition(".")[2] not in _norms(part)]
     return [(name, tensor) for name, tensor in named if not nn.parameter.is_lazy(tensor)]
+
+
+def _needs_cast(tensors: Mapping[str, Tensor]) -> bool:
+    return any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors.values())
 
 
 def _cast(module: nn.Module) -> None:

@@ -47,7 +47,7 @@ class EncodeWeights(Method):
 
         Raises:
             OptionError: nothing is known of the target, or `skip` or `layer_formats` names a layer that there is not.
-            WeightsError: a weight is empty or not finite.
+            WeightsError: a weight is empty or not finite, or lies outside of the format's range.
         """
         unknown = sorted({*self.skip, *self.layer_formats} - {layer.name for layer in network.layers})
         if unknown:
@@ -90,10 +90,18 @@ class EncodeWeights(Method):
 
 
 def _encode(network: Network, layer: Layer, number_format: Format) -> Encoded:
+    weight = network.tensor(str(layer.weight.target))
     try:
-        return number_format.encode(network.tensor(str(layer.weight.target)), output_axis(layer.node))
+        encoded = number_format.encode(weight, output_axis(layer.node))
     except ValueError as error:
         raise WeightsError(f"the weight of {layer.name} cannot be encoded: {error}.") from error
+    misfit = number_format.misfit(weight, encoded.decode())
+    if misfit is not None:
+        raise WeightsError(
+            f"{number_format.name} cannot hold the weight of {layer.name}: {misfit}.",
+            f"Choose bf16, or a format that scales, such as fp8_e4m3fn; or leave the layer out: --skip {layer.name}",
+        )
+    return encoded
 
 
 def _set_quantizer(network: Network, layer: Layer, grid: QParams | None) -> None:

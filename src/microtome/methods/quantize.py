@@ -12,7 +12,7 @@ import torch
 from microtome.core.affine import qparams_from_range
 from microtome.core.observers import OBSERVERS, Observer, make_observer
 from microtome.core.range_search import weight_qparams
-from microtome.errors import OptionError, TargetError
+from microtome.errors import OptionError, TargetError, WeightsError
 from microtome.graph import edit
 from microtome.graph.choosing.budget import Budget
 from microtome.graph.choosing.float_fallback import Fallback, skipped
@@ -21,7 +21,7 @@ from microtome.graph.network import Layer, Network
 from microtome.graph.operators import output_axis
 from microtome.graph.watching.observe import watch
 from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State
-from microtome.types import Bits, ObserverName, QType
+from microtome.types import Bits, ObserverName, QParams, QType
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Quantize(Method):
             TargetError: the target has integer kernels for none of the layers.
             OptionError: `skip` names a layer that the network does not have, or nothing is known of the target.
             DataError: there is no calibration data, or it makes a value NaN.
+            WeightsError: a grid would hold nothing but zeros.
         """
         network = network.copy()
         capabilities = context.target
@@ -111,6 +112,8 @@ class Quantize(Method):
         for site in sites:
             low, high = _merged([observers[value] for value in site.edges]).range(site.qtype)
             qparams = qparams_from_range(torch.tensor(low), torch.tensor(high), site.qtype)
+            for value in site.edges:
+                _refuse_nothing(spans[value], qparams, f"what {value.name} returns")
             for value, users in site.edges.items():
                 edit.insert_quantizer(network.graph_module, value, list(users), qparams, value.name)
         edit.finish(network.graph_module)
@@ -163,7 +166,17 @@ class Quantize(Method):
         source = layer.weight
         weight = network.tensor(str(source.target))
         qparams = weight_qparams(weight, replace(qtype, axis=output_axis(layer.node)), search=self.search_weights)
+        _refuse_nothing(float(weight.abs().max()), qparams, f"the weight of {layer.name}")
         edit.insert_quantizer(network.graph_module, source, [layer.node], qparams, layer.name)
+
+
+def _refuse_nothing(largest: float, qparams: QParams, what: str) -> None:
+    """Raise WeightsError if a grid holds nothing but zeros of values that are none."""
+    if 0 < largest < float(qparams.scale.min()) / 2:
+        raise WeightsError(
+            f"{what} is so small, at most {largest:.3g}, that {qparams.qtype.name} holds only zeros of it.",
+            "Scale it up in the network, and what reads it down; or leave the layer in float: --skip LAYER.",
+        )
 
 
 def _merged(observers: Sequence[Observer]) -> Observer:

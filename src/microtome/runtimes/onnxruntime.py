@@ -51,11 +51,12 @@ def capabilities() -> Capabilities:
 
 def export(network: Network, folder: Path) -> Path:
     """Write `model.onnx`, attention as plain products: an Einsum takes ONNX Runtime longer."""
+    from microtome.graph.rewriting.bias_room import room_for_biases
     from microtome.graph.structure.attention import expand_attention
     from microtome.runtimes.onnx_file import export_onnx
 
     path = folder / "model.onnx"
-    export_onnx(expand_attention(network), path)
+    export_onnx(expand_attention(room_for_biases(network)), path)
     return path
 
 

@@ -67,6 +67,13 @@ class Format(ABC):
     def decode(self, codes: Tensor, parameters: Parameters) -> Tensor:
         """Return the real values of codes (C, N), float32, same shape."""
 
+    def misfit(self, tensor: Tensor, decoded: Tensor) -> str | None:
+        """Say what of a tensor lies outside of the format's range; None if nothing does."""
+        largest = float(tensor.abs().max())
+        if largest and not bool(decoded.any()):
+            return f"it becomes 0, since its largest value is {largest:.3g}"
+        return None
+
     def integers(self, codes: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor] | None:
         """Return codes (C, N) as (integers of the same shape, scale (C,) or ()), if these give the values exactly."""
         return None

@@ -28,7 +28,7 @@ class Binary(LevelFormat):
 
     def fit(self, values: Tensor) -> Parameters:
         """Return `scale` (C,)."""
-        return {"scale": values.abs().mean(1).clamp(min=SMALLEST_SCALE)}
+        return {"scale": values.double().abs().mean(1).float().clamp(min=SMALLEST_SCALE)}
 
     def table(self, parameters: Parameters) -> Tensor:
         """Return the two values."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from microtome.core.affine import SMALLEST_SCALE
+from microtome.core.affine import usable_scale
 from microtome.core.formats.base import LARGEST_INT8, Parameters, check_bits, per_row
 from microtome.core.formats.levels import LevelFormat
 
@@ -76,7 +76,7 @@ class Codebook(LevelFormat):
         if not self.integer:
             return {"codebook": book}
         scale = book.abs().amax(1) / LARGEST_INT8
-        scale = torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale)
+        scale = usable_scale(scale)
         return {"codebook": (book / scale[:, None]).round().to(torch.int8), "scale": scale}
 
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from microtome.core.affine import SMALLEST_SCALE
+from microtome.core.affine import SMALLEST_SCALE, usable_scale
 from microtome.core.formats.base import LARGEST_INT8, Format, Parameters, per_row
 
 # Scales that the search tries, as shares of the largest magnitude: few-bit formats clip far inside the extremes.
@@ -85,7 +85,7 @@ def search_scale(values: Tensor, levels: Tensor) -> Tensor:
     """
     top = levels[-1]
     largest = values.abs().amax(1, keepdim=True)
-    safe = torch.where(largest < SMALLEST_SCALE * float(top), torch.full_like(largest, float(top)), largest) / top
+    safe = usable_scale(largest / top)
     boundaries = ((levels[1:].double() + levels[:-1].double()) / 2).float()
     best, least = safe, torch.full_like(safe, torch.inf, dtype=torch.float64)
 
@@ -93,7 +93,7 @@ def search_scale(values: Tensor, levels: Tensor) -> Tensor:
         return levels[torch.bucketize(values / scale, boundaries, right=True)]
 
     def better(scale: Tensor) -> tuple[Tensor, Tensor]:
-        error = (nearest(scale) * scale - values).square().sum(1, keepdim=True, dtype=torch.float64)
+        error = (nearest(scale) * scale - values).double().square().sum(1, keepdim=True)
         return torch.where(error < least, scale, best), torch.minimum(error, least)
 
     for share in SHARES:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from microtome.core.affine import SMALLEST_SCALE
+from microtome.core.affine import usable_scale
 from microtome.core.formats.base import LARGEST_INT8, Parameters, check_bits, per_row
 from microtome.core.formats.levels import LevelFormat, mirrored
 
@@ -66,7 +66,7 @@ class Logarithmic(LevelFormat):
         if self.span is not None:
             return {}
         largest = values.abs().amax(1)
-        return {"scale": torch.where(largest < SMALLEST_SCALE, torch.ones_like(largest), largest)}
+        return {"scale": usable_scale(largest)}
 
     def table(self, parameters: Parameters) -> Tensor:
         """Return the levels, ascending."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from microtome.core.affine import SMALLEST_SCALE
+from microtome.core.affine import usable_scale
 from microtome.core.formats.base import Format, Parameters, per_row
 
 Kind = Literal["fp16", "bf16", "e4m3fn", "e5m2"]
@@ -20,9 +21,15 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+# How many times the noise of a range that fits is taken for one that does not: 6 dB.
+MISFIT = 4.0
+
+
 @dataclass(frozen=True)
 class Minifloat(Format):
     """Sign, exponent and mantissa in 8 or 16 bits; rounds to nearest even and saturates: no infinity comes up.
+
+    Without a scale the range is fixed: `misfit` says where a tensor does not lie in it.
 
     Codes are the bit patterns. Source: IEEE 754-2019 (fp16); Micikevicius et al., "FP8 Formats for Deep Learning",
     arXiv:2209.05433, table 1 (e4m3fn, e5m2).
@@ -62,7 +69,27 @@ class Minifloat(Format):
         if not self.scaled:
             return {}
         scale = values.abs().amax(1) / self.largest
-        return {"scale": torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale)}
+        return {"scale": usable_scale(scale)}
+
+    def misfit(self, tensor: Tensor, decoded: Tensor) -> str | None:
+        """Say what lies beyond the largest or below the smallest value, where that costs digits; else None."""
+        if self.scaled:
+            return super().misfit(tensor, decoded)
+        real = tensor.detach().double()
+        largest, smallest = self.largest, torch.finfo(DTYPES[self.kind]).tiny
+        beyond = float((real.abs() > largest).double().mean())
+        if beyond:
+            return f"{beyond:.1%} of it lie beyond {largest:.6g}, up to {float(real.abs().max()):.3g}"
+        top = float(real.abs().max())
+        if not top or _noise(real, decoded) <= MISFIT * _noise(real, self._at_best(real, top)):
+            return None
+        below = float(((real != 0) & (real.abs() < smallest)).double().mean())
+        return f"{below:.1%} of it lie below {smallest:.3g}, where digits are lost, down to 0"
+
+    def _at_best(self, real: Tensor, top: float) -> Tensor:
+        """Return what would be left if the largest value lay in the upper part of the range."""
+        factor = 2.0 ** math.floor(math.log2(self.largest / top))
+        return (real * factor).float().to(DTYPES[self.kind]).double() / factor
 
     def codes(self, values: Tensor, parameters: Parameters) -> Tensor:
         """Return the bit patterns."""
@@ -76,3 +103,7 @@ class Minifloat(Format):
         narrow = codes.to(torch.uint8) if self.bits == 8 else codes.to(torch.int16)
         values = narrow.view(DTYPES[self.kind]).float()
         return values * per_row(parameters["scale"]) if self.scaled else values
+
+
+def _noise(real: Tensor, decoded: Tensor) -> float:
+    return float((real - decoded.double()).square().sum())

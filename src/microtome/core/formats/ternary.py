@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from microtome.core.affine import SMALLEST_SCALE
+from microtome.core.affine import usable_scale
 from microtome.core.formats.base import Encoded, Parameters, from_rows, per_row, rows
 from microtome.core.formats.levels import LevelFormat
 
@@ -82,17 +82,13 @@ def exact_scale(magnitudes: Tensor) -> Tensor:
     sums = ordered.cumsum(1)
     counts = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
     best = (sums.square() / counts).argmax(1, keepdim=True)
-    return _usable((sums.gather(1, best) / (best + 1)).squeeze(1).float())
+    return usable_scale((sums.gather(1, best) / (best + 1)).squeeze(1).float())
 
 
 def _twn_threshold(values: Tensor) -> Tensor:
-    return TWN_SHARE * values.abs().mean(1, keepdim=True)
+    return TWN_SHARE * values.double().abs().mean(1, keepdim=True)  # a sum of float32 may be beyond it
 
 
 def _mean_above(magnitudes: Tensor, limit: Tensor) -> Tensor:
     kept = magnitudes > limit
-    return _usable((magnitudes * kept).sum(1) / kept.sum(1).clamp(min=1))
-
-
-def _usable(scale: Tensor) -> Tensor:
-    return torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale)
+    return usable_scale(((magnitudes * kept).double().sum(1) / kept.sum(1).clamp(min=1)).float())
