@@ -14,7 +14,7 @@ from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import read_request
+from microtome.verbs.request import as_classes, read_request
 
 
 @pytest.fixture
@@ -203,6 +203,65 @@ def test_the_same_folders_in_images_and_masks(tmp_path):
         case.mask.relative_to(tmp_path / "masks") == case.image[0].relative_to(tmp_path / "images")
         for case in cohort.cases
     )
+
+
+@pytest.mark.parametrize("sub", ["masks", "labels", "Mask", "annotations", "GT"])
+def test_a_folder_of_masks_beside_the_images(tmp_path, sub):
+    for k in range(6):
+        for name in ("A", "B"):
+            picture(tmp_path / "classes" / name / f"{k}.png", k + 10 * ord(name))
+            mask(tmp_path / "classes" / name / sub / f"{k}.png")
+        picture(tmp_path / "flat" / f"{k}.png", k)
+        mask(tmp_path / "flat" / sub / f"{k}_mask.png")
+    cohort = load_cohort(tmp_path / "flat")
+    assert (cohort.format, len(cohort.cases), cohort.notes) == ("masks_beside", 6, ())
+    assert len({case.patient for case in cohort.cases}) == 6
+    cohort = load_cohort(tmp_path / "classes")
+    assert (cohort.format, cohort.task, len(cohort.cases)) == ("class_folders", "segmentation", 12)
+    for case in cohort.cases:
+        assert case.mask == case.image[0].parent / sub / case.image[0].name
+
+
+def test_train_and_test_within_images_and_masks(tmp_path):
+    for part, count in (("train", 6), ("val", 3), ("test", 4)):
+        for k in range(count):
+            picture(tmp_path / "images" / part / f"{k}.png", k)
+            mask(tmp_path / "masks" / part / f"{k}.png")
+    cohort = load_cohort(tmp_path)
+    assert [len(cohort.train), len(cohort.tuning), len(cohort.evaluation)] == [6, 3, 4]
+    assert len({case.patient for case in cohort.cases}) == 13
+
+
+def test_masks_that_are_numbered_before_the_word(tmp_path):
+    for k in range(4):
+        picture(tmp_path / f"x{k}.png", k)
+        for one in range(2):
+            mask(tmp_path / f"x{k}_{one}_mask.png", slice(one, one + 1))
+    cohort = load_cohort(tmp_path)
+    assert len(cohort.cases) == 4
+    assert int(cohort.mask(cohort.cases[0], None).sum()) == 16
+
+
+def test_names_of_classes_beside_any_layout(tmp_path):
+    for k in range(4):
+        for name in ("A", "B"):
+            picture(tmp_path / "classes" / name / f"{k}.png", k + 10 * ord(name))
+            mask(tmp_path / "classes" / name / f"{k}_mask.png")
+        picture(tmp_path / "flat" / f"{k}.png", k)
+        mask(tmp_path / "flat" / f"{k}_mask.png")
+    for root in ("classes", "flat"):
+        dataset_json(tmp_path / root, labels={"background": 0, "lesion": 255})
+        cohort = as_classes(load_cohort(tmp_path / root), Pipeline("segmentation", ("background", "lesion"), 1, 2))
+        assert cohort.numbers == {0: 0, 255: 1}
+        assert sorted(np.unique(cohort.mask(cohort.cases[0], None))) == [0, 1]
+
+
+def test_folders_of_patients_are_no_classes(tmp_path):
+    for k in range(6):
+        for c in range(2):
+            volume(tmp_path / f"sub-0{k}" / f"{c}.nii.gz", k)
+    with pytest.raises(DataError, match="looks like no cohort"):
+        load_cohort(tmp_path)
 
 
 # nnU-Net's raw folders.

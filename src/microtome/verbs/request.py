@@ -194,7 +194,10 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     if pipeline is None:
         cohort = _for_output(loaded.network, cohort)
         pipeline = default_pipeline(cohort, outputs=outputs)
-        note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}"
+        note = (
+            f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}; the network's outputs are "
+            f"taken for {', '.join(pipeline.classes)}, in that order."
+        )
         loaded = replace(loaded, notes=(*loaded.notes, note))
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, cohort.of_task(pipeline.task), outputs)

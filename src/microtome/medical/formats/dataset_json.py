@@ -60,6 +60,12 @@ def label_names(path: Path) -> Names:
     return Names(tuple(names.get(k, f"label {k}") for k in everyone), frozenset(k for k in everyone if k not in names))
 
 
+def names_beside(folder: Path) -> Names:
+    """The class names of a dataset.json in a folder; none where there is no such file. Raises as `label_names`."""
+    file = folder / "dataset.json"
+    return label_names(file) if file.is_file() else Names()
+
+
 def _by_number(path: Path, labels: Mapping[str, Any]) -> dict[int, str]:
     if all(_whole(key) is not None for key in labels):
         pairs = [(_whole(key), name) for key, name in labels.items()]
