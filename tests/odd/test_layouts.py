@@ -1,15 +1,20 @@
 """Layouts in which masks lie beside images, and nnU-Net's folders of version 1."""
 
+import nibabel
 import numpy as np
 import pytest
+import torch
 from folders import case_of, dataset_json, files, mask, picture, volume
+from PIL import Image as Picture
 from torch import nn
 
+import microtome
 from microtome.errors import DataError, LabelError, ReadError
+from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import read_request
+from microtome.verbs.request import as_classes, read_request
 
 
 @pytest.fixture
@@ -200,6 +205,65 @@ def test_the_same_folders_in_images_and_masks(tmp_path):
     )
 
 
+@pytest.mark.parametrize("sub", ["masks", "labels", "Mask", "annotations", "GT"])
+def test_a_folder_of_masks_beside_the_images(tmp_path, sub):
+    for k in range(6):
+        for name in ("A", "B"):
+            picture(tmp_path / "classes" / name / f"{k}.png", k + 10 * ord(name))
+            mask(tmp_path / "classes" / name / sub / f"{k}.png")
+        picture(tmp_path / "flat" / f"{k}.png", k)
+        mask(tmp_path / "flat" / sub / f"{k}_mask.png")
+    cohort = load_cohort(tmp_path / "flat")
+    assert (cohort.format, len(cohort.cases), cohort.notes) == ("masks_beside", 6, ())
+    assert len({case.patient for case in cohort.cases}) == 6
+    cohort = load_cohort(tmp_path / "classes")
+    assert (cohort.format, cohort.task, len(cohort.cases)) == ("class_folders", "segmentation", 12)
+    for case in cohort.cases:
+        assert case.mask == case.image[0].parent / sub / case.image[0].name
+
+
+def test_train_and_test_within_images_and_masks(tmp_path):
+    for part, count in (("train", 6), ("val", 3), ("test", 4)):
+        for k in range(count):
+            picture(tmp_path / "images" / part / f"{k}.png", k)
+            mask(tmp_path / "masks" / part / f"{k}.png")
+    cohort = load_cohort(tmp_path)
+    assert [len(cohort.train), len(cohort.tuning), len(cohort.evaluation)] == [6, 3, 4]
+    assert len({case.patient for case in cohort.cases}) == 13
+
+
+def test_masks_that_are_numbered_before_the_word(tmp_path):
+    for k in range(4):
+        picture(tmp_path / f"x{k}.png", k)
+        for one in range(2):
+            mask(tmp_path / f"x{k}_{one}_mask.png", slice(one, one + 1))
+    cohort = load_cohort(tmp_path)
+    assert len(cohort.cases) == 4
+    assert int(cohort.mask(cohort.cases[0], None).sum()) == 16
+
+
+def test_names_of_classes_beside_any_layout(tmp_path):
+    for k in range(4):
+        for name in ("A", "B"):
+            picture(tmp_path / "classes" / name / f"{k}.png", k + 10 * ord(name))
+            mask(tmp_path / "classes" / name / f"{k}_mask.png")
+        picture(tmp_path / "flat" / f"{k}.png", k)
+        mask(tmp_path / "flat" / f"{k}_mask.png")
+    for root in ("classes", "flat"):
+        dataset_json(tmp_path / root, labels={"background": 0, "lesion": 255})
+        cohort = as_classes(load_cohort(tmp_path / root), Pipeline("segmentation", ("background", "lesion"), 1, 2))
+        assert cohort.numbers == {0: 0, 255: 1}
+        assert sorted(np.unique(cohort.mask(cohort.cases[0], None))) == [0, 1]
+
+
+def test_folders_of_patients_are_no_classes(tmp_path):
+    for k in range(6):
+        for c in range(2):
+            volume(tmp_path / f"sub-0{k}" / f"{c}.nii.gz", k)
+    with pytest.raises(DataError, match="looks like no cohort"):
+        load_cohort(tmp_path)
+
+
 # nnU-Net's raw folders.
 
 
@@ -271,3 +335,87 @@ def test_a_case_may_be_called_like_a_channel(tmp_path):
     cohort = load_cohort(dataset_json(tmp_path, modality={"0": "MRI"}))
     assert len(cohort.cases) == 6
     assert all(len(case.image) == 1 for case in cohort.cases)
+
+
+# nnU-Net's files of channels, predicted.
+
+
+def names(jobs) -> dict[str, list[str]]:
+    return {job.name: [file.name for file in job.files] for job in jobs}
+
+
+def test_channels_are_one_job_called_like_the_case(tmp_path):
+    for k in range(3):
+        for c in range(2):
+            volume(tmp_path / f"case_{k}_{c:04d}.nii.gz")
+    joined = {f"case_{k}": [f"case_{k}_0000.nii.gz", f"case_{k}_0001.nii.gz"] for k in range(3)}
+    assert names(jobs_of([tmp_path], 2)) == joined
+    assert names(jobs_of(sorted(tmp_path.iterdir(), reverse=True), 2)) == joined
+    single = {file.name.removesuffix(".nii.gz"): [file.name] for file in sorted(tmp_path.iterdir())}
+    assert names(jobs_of([tmp_path], 1)) == names(jobs_of([tmp_path], 3)) == single
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_file_with_the_number_of_a_channel_is_called_like_the_case(tmp_path, channels):
+    volume(tmp_path / "case_0000.nii.gz")
+    volume(tmp_path / "other_0001.nii.gz")
+    volume(tmp_path / "plain.nii.gz")
+    found = names(jobs_of([tmp_path], channels))
+    assert found == {
+        "case": ["case_0000.nii.gz"],
+        "other_0001": ["other_0001.nii.gz"],
+        "plain": ["plain.nii.gz"],
+    }
+
+
+def test_numbered_colour_pictures_are_no_channels(tmp_path):
+    for k in range(3):
+        Picture.fromarray(np.full((8, 8, 3), k, np.uint8)).save(tmp_path / f"frame_{k:04d}.png")
+    assert len(jobs_of([tmp_path], 3)) == 3
+    for k in range(3):
+        picture(tmp_path / f"frame_{k:04d}.png", k)
+    assert list(names(jobs_of([tmp_path], 3))) == ["frame"]
+
+
+def test_channels_in_two_folders_are_two_images(tmp_path):
+    for c in range(2):
+        volume(tmp_path / "ab"[c] / f"case_{c:04d}.nii.gz")
+    assert len(jobs_of([tmp_path / "a", tmp_path / "b"], 2)) == 2
+    for c in range(2):
+        volume(tmp_path / "ab"[c] / f"case_{1 - c:04d}.nii.gz")
+    assert list(names(jobs_of([tmp_path / "a", tmp_path / "b"], 2))) == ["case", "case-2"]
+
+
+def test_unlabelled_channels_are_one_case(tmp_path):
+    for k in range(3):
+        for c in range(2):
+            volume(tmp_path / f"case_{k}_{c:04d}.nii.gz")
+    cohort = load_cohort(tmp_path, evaluation=1, tuning=0)
+    assert [len(case.image) for case in cohort.cases] == [2, 2, 2]
+    volume(tmp_path / "case_9_0000.nii.gz")
+    assert len(load_cohort(tmp_path, evaluation=1, tuning=0).cases) == 7
+
+
+def test_a_package_of_two_channels_predicts_files_of_channels(tmp_path):
+    root = nnunet(tmp_path / "raw", channel_names={"0": "T1", "1": "T2"}, labels={"background": 0, "tumour": 1})
+    rng = np.random.default_rng(0)
+    for file in (root / "imagesTr").iterdir():
+        nibabel.save(nibabel.Nifti1Image(rng.normal(100, 9, (8, 8, 8)).astype(np.float32), np.eye(4)), file)
+    for file in (root / "labelsTr").iterdir():
+        nibabel.save(nibabel.Nifti1Image(rng.integers(0, 2, (8, 8, 8), np.uint8), np.eye(4)), file)
+    network = nn.Conv3d(2, 2, 1)
+    with torch.no_grad():  # the second channel decides
+        network.weight.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0]])[..., None, None, None])
+        network.bias.copy_(torch.tensor([100.0, 0.0]))
+    pipeline = Pipeline("segmentation", ("background", "tumour"), 2, 3, patch=(8, 8, 8), normalize="none")
+    options = CompressOptions(target="reference", pipeline=pipeline, input_shape=(2, 8, 8, 8), recipe="f32")
+    microtome.compress(network, root, tmp_path / "package", options=options)
+    result = microtome.predict(tmp_path / "package", [root / "imagesTr"], tmp_path / "out")
+    assert (result["cases"], result["failed"]) == (6, [])
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.gz")) == [f"case_{k}.nii.gz" for k in range(6)]
+    second = np.asarray(nibabel.load(root / "imagesTr" / "case_3_0001.nii.gz").dataobj)
+    assert np.array_equal(np.asarray(nibabel.load(tmp_path / "out" / "case_3.nii.gz").dataobj), second > 100)
+    again = microtome.predict(tmp_path / "package", [root / "imagesTr"], tmp_path / "out")
+    assert (again["cases"], again["skipped"]) == (0, 6)
+    alone = microtome.predict(tmp_path / "package", [root / "imagesTr" / "case_0_0000.nii.gz"], tmp_path / "alone")
+    assert "has 1 channels but the pipeline expects 2" in alone["failed"][0]["problem"]

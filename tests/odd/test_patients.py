@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from folders import dataset_json, mask, picture, table, volume
 
+from microtome.errors import DataError
 from microtome.medical.cohort import load_cohort
 
 
@@ -112,3 +113,23 @@ def test_every_way_to_tell_patients_has_words(tmp_path):
     labels = {f"{s}_labels": np.arange(4)[:, None] % 2 for s in ("train", "val", "test")}
     np.savez(tmp_path / "x.npz", **arrays, **labels)
     assert load_cohort(tmp_path / "x.npz").patient_rule == "every image is a patient of its own"
+
+
+def test_numbers_that_a_spreadsheet_wrote_as_fractions(tmp_path):
+    lines = [["image", "label", "patient"]]
+    for k in range(8):
+        picture(tmp_path / f"{k}.png", k)
+        lines.append([f"{k}.png", k % 2, ("1", "1.0", "2", "2.00", "10", "10", "P1.0", "3")[k]])
+    assert patients(load_cohort(table(tmp_path / "x.csv", lines))) == 5
+
+
+@pytest.mark.parametrize("name", ["subject_id", "Participant", "PatientID", "patient_id", "mrn"])
+def test_columns_that_seem_to_name_patients(tmp_path, name):
+    for k in range(4):
+        picture(tmp_path / f"{k}.png", k)
+    table(tmp_path / "x.csv", [["image", "label", name], *([f"{k}.png", k % 2, k] for k in range(4))])
+    with pytest.raises(DataError, match=f"has a column '{name}'"):
+        load_cohort(tmp_path)
+    table(tmp_path / "x.csv", [["image", "label", name, "patient"], *([f"{k}.png", k % 2, k, k] for k in range(4))])
+    if name in ("subject_id", "Participant", "mrn"):
+        assert load_cohort(tmp_path).patient_rule == "the column patient"

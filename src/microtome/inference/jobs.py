@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from microtome.errors import ReadError
+from microtome.medical.channel_files import CHANNEL, is_gray
 from microtome.medical.readers import arrays
 from microtome.medical.readers.detached import voxel_files, without_voxel_files
 from microtome.medical.readers.elements import split_series
@@ -45,15 +46,19 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def jobs_of(inputs: Sequence[str | Path]) -> list[Job]:
+def jobs_of(inputs: Sequence[str | Path], channels: int = 1) -> list[Job]:
     """Find the images that inputs stand for.
 
     A file is one image (an npz file holds many). The DICOM files of a folder are one image per series; its other image
     files are one each, and what is no image is passed over. In the folders within a folder only DICOM series are looked
     for. Whether an image can be read is found out when it is.
 
+    nnU-Net's files of single channels, `case_0000`, `case_0001`, …, are one image, `case`, if they are as many as the
+    network has channels and lie in one folder; `case_0000` without others is `case`, too.
+
     Args:
         inputs: files and folders.
+        channels: of the network.
 
     Returns:
         In the order of the inputs, and by name within a folder. Names are those of the files without suffix, for series
@@ -70,7 +75,30 @@ def jobs_of(inputs: Sequence[str | Path]) -> list[Job]:
     if not found:
         places = ", ".join(map(str, inputs)) or "Nothing"
         raise ReadError(f"{places}: no images found.", "Give image files, DICOM series, or folders that hold them.")
-    return list(_distinct(found))
+    return list(_distinct(_joined(found, channels)))
+
+
+def _joined(jobs: Sequence[Job], channels: int) -> Iterator[Job]:
+    """The same jobs, those of the channels of one image made one, in the place of the first."""
+    groups: dict[tuple[Path, str], dict[int, Job]] = {}
+    for job in jobs:
+        place = _channel(job)
+        if place is not None:
+            groups.setdefault(place[0], {})[place[1]] = job
+    for job in jobs:
+        place = _channel(job)
+        group = {} if place is None else groups[place[0]]
+        alone, whole = set(group) == {0}, channels > 1 and set(group) == set(range(channels))
+        if place is None or not (alone or (whole and all(is_gray(one.files[0]) for one in group.values()))):
+            yield job
+        elif place[1] == 0:
+            yield Job(place[0][1], tuple(group[k].files[0] for k in range(len(group))))
+
+
+def _channel(job: Job) -> tuple[tuple[Path, str], int] | None:
+    """The folder and case, and the number of the channel, that the name of a job's only file says."""
+    found = CHANNEL.fullmatch(job.name) if len(job.files) == 1 and job.index is None else None
+    return None if found is None else ((job.files[0].resolve().parent, found.group(1)), int(found.group(2)))
 
 
 def _in_file(path: Path) -> list[Job]:

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from microtome.errors import DataError
-from microtome.medical.readers.kind import stem_of
+import PIL.Image
 
+from microtome.errors import DataError
+from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
+
+GRAY = frozenset({"1", "L", "LA", "I", "F"})
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -28,6 +31,17 @@ def by_case(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
         if other is not file:
             raise DataError(f"{other} and {file.name} are the same channel of one image.", "Keep one of them.")
     return found
+
+
+def is_gray(file: Path) -> bool:
+    """Whether a file is no colour picture: one of these has all channels by itself."""
+    if SUFFIXES.get(suffix_of(file)) != "picture":
+        return True
+    try:
+        with PIL.Image.open(file) as opened:
+            return opened.mode in GRAY or opened.mode.startswith("I;16")
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return True  # is told when it is read
 
 
 def complete(channels: dict[int, Path]) -> tuple[Path, ...] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from microtome.errors import DataError, LabelError
-from microtome.medical.read import mask_and_notes, read_mask
+from microtome.medical.read import WHITE, mask_and_notes, read_mask
 from microtome.types import Array, Image
 
 LOOK_MASKS = 32  # masks that are read to learn how many classes there are, where nothing names them
@@ -72,6 +72,9 @@ def counted_as(labels: Array, numbers: Mapping[int, int], mask: Path, classes: S
     Raises:
         LabelError: a label that is none of them.
     """
+    white = [label for label in WHITE if label in numbers]
+    if white and 1 not in numbers:  # where a mask holds nothing else, it is read as 1
+        numbers = {**numbers, 1: numbers[white[0]]}
     present = np.flatnonzero(np.bincount(labels.ravel())) if labels.size else np.zeros(0, int)
     strange = [int(label) for label in present if int(label) not in numbers]
     if strange:

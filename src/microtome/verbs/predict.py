@@ -72,7 +72,7 @@ def predict(
     if extension not in EXTENSIONS:
         raise OptionError(f"The extension must be {' or '.join(EXTENSIONS)}, not {extension!r}.")
     opened = open_package(package, target=target, threads=threads)
-    jobs = jobs_of(inputs)
+    jobs = jobs_of(inputs, opened.pipeline.channels)
     place = Predictions(out, {"package": _identity(opened), "extension": extension}, overwrite=overwrite)
     suffix = "png" if opened.pipeline.spatial_dims == 2 else extension
     maps = task(opened.pipeline.task).MAPS

@@ -228,7 +228,10 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     outputs = channels_of(loaded.network, kind(cohort.task if pipeline is None else pipeline.task))
     if pipeline is None:
         pipeline = default_pipeline(cohort, outputs=outputs)
-        note = f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}. Declare it with --pipeline."
+        note = (
+            f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}; the network's outputs are "
+            f"taken for {', '.join(pipeline.classes)}, in that order. Declare it with --pipeline."
+        )
         loaded = replace(loaded, notes=(*loaded.notes, note), guessed=True)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from microtome.errors import DataError, LabelError
 from microtome.medical.formats.image_masks import IMAGES, MASKS, pair
+from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.pairing import Pairs, masks_beside
 from microtome.medical.formats.patients import PATIENT_PATTERNS, PatientsInNames
 from microtome.medical.formats.table import (
+    SPLIT_NAMES,
     PatientOf,
     Row,
     Split,
@@ -98,7 +100,8 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     found: list[Row] = []
     for split, folder in folders:
         for place, pairs in _pairs(folder):
-            rule = patient_of or (names if place == folder else names.folder)
+            own = place == folder or place.name.lower() in SPLIT_NAMES
+            rule = patient_of or (names if own else names.folder)
             for image, masks in pairs.masks.items():
                 row = Row(rule(image), (image,), label=classes.index(folder.name), split=split)
                 found.append(_masked(row, masks, folder.name))
@@ -108,8 +111,8 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
 def _pairs(folder: Path) -> list[tuple[Path, Pairs]]:
     """The images of a class folder with their masks, and the folder to which they belong."""
     images, masks = subfolder(folder, IMAGES), subfolder(folder, MASKS)
-    if images is not None and masks is not None:
-        return [(folder, pair(images, masks))]
+    if masks is not None and (images is not None or has_image(folder)):
+        return [(folder, pair(image_files(images or folder), image_files(masks)))]
     below = [entry for entry in listing(folder) if has_image(entry)]
     return [(one, masks_beside(image_files(one))) for one in (folder, *below)]
 
@@ -135,4 +138,6 @@ def _table(found: Sequence[Row], classes: tuple[str, ...], patients: str, path: 
     masked = tuple(row for row in found if row.mask is not None)
     told = frozenset(row.image[0] for row in without)
     also = by_class if len(classes) > 1 else None
-    return Table("segmentation", masked, (), tuple(notes), told=told, patients=patients, also=also)
+    told |= {path / "dataset.json"}
+    table = Table("segmentation", masked, (), tuple(notes), told=told, patients=patients, also=also)
+    return labels_beside(table, path)

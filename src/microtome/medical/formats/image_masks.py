@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from microtome.errors import DataError, ReadError
-from microtome.medical.formats.overlapping import with_labels
+from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.pairing import Pairs, bases, plain
 from microtome.medical.formats.patients import PatientsInNames
 from microtome.medical.formats.table import (
     IMAGE_SUFFIXES,
+    SPLIT_NAMES,
     PatientOf,
     Row,
     Table,
     by_stem,
     count_of,
-    has_image,
     image_files,
     listing,
     split_folders,
@@ -41,7 +43,8 @@ def matches(path: Path) -> bool:
 def rows(path: Path, patient_of: PatientOf | None) -> Table:
     """One row per image that has a mask of its name, or of its name and a word such as `_mask` or `_seg`.
 
-    An image may be a folder with the slices of one DICOM series. The same folders may lie in both `images` and `masks`.
+    An image may be a folder with the slices of one DICOM series. The same folders may lie in both `images` and `masks`:
+    train, val and test are the split, others are patients.
     Class names come from `dataset.json` if there is one.
 
     Raises:
@@ -57,58 +60,62 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         images, masks = subfolder(folder, IMAGES), subfolder(folder, MASKS)
         if images is None or masks is None:
             raise DataError(f"{folder} has no images and masks folders.", f"Wanted: {LOOKS_LIKE}.")
-        for image, its in pair(images, masks).masks.items():
-            rule = patient_of or (names if image.parent == images else names.folder)
+        for image, its in pair(_entries(images), _entries(masks)).masks.items():
+            within = image.parent.relative_to(images).parts
+            part = SPLIT_NAMES.get(within[0].lower()) if within else None
+            rule = patient_of or (names if len(within) <= (part is not None) else names.folder)
             if its:
-                found.append(Row(rule(image), (image,), its[0], split=split, further_masks=tuple(its[1:])))
+                found.append(Row(rule(image), (image,), its[0], split=split or part, further_masks=tuple(its[1:])))
             else:
                 without.append(image)
     if not found:
         raise DataError(f"{path} has no image with a mask of the same name.", "Name each mask like its image.")
+    if not all(row.split for row in found):
+        found = [replace(row, split=None) for row in found]
     notes = (f"{count_of(len(without), 'image')} without mask left out.",) if without else ()
-    named = path / "dataset.json"
-    told = frozenset(without) | ({named} if named.is_file() else set())
-    table = Table("segmentation", tuple(found), notes=notes, told=told, patients=names.text)
-    return with_labels(table, named) if named.is_file() else table
+    told = frozenset({*without, path / "dataset.json"})
+    return labels_beside(Table("segmentation", tuple(found), (), notes, told=told, patients=names.text), path)
 
 
-def pair(images: Path, masks: Path) -> Pairs:
-    """Images with their masks, if they have any.
+def pair(images: Sequence[Path], masks: Sequence[Path]) -> Pairs:
+    """Images with their masks, if they have any. Folders that hold either are gone through.
 
     Raises:
         ReadError: a mask without image.
         DataError: two files of one stem, or masks of two kinds for one image.
     """
-    image_of, mask_of = by_stem(_entries(images)), by_stem(_entries(masks))
+    image_of, mask_of = by_stem(images), by_stem(masks)
     short = {plain(stem): stem for stem in image_of}
     pairs = Pairs({image: [] for image in image_of.values()})
-    inner: list[Pairs] = []
     for stem, mask in mask_of.items():
         name, word = _image_stem(stem, image_of, short)
         if name is None:
-            raise ReadError(f"The mask {mask} has no image in {images}.", _why(images, stem))
+            raise ReadError(f"The mask {mask} has no image beside {mask.parent}.", _why(images, stem))
         image = image_of[name]
         if _is_plain_folder(image) and _is_plain_folder(mask):
-            inner.append(pair(image, mask))
+            inner = pair(_entries(image), _entries(mask))
+            pairs.masks |= inner.masks
+            pairs.words |= inner.words
             del pairs.masks[image]
         else:
             pairs.add(image, mask, word)
-    for one in inner:
-        pairs.masks.update(one.masks)
-        pairs.words.update(one.words)
     return pairs
 
 
-def _why(images: Path, stem: str) -> str:
-    unread = [entry for entry in listing(images) if entry.is_file() and entry.name.startswith(f"{stem}.")]
+def _why(images: Sequence[Path], stem: str) -> str:
+    folders = {image.parent for image in images}
+    unread = [e for folder in folders for e in listing(folder) if e.is_file() and e.name.startswith(f"{stem}.")]
     if unread:
         return f"{unread[0].name} lies there, but it is of a kind that is not read here: convert it."
     return "Add the image or remove the mask."
 
 
 def _is_plain_folder(entry: Path) -> bool:
-    """A folder of images that are no slices of a DICOM series."""
-    return entry.is_dir() and has_image(entry) and not is_dicom(image_files(entry)[0])
+    """A folder of images, or of folders of images, that are no slices of a DICOM series."""
+    if not entry.is_dir():
+        return False
+    files = image_files(entry)
+    return not is_dicom(files[0]) if files else any(_is_plain_folder(e) for e in listing(entry))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from microtome.errors import DataError, LabelError, OptionError, ReadError
 from microtome.medical.formats.csv_table import ENDINGS, Line, read_table, why_not
 from microtome.medical.formats.dataset_json import Names
-from microtome.medical.formats.overlapping import with_labels
+from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.patients import PatientsInNames
 from microtome.medical.formats.table import (
     MANY_CLASSES,
@@ -30,6 +31,7 @@ NAME = "manifest"
 LOOKS_LIKE = "a .csv file with a column image and a column mask or label, or a folder with one such file"
 
 COLUMNS = ("image", *REFERENCES, "patient", "split")
+SOMEONE = frozenset({"subject", "subject_id", "subjectid", "participant", "participant_id", "person", "pid", "mrn"})
 LOOKS_MISSPELT = 0.8  # difflib ratio: `patient_id` and `labels` are above, `site` and `slice` below
 
 
@@ -107,10 +109,9 @@ def _table(lines: Sequence[Line], columns: Sequence[str], name: str | None, rule
                 subgroups={column: line.cells[column] for column in columns if column not in used},
             )
         )
-    json = lines[0].file.with_name("dataset.json") if lines else None
     table = Table(reference.task, tuple(found), names.classes, (), names.unnamed)
-    if of_files and name is not None and json is not None and json.is_file():
-        table = with_labels(table, json)
+    if of_files and name is not None and lines:
+        table = labels_beside(table, lines[0].file.parent)
     return _checked(table, lines, columns, name)
 
 
@@ -167,6 +168,9 @@ def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
         raise DataError(f"{file}, line 1, has no column 'image'.", f"Wanted: {LOOKS_LIKE}.")
     if len(set(columns)) < len(columns):
         raise DataError(f"{file}, line 1, names a column twice.", "Give each column a name of its own.")
+    someone = [column for column in columns if column.lower() in SOMEONE]
+    if someone and "patient" not in columns:
+        raise DataError(f"{file}, line 1, has a column '{someone[0]}'.", "Name it 'patient', or give that one, too.")
     missing = [column for column in COLUMNS if column not in columns]
     for column in columns:
         near = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=LOOKS_MISSPELT)
@@ -193,7 +197,7 @@ def _images(line: Line) -> tuple[Path, ...]:
 def _patient(line: Line) -> str:
     if not line.cells["patient"]:
         raise DataError(f"{line.place}, names no patient.", "Fill in the column, or drop it.")
-    return line.cells["patient"]
+    return re.sub(r"(?<=^\d)(\d*)\.0+$", r"\1", line.cells["patient"])  # a spreadsheet's 17.0 is 17
 
 
 def _split(line: Line) -> Split | None:

@@ -1,4 +1,4 @@
-"""Masks that lie beside their images: `x.png`, `x_mask.png` in one folder, or `case/case_t1`, `case/case_seg`."""
+"""Masks that lie beside their images: `x.png` and `x_mask.png` or `masks/x.png`; `case/case_t1`, `case/case_seg`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from microtome.errors import DataError
-from microtome.medical.formats.dataset_json import Names, label_names
+from microtome.medical.formats.image_masks import MASKS, pair
+from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.pairing import bases, masks_beside
 from microtome.medical.formats.patients import PatientsInNames
 from microtome.medical.formats.table import (
@@ -19,12 +20,14 @@ from microtome.medical.formats.table import (
     Table,
     count_of,
     image_files,
+    subfolder,
 )
-from microtome.medical.readers.kind import stem_of
+from microtome.medical.readers.kind import is_dicom, stem_of
 
 NAME = "masks_beside"
 LOOKS_LIKE = "images with masks beside them, called like their image and _mask, _seg, _label, …"
 
+FEW_FOLDERS = 3  # fewer folders below are no patients: a part, a site, or a folder for all
 LOOK = 200  # folders that are looked at to recognise the layout
 
 
@@ -36,7 +39,9 @@ def matches(path: Path) -> bool:
 
 
 def rows(path: Path, patient_of: PatientOf | None) -> Table:
-    """One row per image that has a mask. The files of a folder below are one patient's, unless it is train, val, test.
+    """One row per image that has a mask, beside it or in a folder `masks` beside it.
+
+    The files of a folder below are one patient's, unless it is train, val or test, or there are less than three.
 
     Where a mask is called like no image, but like the beginning of several (`case_t1`, `case_t2`, `case_seg`), these
     are the channels of one image, in the order of their names. Class names come from `dataset.json` if there is one.
@@ -49,22 +54,20 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     names = PatientsInNames(path)
     found: list[Row] = []
     without: list[Path] = []
-    for folder in _folders(path):
+    cases = {folder: _cases(folder) for folder in _folders(path)}
+    below = [f for f, its in cases.items() if its and f != path and f.name.lower() not in SPLIT_NAMES]
+    for folder, its in cases.items():
         split = _split(folder, path)
-        own = folder == path or folder.name.lower() in SPLIT_NAMES
-        rule = patient_of or (names if own else names.folder)
-        for image, masks in _cases(folder):
+        rule = patient_of or (names.folder if folder in below and len(below) >= FEW_FOLDERS else names)
+        for image, masks in its:
             if masks:
                 found.append(Row(rule(image[0]), image, masks[0], split=split, further_masks=masks[1:]))
             else:
                 without += image
     if not found:
         raise DataError(f"{path} holds no image with a mask beside it.", f"Wanted: {LOOKS_LIKE}.")
-    named = path / "dataset.json"
-    known = label_names(named) if named.is_file() else Names()
-    told = frozenset(without) | ({named} if named.is_file() else set())
-    notes = _notes(found, len(without))
-    return Table("segmentation", tuple(found), known.classes, notes, known.unnamed, told, names.text)
+    told, notes = frozenset({*without, path / "dataset.json"}), _notes(found, len(without))
+    return labels_beside(Table("segmentation", tuple(found), (), notes, told=told, patients=names.text), path)
 
 
 def _notes(found: list[Row], without: int) -> tuple[str, ...]:
@@ -77,13 +80,15 @@ def _notes(found: list[Row], without: int) -> tuple[str, ...]:
 
 def _folders(path: Path) -> Iterator[Path]:
     for folder, names, _ in os.walk(path):
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        names[:] = sorted(name for name in names if not name.startswith(".") and name.lower() not in MASKS)
         yield Path(folder)
 
 
 def _cases(folder: Path) -> list[tuple[tuple[Path, ...], tuple[Path, ...]]]:
     """The images of a folder, each with its masks; images that share a mask are channels."""
-    pairs = masks_beside(image_files(folder))
+    files, inner = image_files(folder), subfolder(folder, MASKS)
+    within = inner is not None and bool(files) and not is_dicom(files[0])
+    pairs = pair(files, image_files(inner)) if within and inner is not None else masks_beside(files)
     cases: dict[tuple[Path, ...], tuple[Path, ...]] = {(image,): tuple(masks) for image, masks in pairs.masks.items()}
     for mask in [image for image, masks in pairs.masks.items() if not masks]:
         for base, _ in bases(stem_of(mask)):

@@ -29,6 +29,12 @@ def with_labels(table: Table, named: Path) -> Table:
     return replace(table, classes=classes, unnamed=unnamed, regions=regions, regions_order=order)
 
 
+def labels_beside(table: Table, folder: Path) -> Table:
+    """Return a table with what a dataset.json in a folder names, if there is one. Raises as `with_labels`."""
+    file = folder / "dataset.json"
+    return with_labels(table, file) if file.is_file() else table
+
+
 def label_regions(path: Path) -> tuple[Regions, tuple[int, ...] | None]:
     """Regions of a dataset.json, in the order of the network's channels, and the label that each is written as.
 

@@ -16,6 +16,7 @@ WORDS = (
 )
 ENDING = re.compile(rf"(?P<base>.+?)[\s_.-]+(?P<word>{WORDS})(?:[\s_.-]*\(?(?P<number>\d{{1,3}})\)?)?", re.IGNORECASE)
 OPENING = re.compile(rf"(?P<word>{WORDS})[\s_.-]+(?P<base>.+)", re.IGNORECASE)
+NUMBERED = re.compile(r"(.+?)[\s_.-]+\d{1,3}")  # `x_1_mask`, `x_2_mask` of `x`
 IMAGE_ENDING = re.compile(r"(.+?)[\s_.-]+(?:images?|imgs?|im|scan|orig|original)", re.IGNORECASE)
 IMAGE_OPENING = re.compile(r"(?:images?|imgs?|im|scan)[\s_.-]+(.+)", re.IGNORECASE)
 
@@ -78,7 +79,11 @@ def bases(stem: str) -> Iterable[tuple[str, str]]:
     for pattern in (ENDING, OPENING):
         found = pattern.fullmatch(stem)
         if found:
-            yield found.group("base"), found.group("word").lower()
+            base, word = found.group("base"), found.group("word").lower()
+            yield base, word
+            numbered = NUMBERED.fullmatch(base)
+            if numbered:
+                yield numbered.group(1), word
 
 
 def plain(stem: str) -> str:
