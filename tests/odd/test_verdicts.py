@@ -24,9 +24,12 @@ from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.report import headline
 from microtome.tasks import task
-from microtome.types import Array
+from microtome.types import Array, Image
 
 NAN = float("nan")
+REGIONS = Pipeline(
+    "segmentation", ("background", "a", "b"), activation="sigmoid", regions={"all": (1, 2), "inner": (2,)}
+)
 PATIENTS = 60
 
 
@@ -237,6 +240,29 @@ def test_networks_that_hardly_agree_get_no_tick() -> None:
     found = summarise_segmentation(segmented({"a": around(0.0, 0.001)}, agreement=0.88))
     assert (found["verdict"]["non_inferior"], found["verdict"]["cause"]) == (None, "agreement")
     assert "agree in 88.0% of the voxels only" in found["verdict"]["reason"]
+
+
+def test_a_large_background_is_no_agreement() -> None:
+    """Both find half of a small structure, each another half: 99.9 % of all voxels agree."""
+    cases = [dataclasses.replace(case, found=(10, 100)) for case in segmented({"a": around(0.0, 0.001)}, level=0.5)]
+    found = summarise_segmentation(cases)["verdict"]
+    assert (found["non_inferior"], found["cause"]) == (None, "agreement")
+    assert "a Dice of 0.20 between them" in found["reason"]
+    alike = [dataclasses.replace(case, found=(48, 100)) for case in cases]
+    assert summarise_segmentation(alike)["verdict"]["non_inferior"] is True
+
+
+@pytest.mark.parametrize("pipeline", [Pipeline("segmentation", ("background", "a", "b")), REGIONS])
+def test_what_both_find_is_counted(pipeline: Pipeline) -> None:
+    random = np.random.default_rng(0)
+    shape = (9, 8) if pipeline.regions is None else (2, 9, 8)
+    first, second = (random.integers(0, 3 if pipeline.regions is None else 2, shape, np.uint8) for _ in range(2))
+    if pipeline.regions is not None:
+        first, second = first > 0, second > 0
+    reference = random.integers(0, 3, (9, 8), np.uint8)
+    record = task("segmentation").compare(first, second, reference, Image(np.zeros((1, 9, 8))), pipeline)
+    both = int(((first == second) & (first > 0)).sum())
+    assert record["found"] == (both, int((first > 0).sum() + (second > 0).sum()))
 
 
 def test_the_dice_of_the_whole_image() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from microtome.clinical.doubts import Doubt
 from microtome.clinical.noninferiority import MINIMUM_PATIENTS, Verdict
 from microtome.clinical.statistics import CONFIDENCE, Replicates, negative
 from microtome.metrics import Metric, about, base, part, title
@@ -21,8 +22,6 @@ from microtome.types import Interval
 
 # So many margins: what moved by more than that, for better or worse, no longer behaves as the parent does.
 SEVERAL = 3.0
-# Below, two networks give so many voxels or cases another label that an equal score is a coincidence.
-LEAST_AGREEMENT = 0.9
 MOST_NAMED = 3
 SMALL = 0.0001  # p-values below are not told apart
 
@@ -59,19 +58,6 @@ class Loss:
             "high": found.high,
             "p": self.p,
         }
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """Why equal scores would say nothing.
-
-    Attributes:
-        cause: `reference`, `parent` or `agreement`.
-        reason: a full sentence.
-    """
-
-    cause: str
-    reason: str
 
 
 def guarded(
@@ -193,19 +179,6 @@ def absent(names: Sequence[str]) -> str:
     """The sentence on structures that no reference has."""
     one = len(names) == 1
     return f"No reference case holds {listed(names)}: the means leave {'it' if one else 'them'} out."
-
-
-def disagreement(share: Interval, what: str) -> list[Doubt]:
-    """A doubt where two networks agree in so little that an equal score is a coincidence.
-
-    Args:
-        share: of voxels or cases, 0 to 1.
-        what: such as `voxels`.
-    """
-    if share.value is None or share.value >= LEAST_AGREEMENT:
-        return []
-    reason = f"The two networks agree in {share.value:.1%} of the {what} only: they do not do the same."
-    return [Doubt("agreement", reason)]
 
 
 def _limit(name: str, metric: str, margin: float, own: Mapping[str, Metric] | None) -> float | None:
