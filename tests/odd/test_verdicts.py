@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Picture
 from scipy import stats
 from torch import nn
 
@@ -19,14 +20,17 @@ from microtome.clinical.overlap import dice
 from microtome.clinical.statistics import resample_means
 from microtome.clinical.summary import summarise_classification, summarise_segmentation
 from microtome.errors import OptionError
+from microtome.evidence.candidates import Judge
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.report import headline
 from microtome.tasks import task
+from microtome.tasks.base import Judgement
 from microtome.types import Array, Image
 
 NAN = float("nan")
+SIDE = 24
 REGIONS = Pipeline(
     "segmentation", ("background", "a", "b"), activation="sigmoid", regions={"all": (1, 2), "inner": (2,)}
 )
@@ -390,3 +394,38 @@ def test_of_two_classes_none_has_metrics_of_its_own() -> None:
     with pytest.raises(OptionError, match="has no auroc of 'b'"):
         task("classification").metric("auroc/b", two)
     assert task("classification").metric("auroc/b", three) == "auroc/b"
+
+
+def marked(folder: Path) -> Path:
+    """Two structures of value 1 and 2, a fifth of each a little brighter."""
+    for sub in ("images", "masks"):
+        (folder / sub).mkdir(parents=True)
+    for i in range(24):
+        random = np.random.default_rng(i)
+        labels = random.choice(3, size=(SIDE, SIDE), p=[0.6, 0.2, 0.2]).astype(np.uint8)
+        hard = (random.random(labels.shape) < 0.2) & (labels > 0)
+        Picture.fromarray(labels * 80 + 20 * hard.astype(np.uint8)).save(folder / "images" / f"person{i}_0.png")
+        Picture.fromarray(labels).save(folder / "masks" / f"person{i}_0.png")
+    return folder
+
+
+def misses(value: int):
+    """A network that takes one kind of bright pixels for background."""
+
+    def run(x: Array) -> Array:
+        pixels = np.rint(255 * x[0, 0])
+        label = np.where(pixels == value, 0, np.rint(np.where(pixels % 80 == 20, pixels - 20, pixels) / 80))
+        return np.stack([label == k for k in range(3)])[None].astype(np.float32)
+
+    return streamed(run)
+
+
+def test_candidates_are_judged_as_the_final_verdict_is(tmp_path: Path) -> None:
+    cohort = load_cohort(marked(tmp_path / "c"), seed=0, tuning=0.0, evaluation=0.7)
+    pipeline = Pipeline("segmentation", ("background", "a", "b"), normalize="unit", activation="none")
+    parent, candidate = misses(100), misses(180)
+    judged = Judge(parent, cohort, cohort.evaluation, pipeline, margin=0.05)(candidate)
+    final = evaluate_pair(Pair(parent, candidate), cohort, pipeline, Judgement("dice", 0.05)).parts["verdict"]
+    assert abs(judged.difference.value or 0.0) < 0.01
+    assert judged.non_inferior is final["non_inferior"] is False
+    assert judged.losses == ("dice/b",)

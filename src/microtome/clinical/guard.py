@@ -233,8 +233,8 @@ def _change(loss: Loss) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference to four decimals, with its sign."""
-    return f"{value:+.4f}"
+    """A difference with its sign, to four decimals or what is left of it."""
+    return f"{value:+.4f}" if abs(value) >= 0.00005 or value == 0 else f"{value:+.1e}"
 
 
 def listed(names: Sequence[str]) -> str:
