@@ -163,3 +163,16 @@ def test_an_official_split_is_kept(tmp_path: Path) -> None:
 def test_only_two_classes_have_an_operating_point() -> None:
     assert Classification().tunes(("a", "b"))
     assert not Classification().tunes(("a", "b", "c"))
+
+
+def test_examples_show_the_score_of_the_true_class() -> None:
+    """The last class's score says nothing of a glioma that was lost."""
+    rows = [
+        {"case": "c0", "label": 0, "parent": {"score": [0.9, 0.1, 0.0]}, "compressed": {"score": [0.1, 0.9, 0.0]}},
+        {"case": "c1", "label": 2, "parent": {"score": [0.1, 0.1, 0.8]}, "compressed": {"score": [0.1, 0.1, 0.8]}},
+        {"case": "c2", "label": None, "parent": {"score": [0.1, 0.6, 0.3]}, "compressed": {"score": [0.1, 0.5, 0.4]}},
+    ]
+    found = Classification().choose(rows)
+    assert [(e["case"], e["text"]) for e in found[:2]] == [("c0", "score 0.900 → 0.100"), ("c2", "score 0.600 → 0.500")]
+    two = [{"case": "c", "label": 0, "parent": {"score": [0.9, 0.1]}, "compressed": {"score": [0.8, 0.2]}}]
+    assert Classification().choose(two)[0]["text"] == "score 0.100 → 0.200"

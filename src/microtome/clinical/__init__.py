@@ -7,6 +7,7 @@ classification  AUROC, AUPRC, sensitivity, specificity, operating point
 statistics      cluster bootstrap by patient, size of a study
 noninferiority  the verdict
 guard           what no verdict may hide: structures and classes that lost
+doubts          do two networks agree at all
 chance          is the parent itself any good
 replicated      replicates of every metric
 cases           what is known of each case

@@ -36,6 +36,7 @@ class CaseScores:
         empty: structures that the reference does not have (`empty_structures`).
         subgroups: column → value, such as site.
         trivial: Dice of a mask of the whole image, for each structure that the reference has.
+        found: voxels of structures that both networks give the same label, and the sum of those that each finds.
     """
 
     case: str
@@ -46,6 +47,7 @@ class CaseScores:
     empty: tuple[str, ...] = ()
     subgroups: Mapping[str, str] = field(default_factory=dict)
     trivial: Mapping[str, float] = field(default_factory=dict)
+    found: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 
 from microtome.clinical.cases import CasePrediction, CaseScores, probabilities_of
 from microtome.clinical.classification import decide
-from microtome.clinical.guard import Doubt, listed
+from microtome.clinical.doubts import Doubt
+from microtome.clinical.guard import listed
 from microtome.clinical.overlap import check_label_map
 from microtome.clinical.statistics import Replicates, bootstrap_mean
 from microtome.metrics import part

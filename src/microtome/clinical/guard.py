@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from microtome.clinical.noninferiority import MINIMUM_PATIENTS, Verdict, writer
+from microtome.clinical.doubts import Doubt
+from microtome.clinical.noninferiority import MINIMUM_PATIENTS, Verdict
 from microtome.clinical.statistics import CONFIDENCE, Replicates, negative
 from microtome.metrics import Metric, about, base, part, title
 from microtome.types import Interval
 
 # So many margins: what moved by more than that, for better or worse, no longer behaves as the parent does.
 SEVERAL = 3.0
-# Below, two networks give so many voxels or cases another label that an equal score is a coincidence.
-LEAST_AGREEMENT = 0.9
 MOST_NAMED = 3
+SMALL = 0.0001  # p-values below are not told apart
 
 Json = dict[str, Any]
 
@@ -58,19 +58,6 @@ class Loss:
             "high": found.high,
             "p": self.p,
         }
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """Why equal scores would say nothing.
-
-    Attributes:
-        cause: `reference`, `parent` or `agreement`.
-        reason: a full sentence.
-    """
-
-    cause: str
-    reason: str
 
 
 def guarded(
@@ -108,7 +95,7 @@ def guarded(
     found["cause"] = _cause(verdict, differences)
     if verdict.non_inferior is not False and verdict.patients >= MINIMUM_PATIENTS and deciding:
         found |= {"non_inferior": False, "cause": "loss"}
-        found["reason"] = f"Inferior in {_all_named(deciding, own)}. {_numbers(deciding[0], own)} {verdict.reason}"
+        found["reason"] = f"{_lost(deciding, own)} {verdict.reason}"
     elif verdict.non_inferior and doubts:
         found |= {"non_inferior": None, "cause": doubts[0].cause}
         found["reason"] = f"{' '.join(doubt.reason for doubt in doubts)} {verdict.reason}"
@@ -117,16 +104,13 @@ def guarded(
         found["reason"] = f"{' '.join(doubt.reason for doubt in doubts)} {verdict.reason}"
     elif verdict.non_inferior and rare:
         found |= {"non_inferior": None, "cause": "cases"}
-        found["reason"] = f"Not enough cases of {_all_named(rare, own)}. {_few(rare[0], own)} {verdict.reason}"
+        found["reason"] = f"{_few(rare, own)} {verdict.reason}"
     if found["cause"] not in {doubt.cause for doubt in doubts}:
         sentences += [doubt.reason for doubt in doubts]
     if left_out:
         sentences.append(absent(left_out))
     if others:
-        sentences.append(
-            f"Beside {primary}, which alone the verdict is about, there is a loss in {_all_named(others, own)}. "
-            f"{_numbers(others[0], own)}"
-        )
+        sentences.append(f"The verdict is about {primary} alone. {_lost(others, own)}")
     sentences += _strangers(verdict, differences, own)
     return {
         **found,
@@ -197,19 +181,6 @@ def absent(names: Sequence[str]) -> str:
     return f"No reference case holds {listed(names)}: the means leave {'it' if one else 'them'} out."
 
 
-def disagreement(share: Interval, what: str) -> list[Doubt]:
-    """A doubt where two networks agree in so little that an equal score is a coincidence.
-
-    Args:
-        share: of voxels or cases, 0 to 1.
-        what: such as `voxels`.
-    """
-    if share.value is None or share.value >= LEAST_AGREEMENT:
-        return []
-    reason = f"The two networks agree in {share.value:.1%} of the {what} only: they do not do the same."
-    return [Doubt("agreement", reason)]
-
-
 def _limit(name: str, metric: str, margin: float, own: Mapping[str, Metric] | None) -> float | None:
     if base(name) == base(metric):
         return margin
@@ -233,23 +204,37 @@ def _supported(difference: Replicates, patients: int | None) -> Replicates:
     return difference if patients is None else replace(difference, groups=min(difference.groups, patients))
 
 
-def _numbers(loss: Loss, own: Mapping[str, Metric] | None) -> str:
-    found, sign = loss.difference, 1 if about(loss.metric, own).lower_is_better else -1
-    values = [value for value in (found.value, found.low, found.high) if value is not None]
-    write = writer(*values, sign * loss.margin)
-    between = "" if found.low is None or found.high is None else f" ({write(found.low)} to {write(found.high)})"
-    after = "" if loss.p is None else f", p = {loss.p:.2g} after Holm's correction"
-    moved = "" if found.value is None else write(found.value)
-    return f"{title(loss.metric, own)} changed by {moved}{between}, its limit is {write(sign * loss.margin)}{after}."
+def _lost(lost: Sequence[Loss], own: Mapping[str, Metric] | None) -> str:
+    """Sentences on what lost most, with its numbers, and on what else did."""
+    first, *rest = lost
+    also = f" So did {listed([title(loss.metric, own) for loss in rest])}." if rest else ""
+    p = first.p or 0.0
+    chance = f"p = {p:.2g}" if p >= SMALL else f"p < {SMALL}"
+    beyond = f"{title(first.metric, own)} lost more than its limit of {first.margin:g}"
+    return f"{beyond}: {_change(first)}, {chance} after Holm's correction.{also}"
 
 
-def _few(loss: Loss, own: Mapping[str, Metric] | None) -> str:
-    patients = f"{loss.patients} patient" + ("" if loss.patients == 1 else "s")
-    return f"{_numbers(loss, own).removesuffix('.')}, in {patients}."
+def _few(rare: Sequence[Loss], own: Mapping[str, Metric] | None) -> str:
+    """Sentences on what seems to have lost most in too few patients, and on what else does."""
+    first, *rest = rare
+    patients = f"{first.patients} patient" + ("" if first.patients == 1 else "s")
+    also = f" So are those of {listed([title(loss.metric, own) for loss in rest])}." if rest else ""
+    beyond = f"{title(first.metric, own)} changed by {_change(first)} in {patients}"
+    return f"Not enough cases: {beyond}, too few to judge a limit of {first.margin:g}.{also}"
 
 
-def _all_named(lost: Sequence[Loss], own: Mapping[str, Metric] | None) -> str:
-    return listed([title(loss.metric, own) for loss in lost])
+def _change(loss: Loss) -> str:
+    """A difference with its sign, and its interval."""
+    found = loss.difference
+    value = 0.0 if found.value is None else found.value
+    if found.low is None or found.high is None:
+        return signed(value)
+    return f"{signed(value)} ({signed(found.low)} to {signed(found.high)})"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, to four decimals or what is left of it."""
+    return f"{value:+.4f}" if abs(value) >= 0.00005 or value == 0 else f"{value:+.1e}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -275,6 +260,6 @@ def _strangers(verdict: Verdict, differences: Mapping[str, Replicates], own: Map
     texts = []
     for times, name in moved[:MOST_NAMED]:
         value = differences[name].value
-        texts.append(f"{title(name, own)} by {'+' if value > 0 else ''}{writer(value)(value)}, {times:.1f} margins")
+        texts.append(f"{title(name, own)} by {signed(value)}, {times:.1f} margins")
     more = f" and {len(moved) - MOST_NAMED} more" if len(moved) > MOST_NAMED else ""
     return [f"The two networks do not behave alike: {'; '.join(texts)}{more}. Look at single cases."]

@@ -164,8 +164,8 @@ def _more(difference: Replicates, margin: float, number: Callable[[float], str])
 def writer(*values: float) -> Callable[[float], str]:
     """A formatter of numbers, with enough digits that these values can be told apart."""
     for digits in range(4, 12):
-        texts = {f"{abs(value):.{digits}f}" for value in values}
-        if len(texts) == len({abs(value) for value in values}):
+        texts = {f"{value:.{digits}f}" for value in values}
+        if len(texts) == len(set(values)):
             break
 
     def write(value: float) -> str:

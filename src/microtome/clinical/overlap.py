@@ -97,6 +97,17 @@ def dice_of_masks(masks: Masks) -> float:
     return 2.0 * both / (int(np.count_nonzero(masks.prediction)) + int(np.count_nonzero(masks.reference)))
 
 
+def found_by_both(first: Array, second: Array, *, labels: Sequence[int]) -> tuple[int, int]:
+    """Voxels of these labels that two label maps have in common, and the sum of those that each has.
+
+    Raises:
+        GeometryError: the shapes differ.
+        LabelError: not a label map.
+    """
+    counts = count_labels(first, second, labels=labels)
+    return int(counts.both.sum()), int(counts.prediction.sum() + counts.reference.sum())
+
+
 def agreement(first: Array, second: Array) -> float:
     """Fraction of voxels to which two label maps give the same label, background included.
 

@@ -25,7 +25,8 @@ from microtome.clinical.cases import (
     probabilities_of,
 )
 from microtome.clinical.chance import classification_doubts, segmentation_doubts
-from microtome.clinical.guard import disagreement, guarded
+from microtome.clinical.doubts import disagreement, little_in_common
+from microtome.clinical.guard import guarded
 from microtome.clinical.noninferiority import Verdict, chosen_margin, no_reference, non_inferiority
 from microtome.clinical.replicated import Parts, classification_parts, segmentation_parts, support
 from microtome.clinical.statistics import RESAMPLES, Replicates, bootstrap_mean
@@ -108,7 +109,7 @@ def summarise_segmentation(
     result["verdict"] = guarded(
         verdict,
         whole["difference"],
-        doubts=[*doubts, *disagreement(agreement, "voxels")],
+        doubts=[*doubts, *(disagreement(agreement, "voxels") or little_in_common(scored))],
         left_out=left_out,
         remarks=remarks,
         own=own,

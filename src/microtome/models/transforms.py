@@ -8,10 +8,13 @@ from typing import Any
 
 from microtome.models.declared import Draft, Settings, is_data, name_of, per_axis
 
+# Makes masks of the whole tumour, its core and what enhances of BraTS's label numbers.
+BRATS = "ConvertToMultiChannelBasedOnBratsClasses"
 # They change nothing that a Pipeline would have to say, or microtome's readers do the same.
 SILENT = frozenset(
     (
         *("LoadImage", "EnsureChannelFirst", "AddChannel", "AsChannelFirst", "RepeatChannel"),
+        BRATS,  # of the reference: see `translate`
         *("EnsureType", "ToTensor", "CastToType", "ToDevice", "Identity", "CopyItems", "DeleteItems", "SelectItems"),
     )
 )

@@ -9,7 +9,11 @@ from typing import Any
 from microtome.errors import OptionError
 from microtome.medical.pipeline import Pipeline
 from microtome.models.declared import Declared, Draft, kind_of, multiple_of, name_of, per_axis
-from microtome.models.transforms import NOT_THERE, preprocess
+from microtome.models.transforms import BRATS, NOT_THERE, preprocess
+
+# What MONAI's transform of that name makes of BraTS's labels: core, whole, enhancing, in this order of channels.
+BRATS_REGIONS = ((1, 4), (1, 2, 4), (4,))
+BRATS_LABELS = ("background", "necrosis", "oedema", "label 3", "enhancing")
 
 
 def translate(declared: Declared) -> tuple[Pipeline | None, tuple[str, ...]]:
@@ -73,8 +77,13 @@ def _outputs(draft: Draft, declared: Declared) -> bool:
     names = [str(name) for name in definition.values()] if isinstance(definition, Mapping) else []
     sigmoid = merged.get("sigmoid") is True or (len(names) == 1 and not merged.get("softmax"))
     if maps and sigmoid and names and names[0].lower() not in ("background", "bg"):
-        names = ["background", *names]
-        if len(names) > 2:
+        transforms = declared.transforms("preprocessing", "pre_transforms") or []
+        if len(names) == len(BRATS_REGIONS) and any(kind == BRATS for kind, _ in transforms):
+            draft.fields["regions"] = dict(zip(names, BRATS_REGIONS, strict=True))
+            names = list(BRATS_LABELS)
+        else:
+            names = ["background", *names]
+        if len(names) > 2 and "regions" not in draft.fields:
             draft.notes.append(
                 "The bundle's output channels may overlap; microtome gives each voxel the one with the highest score "
                 "unless 'regions' in --pipeline says which labels make up each channel."

@@ -149,11 +149,12 @@ class Classification(Task):
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases whose score moved most, a typical one and the one that moved least."""
-        moved = sorted(rows, key=lambda r: -abs(float(r["compressed"]["score"][-1] - r["parent"]["score"][-1])))
-        chosen = [("worst", r) for r in moved[:WORST]] + [("typical", moved[len(moved) // 2]), ("best", moved[-1])]
-        return examples(
-            [(k, r, f"score {r['parent']['score'][-1]:.3f} → {r['compressed']['score'][-1]:.3f}") for k, r in chosen]
-        )
+        places = [(r, _shown(r)) for r in rows]
+        pairs = [(r, float(r["parent"]["score"][k]), float(r["compressed"]["score"][k])) for r, k in places]
+        moved = sorted(pairs, key=lambda pair: -abs(pair[2] - pair[1]))
+        chosen = [("worst", pair) for pair in moved[:WORST]]
+        chosen += [("typical", moved[len(moved) // 2]), ("best", moved[-1])]
+        return examples([(kind, r, f"score {before:.3f} → {after:.3f}") for kind, (r, before, after) in chosen])
 
     def row(self, prediction: Array, pipeline: Pipeline, point: Mapping[str, Any] | None) -> dict[str, str]:
         """Return the decision at the operating point, and the probability of each class."""
@@ -194,6 +195,14 @@ class Classification(Task):
             {"svg": roc, "caption": "ROC curves and operating points."},
             {"svg": scatter, "caption": caption},
         ]
+
+
+def _shown(row: Mapping[str, Any]) -> int:
+    """The class whose score stands for a case: class 1 of two; of more the true one, or what the parent says."""
+    score, label = row["parent"]["score"], row.get("label")
+    if len(score) <= 2:
+        return len(score) - 1
+    return int(np.argmax(score)) if label is None else int(label)
 
 
 def _roc(result: Mapping[str, Any], parent: Array, compressed: Array) -> str:

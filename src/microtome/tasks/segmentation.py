@@ -9,7 +9,7 @@ import numpy as np
 
 from microtome.clinical.cases import CaseScores
 from microtome.clinical.chance import whole_image
-from microtome.clinical.overlap import agreement, agreement_of_masks
+from microtome.clinical.overlap import agreement, agreement_of_masks, found_by_both
 from microtome.clinical.segmentation import empty_structures, score_segmentation
 from microtome.clinical.summary import summarise_segmentation
 from microtome.errors import DataError, OptionError
@@ -96,13 +96,15 @@ class Segmentation(Task):
             return record
         tolerance = TOLERANCE_PIXELS if image.affine is None else TOLERANCE_MM
         how: dict[str, Any] = {"spacing": image.spacing, "tolerance": tolerance, "metrics": metrics}
-        record["trivial"] = {}
+        record |= {"trivial": {}, "found": (0, 0)}
         for ours, theirs, wanted, labels in _views(parent, compressed, reference, pipeline):
             for side, prediction in (("parent", ours), ("compressed", theirs)):
                 for metric, values in score_segmentation(prediction, wanted, labels=labels, **how).items():
                     record[side].setdefault(metric, {}).update(values)
             record["empty"] += empty_structures(wanted, labels=labels)
             record["trivial"] |= whole_image(wanted, labels=labels)
+            both, each = found_by_both(ours, theirs, labels=list(labels))
+            record["found"] = (record["found"][0] + both, record["found"][1] + each)
         return record
 
     def summarise(
@@ -119,6 +121,7 @@ class Segmentation(Task):
                 empty=tuple(record["empty"]),
                 subgroups=case.subgroups,
                 trivial=record.get("trivial", {}),
+                found=tuple(record.get("found", (0, 0))),
             )
             for case, record in rows
         ]

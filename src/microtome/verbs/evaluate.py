@@ -86,7 +86,7 @@ def evaluate(
         out,
         {
             "evaluate": str(model),
-            "parent": str(parent),
+            "parent": f"{parent} {given}",
             "target": target,
             "cohort": str(cohort),
             "files": stamps(cases),
