@@ -24,7 +24,8 @@ from microtome.core.formats import (
 )
 from microtome.core.observers import OBSERVERS, make_observer
 from microtome.core.range_search import weight_qparams
-from microtome.deployment.deploy import _open, deploy, sqnr
+from microtome.deployment.deploy import _Contender, _Timing, deploy, sqnr
+from microtome.deployment.timing import Candidate
 from microtome.errors import TargetError, WeightsError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
@@ -286,9 +287,15 @@ class Broken:
 
 def test_a_precision_that_returns_nan_is_not_chosen() -> None:
     x = np.ones((1, 1, 4, 4), np.float32)
-    assert list(_open(Broken(), Path(), ("f32", "bf16"), (x, x), 1)) == ["f32"]
+
+    def timed(*precisions: str) -> list[str]:
+        timing = _Timing(Broken(), x, 1, Candidate("eager", "pytorch", "f32", lambda x: x))
+        runs = timing.interleaved([_Contender(p, Path(), p, p, 1, x, True) for p in precisions])
+        return [run["name"] for run in runs]
+
+    assert timed("f32", "bf16") == ["eager", "f32"]
     with pytest.raises(TargetError, match="returns NaN or infinity in bf16"):
-        _open(Broken(), Path(), ("bf16",), (x, x), 1)
+        timed("bf16")
 
 
 def test_a_network_that_masks_with_infinity_is_deployed(tmp_path) -> None:
