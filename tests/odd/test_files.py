@@ -6,8 +6,10 @@ import builtins
 import gzip
 import io
 import json
+import signal
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -19,6 +21,7 @@ from microtome.errors import DataError, LabelError, MissingExtraError, ReadError
 from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
 from microtome.medical.read import read_image, read_mask
+from microtome.medical.readers import apart, apart_program
 
 VOXELS = np.random.default_rng(0).integers(-500, 500, (5, 6, 7)).astype(np.int16)
 LABELS = np.random.default_rng(1).integers(0, 3, (5, 6, 7)).astype(np.uint8)
@@ -115,6 +118,13 @@ class TestItk:
         with pytest.raises(ReadError, match="damaged"):
             read_image([path])
 
+    @pytest.mark.parametrize("name", ["x.mha", "x.mhd"])
+    def test_nothing_in_it(self, tmp_path, name):
+        path = itk(tmp_path / name, VOXELS)
+        path.write_bytes(path.read_bytes().replace(b"DimSize = 7 6 5", b"DimSize = 7 0 5"))
+        with pytest.raises(ReadError):
+            read_image([path])
+
     @pytest.mark.parametrize(("name", "data"), [("x.nhdr", "x.raw"), ("x.mhd", "x.raw")])
     def test_voxels_that_are_not_there(self, tmp_path, name, data):
         itk(tmp_path / name, VOXELS)
@@ -136,6 +146,37 @@ class TestItk:
         monkeypatch.setattr(builtins, "__import__", refuse)
         with pytest.raises(MissingExtraError, match=r"microtome\[itk\]"):
             read_image([path])
+
+
+class TestApart:
+    """The process in which readers of C++ run."""
+
+    def test_an_answer_that_was_not_waited_for_answers_nothing_else(self, tmp_path, monkeypatch):
+        program = "import sys, time\nsys.stdin.readline()\nprint('{', flush=True, end='')\ntime.sleep(60)\n"
+        (tmp_path / "slow.py").write_text(program)
+        path, process = itk(tmp_path / "x.mha", VOXELS), apart.Apart()
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(apart_program, "__file__", str(tmp_path / "slow.py"))
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+                with pytest.raises(KeyboardInterrupt):
+                    process.read("itk", path, driver="MetaImageIO")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        np.testing.assert_array_equal(process.read("itk", path, driver="MetaImageIO")[1][..., 0], VOXELS)
+        process.end()
+
+    def test_several_threads(self, tmp_path):
+        paths = [itk(tmp_path / f"{k}.mha", VOXELS + np.int16(k)) for k in range(12)]
+        with ThreadPoolExecutor(4) as pool:
+            images = list(pool.map(lambda path: read_image([path]), paths))
+        for k, image in enumerate(images):
+            np.testing.assert_array_equal(image.array[0].T, VOXELS + k)
 
 
 class TestItkCohorts:

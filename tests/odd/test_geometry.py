@@ -107,6 +107,15 @@ class TestBothForms:
         assert (tmp_path / "x.img").exists()
         np.testing.assert_allclose(place(label_map([source], tmp_path)), place(source), atol=FLOAT32)
 
+    def test_analyze_which_says_no_place(self, tmp_path):
+        nibabel.save(nibabel.AnalyzeImage(VOXELS, PLAIN), tmp_path / "x.hdr")
+        image = read_image([tmp_path / "x.hdr"])
+        assert image.spacing == (2, 3, 4)
+        assert "which way their axes point" in image.notes[0]
+        labels = label_map([tmp_path / "x.hdr"], tmp_path)
+        np.testing.assert_allclose(place(labels), place(tmp_path / "x.hdr"), atol=FLOAT32)
+        np.testing.assert_allclose(nibabel.load(labels).affine, image.affine)
+
     def test_what_predict_keeps_of_an_image(self, tmp_path):
         source = nifti(tmp_path / "x.nii", PLAIN, 1, FLIPPED, 4)
         reader = Prefetcher([Job("x", (source,))], Pipeline("segmentation", ("a", "b"), 1, 3))
