@@ -211,6 +211,31 @@ class TestItkCohorts:
         (tmp_path / "dataset.json").write_text(json.dumps(content))
         self.check(load_cohort(tmp_path))
 
+    def test_what_is_not_read_is_not_called_unpaired(self, tmp_path):
+        for k in range(3):
+            for folder in ("images", "masks"):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                (tmp_path / folder / f"{k}.mgz").write_bytes(b"some")
+        with pytest.raises(DataError, match=r"Files ending in \.mgz are not read"):
+            load_cohort(tmp_path)
+        nifti(tmp_path / "masks" / "1_seg.nii.gz", LABELS)
+        (tmp_path / "masks" / "1.mgz").unlink()
+        with pytest.raises(
+            ReadError, match=r"1\.mgz, the image of 1_seg\.nii\.gz, is of a kind that microtome does not"
+        ):
+            load_cohort(tmp_path)
+
+    def test_what_is_not_read_of_nnunet(self, tmp_path):
+        (tmp_path / "imagesTr").mkdir()
+        (tmp_path / "imagesTr" / "a_0000.mgz").write_bytes(b"some")
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "front": 1}}))
+        (tmp_path / "labelsTr").mkdir()
+        with pytest.raises(DataError, match=r"Files ending in \.mgz are not read"):
+            load_cohort(tmp_path)
+        nifti(tmp_path / "labelsTr" / "a.nii.gz", LABELS)
+        with pytest.raises(ReadError, match=r"a_0000\.mgz, the image of a\.nii\.gz"):
+            load_cohort(tmp_path)
+
     def test_a_manifest(self, tmp_path):
         lines = ["image,mask"]
         for k in range(6):

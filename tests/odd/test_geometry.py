@@ -19,6 +19,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.medical.read import read_image, read_mask
 from microtome.medical.write import write_labels
+from microtome.tasks.guess import default_pipeline
 
 sys.path.append(str(Path(__file__).parents[1] / "medical"))
 from dicom_files import functional_groups, write_slice
@@ -164,6 +165,14 @@ class TestDicom:
         np.testing.assert_allclose(place(labels), place([Path(n) for n in names]), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(nibabel.load(labels).affine, read_image(files).affine, rtol=1e-6, atol=1e-5)
 
+    def test_slices_of_a_micro_ct(self, tmp_path):
+        zeros, step = np.zeros((6, 7), np.int16), 0.005  # mm
+        files = [
+            write_slice(tmp_path / f"{k}", zeros, position=(0, 0, step * k), PixelSpacing=[step, step])
+            for k in range(3)
+        ]
+        assert read_image(files).spacing == pytest.approx((0.005,) * 3)
+
     def test_frames_of_one_file(self, tmp_path):
         path = write_slice(
             tmp_path / "x.dcm", np.zeros((3, 6, 7), np.int16), position=None, **functional_groups((0.0, 2.0, 4.0))
@@ -223,6 +232,19 @@ class TestUnits:
         image = read_image([nifti(tmp_path / "x.nii", self.FIFTY, 1, self.FIFTY, 1, code)])
         assert image.spacing == (50, 50, 50)
         assert "does not say in which unit" in image.notes[0]
+
+    @pytest.mark.parametrize("step", [0.05, 0.00031, 0.00002])
+    def test_a_guess_of_small_voxels(self, tmp_path, step):
+        """0.02 µm to 50 µm: a spacing must not be rounded to nothing."""
+        (tmp_path / "images").mkdir()
+        (tmp_path / "masks").mkdir()
+        for k in range(6):
+            affine = np.diag([1e3 * step * (1 + k % 2), 1e3 * step, 1e3 * step, 1])
+            nifti(tmp_path / "images" / f"{k}.nii", affine, 1, affine, 1, 3)
+            nibabel.save(nibabel.load(tmp_path / "images" / f"{k}.nii"), tmp_path / "masks" / f"{k}.nii")
+        spacing = default_pipeline(load_cohort(tmp_path)).spacing
+        assert spacing is not None
+        assert spacing[1] == pytest.approx(step, rel=1e-3)
 
     def test_the_grid_of_the_pipeline(self, tmp_path):
         path = nifti(tmp_path / "x.nii", self.FIFTY, 1, self.FIFTY, 1, 3)

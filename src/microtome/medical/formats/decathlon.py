@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from microtome.errors import DataError, ReadError
+from microtome.errors import DataError
 from microtome.medical.formats.table import (
     PatientOf,
     Row,
@@ -15,7 +15,9 @@ from microtome.medical.formats.table import (
     count_of,
     image_files,
     label_names,
+    no_image,
     read_json,
+    unread_hint,
 )
 from microtome.medical.readers.kind import stem_of
 
@@ -50,12 +52,13 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         masks = by_stem(image_files(labels))
         for stem, mask in masks.items():
             if stem not in images:
-                raise ReadError(f"The label {mask} has no image in {folder}.", "Add the image or remove the label.")
+                raise no_image("label", mask, stem, folder)
             patient = patient_of(mask) if patient_of else stem
             found.append(Row(patient=patient, image=images[stem], mask=mask, split=split))
         unlabelled += len(images) - len(masks)
     if not found:
-        raise DataError(f"{path} has no labelled image.", "Labels belong into labelsTr, named like their images.")
+        hint = unread_hint((path / "imagesTr", path / "labelsTr"), "Labels belong into labelsTr, named like images.")
+        raise DataError(f"{path} has no labelled image.", hint)
     notes = (f"{count_of(unlabelled, 'image')} without label left out.",) if unlabelled else ()
     return Table("segmentation", tuple(found), classes, notes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from microtome.errors import DataError, ReadError
+from microtome.errors import DataError
 from microtome.medical.formats.table import (
     IMAGE_SUFFIXES,
     PatientOf,
@@ -14,9 +14,11 @@ from microtome.medical.formats.table import (
     count_of,
     label_names,
     listing,
+    no_image,
     patient_in_name,
     split_folders,
     subfolder,
+    unread_hint,
 )
 from microtome.medical.readers.detached import without_voxel_files
 from microtome.medical.readers.kind import suffix_of
@@ -58,7 +60,9 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         unpaired += without
         found += [Row(patient=rule(image), image=(image,), mask=mask, split=split) for image, mask in pairs]
     if not found:
-        raise DataError(f"{path} has no image with a mask of the same name.", "Name each mask like its image.")
+        folders = [entry for _, root in split_folders(path) for entry in listing(root)]
+        hint = unread_hint(folders, "Name each mask like its image.")
+        raise DataError(f"{path} has no image with a mask of the same name.", hint)
     notes = (f"{count_of(unpaired, 'image')} without mask left out.",) if unpaired else ()
     named = path / "dataset.json"
     return Table("segmentation", tuple(found), label_names(named) if named.is_file() else (), notes)
@@ -76,7 +80,7 @@ def pair(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], int]:
     for stem, mask in mask_of.items():
         name = _image_stem(stem, image_of)
         if name is None:
-            raise ReadError(f"The mask {mask} has no image in {images}.", "Add the image or remove the mask.")
+            raise no_image("mask", mask, _plain_stem(stem), images)
         if name in paired:
             raise DataError(f"{image_of[name]} has two masks, {paired[name].name} and {mask.name}.", "Keep one.")
         paired[name] = mask
@@ -89,11 +93,15 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _image_stem(stem: str, images: dict[str, Path]) -> str | None:
-    if stem in images:
-        return stem
-    for ending in MASK_ENDINGS:
-        for joint in "_-.":
-            name = stem.removesuffix(joint + ending)
-            if name != stem and name in images:
-                return name
-    return None
+    return next((name for name in _stems(stem) if name in images), None)
+
+
+def _plain_stem(stem: str) -> str:
+    """The stem without an ending that says that it is a mask."""
+    return _stems(stem)[-1]
+
+
+def _stems(stem: str) -> list[str]:
+    """The names that the image of a mask may have: the mask's, and that without its ending."""
+    endings = (joint + ending for ending in MASK_ENDINGS for joint in "_-.")
+    return [stem, *(stem.removesuffix(ending) for ending in endings if stem.endswith(ending))]

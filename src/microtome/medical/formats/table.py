@@ -78,6 +78,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+CONVERT = "Convert images to NIfTI, NRRD or PNG."
 # More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
 MANY_CLASSES = 1000
 
@@ -212,6 +213,22 @@ def label_names(path: Path) -> tuple[str, ...]:
     if 0 not in names or min(names) < 0 or len(names) < 2:
         raise DataError(f"{path} must number its labels from 0, the background.", "Correct the labels.")
     return tuple(names.get(k, f"label {k}") for k in range(max(names) + 1))
+
+
+def no_image(what: str, file: Path, stem: str, folder: Path) -> ReadError:
+    """The error of a mask or label whose image is not among those that were read."""
+    for entry in listing(folder):
+        alike = entry.name.startswith((f"{stem}.", f"{stem}_0000."))
+        if alike and entry.is_file() and suffix_of(entry) not in IMAGE_SUFFIXES:
+            return ReadError(f"{entry}, the image of {file.name}, is of a kind that microtome does not read.", CONVERT)
+    return ReadError(f"The {what} {file} has no image in {folder}.", f"Add the image or remove the {what}.")
+
+
+def unread_hint(folders: Iterable[Path], hint: str) -> str:
+    """What to do where nothing pairs up: not to rename files that were not looked at."""
+    every = [entry for folder in folders if folder.is_dir() for entry in listing(folder) if entry.is_file()]
+    endings = {suffix_of(entry) for entry in without_voxel_files(every)} - IMAGE_SUFFIXES - {""}
+    return f"Files ending in {', '.join(sorted(endings))} are not read. {CONVERT}" if endings else hint
 
 
 def count_of(number: int, one: str, many: str | None = None) -> str:
