@@ -22,6 +22,7 @@ from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
 from microtome.medical.read import read_image, read_mask
 from microtome.medical.readers import apart, apart_program
+from microtome.medical.readers.detached import voxel_files
 
 VOXELS = np.random.default_rng(0).integers(-500, 500, (5, 6, 7)).astype(np.int16)
 LABELS = np.random.default_rng(1).integers(0, 3, (5, 6, 7)).astype(np.uint8)
@@ -285,6 +286,31 @@ class TestVoxelsInAnotherFile:
         assert [len(case.image) for case in cohort.cases] == [1] * 4
         for case in cohort.cases:
             np.testing.assert_array_equal(cohort.mask(case, cohort.image(case)), LABELS)
+
+
+class TestNamesOfVoxelFiles:
+    def test_a_list_and_a_pattern(self, tmp_path):
+        head = "ObjectType = Image\nNDims = 3\nDimSize = 7 6 5\nElementType = MET_SHORT\nElementDataFile = "
+        names = [f"s{k:03d}.raw" for k in range(1, 6)]
+        for name, plane in zip(names, VOXELS, strict=True):
+            (tmp_path / name).write_bytes(plane.tobytes())
+        for rest in ("LIST\n" + "\n".join(names), "s%03d.raw 1 5 1"):
+            (tmp_path / "x.mhd").write_text(head + rest + "\n")
+            np.testing.assert_array_equal(read_image([tmp_path / "x.mhd"]).array[0].T, VOXELS)
+            assert voxel_files(tmp_path / "x.mhd") == [tmp_path / name for name in names]
+        assert [job.name for job in jobs_of([tmp_path])] == ["x"]
+
+    def test_a_header_whose_voxels_are_missing_takes_no_other(self, tmp_path):
+        for name in ("1.mhd", "10.mhd", "11.mhd"):
+            itk(tmp_path / name, VOXELS)
+        (tmp_path / "1.raw").unlink()
+        assert [job.name for job in jobs_of([tmp_path])] == ["1", "10", "11"]
+
+    @pytest.mark.parametrize("name", ["", "  ", "\0", "a" * 5000, "..", "%"])
+    def test_names_that_are_none(self, tmp_path, name):
+        for path, text in (("x.mhd", "NDims = 3\nElementDataFile = "), ("x.nhdr", "NRRD0004\ndata file: ")):
+            (tmp_path / path).write_text(f"{text}{name}\n")
+            assert voxel_files(tmp_path / path) == []
 
 
 class TestAlmostWhole:

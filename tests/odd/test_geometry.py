@@ -112,7 +112,7 @@ class TestBothForms:
         nibabel.save(nibabel.AnalyzeImage(VOXELS, PLAIN), tmp_path / "x.hdr")
         image = read_image([tmp_path / "x.hdr"])
         assert image.spacing == (2, 3, 4)
-        assert "which way their axes point" in image.notes[0]
+        assert "which way its axes point" in image.notes[0]
         labels = label_map([tmp_path / "x.hdr"], tmp_path)
         np.testing.assert_allclose(place(labels), place(tmp_path / "x.hdr"), atol=FLOAT32)
         np.testing.assert_allclose(nibabel.load(labels).affine, image.affine)
@@ -199,6 +199,28 @@ class TestItkFormats:
         sitk.WriteImage(image, str(tmp_path / "judge.nii"))
         np.testing.assert_allclose(found.affine, nibabel.load(tmp_path / "judge.nii").affine, atol=1e-5)
 
+    def test_slanted_axes(self, tmp_path):
+        text = (
+            "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 5 6\n"
+            "space directions: (2,0,0) (0,3,0) (0,1.5,4)\nendian: little\nencoding: raw\nspace origin: (5,6,7)\n\n"
+        )
+        (tmp_path / "x.nrrd").write_bytes(text.encode() + VOXELS.tobytes(order="F"))
+        image = read_image([tmp_path / "x.nrrd"])
+        np.testing.assert_array_equal(image.array[0], VOXELS)
+        np.testing.assert_allclose(image.affine, np.diag([-1, -1, 1, 1]) @ SHEARED, atol=1e-6)
+        assert image.notes == ()
+        labels = label_map([tmp_path / "x.nrrd"], tmp_path)
+        np.testing.assert_allclose(nibabel.load(labels).affine, image.affine, atol=1e-5)
+        assert sitk.ReadImage(str(labels)).GetOrigin() == (5, 6, 7)  # ITK reads no shear, but it can read the file
+
+    def test_axes_that_say_nothing(self, tmp_path):
+        text = "NRRD0001\ntype: short\ndimension: 3\nsizes: 4 5 6\nspacings: 2 3 4\nendian: little\nencoding: raw\n\n"
+        (tmp_path / "x.nrrd").write_bytes(text.encode() + VOXELS.tobytes(order="F"))
+        image = read_image([tmp_path / "x.nrrd"])
+        assert image.spacing == (2, 3, 4)
+        assert "which way its axes point" in image.notes[0]
+        np.testing.assert_allclose(place(label_map([tmp_path / "x.nrrd"], tmp_path)), place(tmp_path / "x.nrrd"))
+
     def test_micrometres(self, tmp_path):
         image = sitk.GetImageFromArray(VOXELS)
         image.SetSpacing((50, 50, 50))
@@ -272,6 +294,11 @@ class TestUnits:
                 cohort.image(case)
         (sentence,) = cohort.remarks.sentences
         assert sentence.startswith("1 case: the NIfTI header does not say in which unit")
+
+
+def test_a_header_without_any_form_is_said(tmp_path):
+    assert "which way" in read_image([nifti(tmp_path / "x.nii", PLAIN, 0, PLAIN, 0)]).notes[0]
+    assert read_image([nifti(tmp_path / "x.nii", PLAIN, 0, PLAIN, 2)]).notes == ()
 
 
 class TestMasksOfOtherPrograms:

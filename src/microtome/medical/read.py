@@ -85,8 +85,7 @@ def mask_and_notes(path: Path, image: Image | None) -> tuple[Array, tuple[str, .
         mask = _finite(dicom.read(series_files(path)) if path.is_dir() else _read_file(path, kind, None), path)
     if mask.array.shape[0] != 1:
         raise ReadError(f"{path} has {mask.array.shape[0]} channels, a mask has one.", "Merge them into one label map.")
-    labels, notes = _whole((mask if image is None else on_grid(mask, image, path)).array[0], path)
-    return labels, (*mask.notes, *notes)
+    return _whole((mask if image is None else on_grid(mask, image, path)).array[0], path)
 
 
 def series_files(folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ BROKEN = (
 
 UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # code of `xyzt_units` → millimetres; its three lowest bits are the unit of length
 UNKNOWN_UNIT = "the NIfTI header does not say in which unit of length it is: taken as millimetres."
-NO_DIRECTION = "Analyze files do not say which way their axes point: taken as left, anterior, superior."
+NO_DIRECTION = "the NIfTI or Analyze header does not say which way its axes point: taken as left, anterior, superior."
 # Where the header says where its voxels lie. The last four numbers of `pixdim` are of other axes.
 GRID = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -122,7 +122,9 @@ def _place(header: Any) -> tuple[Forms, float, tuple[str, ...]]:
         qform = None
     both = [None if form is None else scaled(form, millimetres) for form in (qform, sform)]
     forms = Forms({**fields, "pixdim": pixdim, "xyzt_units": code}, *both)
-    return forms, millimetres, () if code in UNITS else (UNKNOWN_UNIT,)
+    notes = () if code in UNITS else (UNKNOWN_UNIT,)
+    placed = bool(header["qform_code"] or header["sform_code"])
+    return forms, millimetres, notes if placed else (*notes, NO_DIRECTION)
 
 
 def _of_analyze(image: Any) -> tuple[Forms | None, float, tuple[str, ...]]:
