@@ -6,8 +6,10 @@ import builtins
 import gzip
 import io
 import json
+import signal
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -19,6 +21,8 @@ from microtome.errors import DataError, LabelError, MissingExtraError, ReadError
 from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
 from microtome.medical.read import read_image, read_mask
+from microtome.medical.readers import apart, apart_program
+from microtome.medical.readers.detached import voxel_files
 
 VOXELS = np.random.default_rng(0).integers(-500, 500, (5, 6, 7)).astype(np.int16)
 LABELS = np.random.default_rng(1).integers(0, 3, (5, 6, 7)).astype(np.uint8)
@@ -115,6 +119,13 @@ class TestItk:
         with pytest.raises(ReadError, match="damaged"):
             read_image([path])
 
+    @pytest.mark.parametrize("name", ["x.mha", "x.mhd"])
+    def test_nothing_in_it(self, tmp_path, name):
+        path = itk(tmp_path / name, VOXELS)
+        path.write_bytes(path.read_bytes().replace(b"DimSize = 7 6 5", b"DimSize = 7 0 5"))
+        with pytest.raises(ReadError):
+            read_image([path])
+
     @pytest.mark.parametrize(("name", "data"), [("x.nhdr", "x.raw"), ("x.mhd", "x.raw")])
     def test_voxels_that_are_not_there(self, tmp_path, name, data):
         itk(tmp_path / name, VOXELS)
@@ -136,6 +147,37 @@ class TestItk:
         monkeypatch.setattr(builtins, "__import__", refuse)
         with pytest.raises(MissingExtraError, match=r"microtome\[itk\]"):
             read_image([path])
+
+
+class TestApart:
+    """The process in which readers of C++ run."""
+
+    def test_an_answer_that_was_not_waited_for_answers_nothing_else(self, tmp_path, monkeypatch):
+        program = "import sys, time\nsys.stdin.readline()\nprint('{', flush=True, end='')\ntime.sleep(60)\n"
+        (tmp_path / "slow.py").write_text(program)
+        path, process = itk(tmp_path / "x.mha", VOXELS), apart.Apart()
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(apart_program, "__file__", str(tmp_path / "slow.py"))
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+                with pytest.raises(KeyboardInterrupt):
+                    process.read("itk", path, driver="MetaImageIO")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        np.testing.assert_array_equal(process.read("itk", path, driver="MetaImageIO")[1][..., 0], VOXELS)
+        process.end()
+
+    def test_several_threads(self, tmp_path):
+        paths = [itk(tmp_path / f"{k}.mha", VOXELS + np.int16(k)) for k in range(12)]
+        with ThreadPoolExecutor(4) as pool:
+            images = list(pool.map(lambda path: read_image([path]), paths))
+        for k, image in enumerate(images):
+            np.testing.assert_array_equal(image.array[0].T, VOXELS + k)
 
 
 class TestItkCohorts:
@@ -169,6 +211,31 @@ class TestItkCohorts:
             content["channel_names"] = {"0": "T1"}
         (tmp_path / "dataset.json").write_text(json.dumps(content))
         self.check(load_cohort(tmp_path))
+
+    def test_what_is_not_read_is_not_called_unpaired(self, tmp_path):
+        for k in range(3):
+            for folder in ("images", "masks"):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                (tmp_path / folder / f"{k}.mgz").write_bytes(b"some")
+        with pytest.raises(DataError, match=r"Files ending in \.mgz are not read"):
+            load_cohort(tmp_path)
+        nifti(tmp_path / "masks" / "1_seg.nii.gz", LABELS)
+        (tmp_path / "masks" / "1.mgz").unlink()
+        with pytest.raises(
+            ReadError, match=r"1\.mgz, the image of 1_seg\.nii\.gz, is of a kind that microtome does not"
+        ):
+            load_cohort(tmp_path)
+
+    def test_what_is_not_read_of_nnunet(self, tmp_path):
+        (tmp_path / "imagesTr").mkdir()
+        (tmp_path / "imagesTr" / "a_0000.mgz").write_bytes(b"some")
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "front": 1}}))
+        (tmp_path / "labelsTr").mkdir()
+        with pytest.raises(DataError, match=r"Files ending in \.mgz are not read"):
+            load_cohort(tmp_path)
+        nifti(tmp_path / "labelsTr" / "a.nii.gz", LABELS)
+        with pytest.raises(ReadError, match=r"a_0000\.mgz, the image of a\.nii\.gz"):
+            load_cohort(tmp_path)
 
     def test_a_manifest(self, tmp_path):
         lines = ["image,mask"]
@@ -219,6 +286,31 @@ class TestVoxelsInAnotherFile:
         assert [len(case.image) for case in cohort.cases] == [1] * 4
         for case in cohort.cases:
             np.testing.assert_array_equal(cohort.mask(case, cohort.image(case)), LABELS)
+
+
+class TestNamesOfVoxelFiles:
+    def test_a_list_and_a_pattern(self, tmp_path):
+        head = "ObjectType = Image\nNDims = 3\nDimSize = 7 6 5\nElementType = MET_SHORT\nElementDataFile = "
+        names = [f"s{k:03d}.raw" for k in range(1, 6)]
+        for name, plane in zip(names, VOXELS, strict=True):
+            (tmp_path / name).write_bytes(plane.tobytes())
+        for rest in ("LIST\n" + "\n".join(names), "s%03d.raw 1 5 1"):
+            (tmp_path / "x.mhd").write_text(head + rest + "\n")
+            np.testing.assert_array_equal(read_image([tmp_path / "x.mhd"]).array[0].T, VOXELS)
+            assert voxel_files(tmp_path / "x.mhd") == [tmp_path / name for name in names]
+        assert [job.name for job in jobs_of([tmp_path])] == ["x"]
+
+    def test_a_header_whose_voxels_are_missing_takes_no_other(self, tmp_path):
+        for name in ("1.mhd", "10.mhd", "11.mhd"):
+            itk(tmp_path / name, VOXELS)
+        (tmp_path / "1.raw").unlink()
+        assert [job.name for job in jobs_of([tmp_path])] == ["1", "10", "11"]
+
+    @pytest.mark.parametrize("name", ["", "  ", "\0", "a" * 5000, "..", "%"])
+    def test_names_that_are_none(self, tmp_path, name):
+        for path, text in (("x.mhd", "NDims = 3\nElementDataFile = "), ("x.nhdr", "NRRD0004\ndata file: ")):
+            (tmp_path / path).write_text(f"{text}{name}\n")
+            assert voxel_files(tmp_path / path) == []
 
 
 class TestAlmostWhole:

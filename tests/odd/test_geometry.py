@@ -19,6 +19,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.medical.read import read_image, read_mask
 from microtome.medical.write import write_labels
+from microtome.tasks.guess import default_pipeline
 
 sys.path.append(str(Path(__file__).parents[1] / "medical"))
 from dicom_files import functional_groups, write_slice
@@ -107,6 +108,15 @@ class TestBothForms:
         assert (tmp_path / "x.img").exists()
         np.testing.assert_allclose(place(label_map([source], tmp_path)), place(source), atol=FLOAT32)
 
+    def test_analyze_which_says_no_place(self, tmp_path):
+        nibabel.save(nibabel.AnalyzeImage(VOXELS, PLAIN), tmp_path / "x.hdr")
+        image = read_image([tmp_path / "x.hdr"])
+        assert image.spacing == (2, 3, 4)
+        assert "which way its axes point" in image.notes[0]
+        labels = label_map([tmp_path / "x.hdr"], tmp_path)
+        np.testing.assert_allclose(place(labels), place(tmp_path / "x.hdr"), atol=FLOAT32)
+        np.testing.assert_allclose(nibabel.load(labels).affine, image.affine)
+
     def test_what_predict_keeps_of_an_image(self, tmp_path):
         source = nifti(tmp_path / "x.nii", PLAIN, 1, FLIPPED, 4)
         reader = Prefetcher([Job("x", (source,))], Pipeline("segmentation", ("a", "b"), 1, 3))
@@ -155,6 +165,14 @@ class TestDicom:
         np.testing.assert_allclose(place(labels), place([Path(n) for n in names]), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(nibabel.load(labels).affine, read_image(files).affine, rtol=1e-6, atol=1e-5)
 
+    def test_slices_of_a_micro_ct(self, tmp_path):
+        zeros, step = np.zeros((6, 7), np.int16), 0.005  # mm
+        files = [
+            write_slice(tmp_path / f"{k}", zeros, position=(0, 0, step * k), PixelSpacing=[step, step])
+            for k in range(3)
+        ]
+        assert read_image(files).spacing == pytest.approx((0.005,) * 3)
+
     def test_frames_of_one_file(self, tmp_path):
         path = write_slice(
             tmp_path / "x.dcm", np.zeros((3, 6, 7), np.int16), position=None, **functional_groups((0.0, 2.0, 4.0))
@@ -180,6 +198,28 @@ class TestItkFormats:
         np.testing.assert_allclose(place(labels), place(tmp_path / name), rtol=FLOAT32, atol=FLOAT32)
         sitk.WriteImage(image, str(tmp_path / "judge.nii"))
         np.testing.assert_allclose(found.affine, nibabel.load(tmp_path / "judge.nii").affine, atol=1e-5)
+
+    def test_slanted_axes(self, tmp_path):
+        text = (
+            "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 5 6\n"
+            "space directions: (2,0,0) (0,3,0) (0,1.5,4)\nendian: little\nencoding: raw\nspace origin: (5,6,7)\n\n"
+        )
+        (tmp_path / "x.nrrd").write_bytes(text.encode() + VOXELS.tobytes(order="F"))
+        image = read_image([tmp_path / "x.nrrd"])
+        np.testing.assert_array_equal(image.array[0], VOXELS)
+        np.testing.assert_allclose(image.affine, np.diag([-1, -1, 1, 1]) @ SHEARED, atol=1e-6)
+        assert image.notes == ()
+        labels = label_map([tmp_path / "x.nrrd"], tmp_path)
+        np.testing.assert_allclose(nibabel.load(labels).affine, image.affine, atol=1e-5)
+        assert sitk.ReadImage(str(labels)).GetOrigin() == (5, 6, 7)  # ITK reads no shear, but it can read the file
+
+    def test_axes_that_say_nothing(self, tmp_path):
+        text = "NRRD0001\ntype: short\ndimension: 3\nsizes: 4 5 6\nspacings: 2 3 4\nendian: little\nencoding: raw\n\n"
+        (tmp_path / "x.nrrd").write_bytes(text.encode() + VOXELS.tobytes(order="F"))
+        image = read_image([tmp_path / "x.nrrd"])
+        assert image.spacing == (2, 3, 4)
+        assert "which way its axes point" in image.notes[0]
+        np.testing.assert_allclose(place(label_map([tmp_path / "x.nrrd"], tmp_path)), place(tmp_path / "x.nrrd"))
 
     def test_micrometres(self, tmp_path):
         image = sitk.GetImageFromArray(VOXELS)
@@ -215,6 +255,19 @@ class TestUnits:
         assert image.spacing == (50, 50, 50)
         assert "does not say in which unit" in image.notes[0]
 
+    @pytest.mark.parametrize("step", [0.05, 0.00031, 0.00002])
+    def test_a_guess_of_small_voxels(self, tmp_path, step):
+        """0.02 µm to 50 µm: a spacing must not be rounded to nothing."""
+        (tmp_path / "images").mkdir()
+        (tmp_path / "masks").mkdir()
+        for k in range(6):
+            affine = np.diag([1e3 * step * (1 + k % 2), 1e3 * step, 1e3 * step, 1])
+            nifti(tmp_path / "images" / f"{k}.nii", affine, 1, affine, 1, 3)
+            nibabel.save(nibabel.load(tmp_path / "images" / f"{k}.nii"), tmp_path / "masks" / f"{k}.nii")
+        spacing = default_pipeline(load_cohort(tmp_path)).spacing
+        assert spacing is not None
+        assert spacing[1] == pytest.approx(step, rel=1e-3)
+
     def test_the_grid_of_the_pipeline(self, tmp_path):
         path = nifti(tmp_path / "x.nii", self.FIFTY, 1, self.FIFTY, 1, 3)
         pipeline = Pipeline("segmentation", ("a", "b"), 1, 3, spacing=(0.025, 0.05, 0.1))
@@ -241,6 +294,11 @@ class TestUnits:
                 cohort.image(case)
         (sentence,) = cohort.remarks.sentences
         assert sentence.startswith("1 case: the NIfTI header does not say in which unit")
+
+
+def test_a_header_without_any_form_is_said(tmp_path):
+    assert "which way" in read_image([nifti(tmp_path / "x.nii", PLAIN, 0, PLAIN, 0)]).notes[0]
+    assert read_image([nifti(tmp_path / "x.nii", PLAIN, 0, PLAIN, 2)]).notes == ()
 
 
 class TestMasksOfOtherPrograms:

@@ -15,7 +15,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from tiff_files import write_jpeg, write_tiff
 
-from microtome.errors import LabelError, MissingExtraError, ReadError
+from microtome.errors import DataError, LabelError, MissingExtraError, ReadError
 from microtome.medical.read import read_image, read_mask
 from microtome.medical.readers import apart, apart_program
 
@@ -256,7 +256,10 @@ class TestJpeg:
         with pytest.raises(MissingExtraError, match=r"JPEG of 12 bits.*microtome\[jpeg\]"):
             read(write_jpeg(tmp_path / "x.jpg", self.BLOCKS))
 
-    @pytest.mark.parametrize(("change", "kind"), [({"process": 0xC2}, "progressive"), ({"colours": 3}, "3 colours")])
+    @pytest.mark.parametrize(
+        ("change", "kind"),
+        [({"process": 0xC2}, "progressive"), ({"colours": 3}, "3 colours"), ({"bits": 14}, "14 bits")],
+    )
     def test_what_nothing_decodes_is_named(self, tmp_path, change, kind):
         with pytest.raises(ReadError, match=rf"{kind}.*Save it as PNG or TIFF"):
             read(write_jpeg(tmp_path / "x.jpg", self.BLOCKS, **change))
@@ -415,6 +418,12 @@ class TestDicomPalette:
     def test_eight_bits_in_sixteen(self, tmp_path, factor):
         entries = RNG.integers(0, 256, (4, 3))
         same(read(self.write(tmp_path / "x", entries * factor)), entries.reshape(2, 2, 3).astype(np.uint8))
+
+
+def test_a_mask_with_holes_is_refused(tmp_path):
+    path = write_tiff(tmp_path / "m.tif", np.array([[0, 1, np.nan]], np.float32))
+    with pytest.raises(DataError, match="1 values that are NaN"):
+        read_mask(path, None)
 
 
 def test_a_mask_of_huge_numbers_is_refused(tmp_path):

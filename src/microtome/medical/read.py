@@ -80,13 +80,12 @@ def mask_and_notes(path: Path, image: Image | None) -> tuple[Array, tuple[str, .
     path = Path(path)
     kind: Kind = "dicom" if path.is_dir() else kind_of(path)
     if kind == "picture":
-        mask = Image(raster.read_labels(path)[None])
+        mask = _finite(Image(raster.read_labels(path)[None]), path)
     else:
         mask = _finite(dicom.read(series_files(path)) if path.is_dir() else _read_file(path, kind, None), path)
     if mask.array.shape[0] != 1:
         raise ReadError(f"{path} has {mask.array.shape[0]} channels, a mask has one.", "Merge them into one label map.")
-    labels, notes = _whole((mask if image is None else on_grid(mask, image, path)).array[0], path)
-    return labels, (*mask.notes, *notes)
+    return _whole((mask if image is None else on_grid(mask, image, path)).array[0], path)
 
 
 def series_files(folder: Path) -> list[Path]:
@@ -136,6 +135,8 @@ def _channels(images: list[Image], files: list[Path]) -> Image:
 
 def _finite(image: Image, path: Path) -> Image:
     array = image.array
+    if array.size == 0:
+        raise ReadError(f"{path} holds no values: its size is {size_text(image.spatial)}.", "Leave it out.")
     if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         count = int(array.size - np.isfinite(array).sum())
         raise DataError(f"{path} holds {count:,} values that are NaN or infinite.", "Replace them first.")

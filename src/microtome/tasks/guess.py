@@ -92,10 +92,15 @@ def _volume_fields(kind: Task, images: Sequence[Image]) -> dict[str, Any]:
     if not kind.MAPS and np.all(sizes == sizes[0]):
         return {**fields, "size": tuple(int(n) for n in sizes[0])}
     if kind.MAPS and np.any(spacings.max(axis=0) > SPACING_SPREAD * spacings.min(axis=0)):
-        fields["spacing"] = tuple(round(float(s), 4) for s in np.median(spacings, axis=0))
+        fields["spacing"] = tuple(_rounded(float(s)) for s in np.median(spacings, axis=0))
         sizes = sizes * spacings / np.array(fields["spacing"])
     block = tuple(min(PATCH_LIMIT, STEP * max(1, math.ceil(n / STEP))) for n in np.median(sizes, axis=0))
     return {**fields, "patch" if kind.MAPS else "size": block}
+
+
+def _rounded(spacing: float) -> float:
+    """To 0.1 µm, or to four digits where that is finer: microscopes have voxels of that size."""
+    return round(spacing, max(4, 3 - math.floor(math.log10(spacing))))
 
 
 def _ras_order(image: Image) -> list[int]:

@@ -11,7 +11,17 @@ from microtome.medical.channel_files import CHANNEL, by_case, complete
 from microtome.medical.formats.dataset_json import channels, listed_cases, read_json
 from microtome.medical.formats.overlapping import with_labels
 from microtome.medical.formats.patients import PatientsInNames
-from microtome.medical.formats.table import PatientOf, Row, Split, Table, by_stem, count_of, image_files
+from microtome.medical.formats.table import (
+    PatientOf,
+    Row,
+    Split,
+    Table,
+    by_stem,
+    count_of,
+    image_files,
+    no_image,
+    unread_hint,
+)
 from microtome.medical.readers.kind import stem_of
 
 NAME = "decathlon"
@@ -52,7 +62,8 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
             found.append(Row((patient_of or who)(mask), image, mask, split=split))
         without += [image for image in files if image not in taken]
     if not found:
-        raise DataError(f"{path} has no labelled image.", "Labels belong into labelsTr, named like their images.")
+        hint = unread_hint((path / "imagesTr", path / "labelsTr"), "Labels belong into labelsTr, named like images.")
+        raise DataError(f"{path} has no labelled image.", hint)
     notes = _notes(without, read_json(listed), found)
     found = _with_validation(found, read_json(listed))
     told = frozenset({*without, listed})
@@ -78,10 +89,8 @@ class _Images:
             return (self.whole[stem],)
         channels = self.channels.get(stem)
         if channels is None:
-            raise ReadError(
-                f"The label {mask} has no image in {self.folder}.",
-                f"Add {stem} or its channels {stem}_0000, …, or remove the label.",
-            )
+            hint = f"Add {stem} or its channels {stem}_0000, …, or remove the label."
+            raise no_image("label", mask, (stem,), (self.folder,), hint)
         files = complete(channels)
         if files is None or (self.count is not None and len(files) != self.count):
             wanted = "" if self.count is None else f"; dataset.json names {count_of(self.count, 'channel')}"

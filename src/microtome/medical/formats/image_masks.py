@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from microtome.errors import DataError, ReadError
+from microtome.errors import DataError
 from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.pairing import Pairs, bases, plain
 from microtome.medical.formats.patients import PatientsInNames
@@ -20,8 +20,10 @@ from microtome.medical.formats.table import (
     count_of,
     image_files,
     listing,
+    no_image,
     split_folders,
     subfolder,
+    unread_hint,
 )
 from microtome.medical.readers.detached import without_voxel_files
 from microtome.medical.readers.kind import is_dicom, suffix_of
@@ -69,7 +71,9 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
             else:
                 without.append(image)
     if not found:
-        raise DataError(f"{path} has no image with a mask of the same name.", "Name each mask like its image.")
+        folders = [entry for _, root in split_folders(path) for entry in listing(root)]
+        hint = unread_hint(folders, "Name each mask like its image.")
+        raise DataError(f"{path} has no image with a mask of the same name.", hint)
     if not all(row.split for row in found):
         found = [replace(row, split=None) for row in found]
     notes = (f"{count_of(len(without), 'image')} without mask left out.",) if without else ()
@@ -90,7 +94,8 @@ def pair(images: Sequence[Path], masks: Sequence[Path]) -> Pairs:
     for stem, mask in mask_of.items():
         name, word = _image_stem(stem, image_of, short)
         if name is None:
-            raise ReadError(f"The mask {mask} has no image beside {mask.parent}.", _why(images, stem))
+            folders = sorted({image.parent for image in images})
+            raise no_image("mask", mask, (stem, *(base for base, _ in bases(stem))), folders)
         image = image_of[name]
         if _is_plain_folder(image) and _is_plain_folder(mask):
             inner = pair(_entries(image), _entries(mask))
@@ -100,14 +105,6 @@ def pair(images: Sequence[Path], masks: Sequence[Path]) -> Pairs:
         else:
             pairs.add(image, mask, word)
     return pairs
-
-
-def _why(images: Sequence[Path], stem: str) -> str:
-    folders = {image.parent for image in images}
-    unread = [e for folder in folders for e in listing(folder) if e.is_file() and e.name.startswith(f"{stem}.")]
-    if unread:
-        return f"{unread[0].name} lies there, but it is of a kind that is not read here: convert it."
-    return "Add the image or remove the mask."
 
 
 def _is_plain_folder(entry: Path) -> bool:

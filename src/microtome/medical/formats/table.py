@@ -94,6 +94,7 @@ class Table:
     regions_order: tuple[int, ...] | None = None
 
 
+CONVERT = "Convert images to NIfTI, NRRD or PNG."
 # More class numbers than this are identifiers, intensities or the edges of a lossy picture, not classes.
 MANY_CLASSES = 1000
 
@@ -170,6 +171,24 @@ def by_stem(files: Sequence[Path]) -> dict[str, Path]:
         if other is not file:
             raise DataError(f"{other} and {file.name} have the same stem.", "Keep one of them.")
     return found
+
+
+def no_image(what: str, file: Path, stems: Sequence[str], folders: Sequence[Path], hint: str = "") -> ReadError:
+    """The error of a mask or label whose image, of one of several stems, is not among those that were read."""
+    beginnings = tuple(begin for stem in stems for begin in (f"{stem}.", f"{stem}_0000."))
+    for entry in (entry for folder in folders if folder.is_dir() for entry in listing(folder)):
+        alike = entry.name.startswith(beginnings)
+        if alike and entry.is_file() and suffix_of(entry) not in IMAGE_SUFFIXES:
+            return ReadError(f"{entry}, the image of {file.name}, is of a kind that microtome does not read.", CONVERT)
+    where = f"in {folders[0]}" if len(folders) == 1 else f"beside {file.parent}"
+    return ReadError(f"The {what} {file} has no image {where}.", hint or f"Add the image or remove the {what}.")
+
+
+def unread_hint(folders: Iterable[Path], hint: str) -> str:
+    """What to do where nothing pairs up: not to rename files that were not looked at."""
+    every = [entry for folder in folders if folder.is_dir() for entry in listing(folder) if entry.is_file()]
+    endings = {suffix_of(entry) for entry in without_voxel_files(every)} - IMAGE_SUFFIXES - {""}
+    return f"Files ending in {', '.join(sorted(endings))} are not read. {CONVERT}" if endings else hint
 
 
 def count_of(number: int, one: str, many: str | None = None) -> str:

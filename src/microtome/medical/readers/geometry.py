@@ -11,6 +11,7 @@ from microtome.errors import GeometryError
 from microtome.types import Array
 
 SAME_PLACE = 0.01  # mm: positions are written with about 0.001 mm, and no scanner places two slices this close
+CLOSE = 0.1  # pixels, where that is less: micro-CT has slices of 0.005 mm
 UNEVEN = 0.1  # share of the slice distance: rounding and table feed stay well below, a missing slice is 1.0
 SAME_DIRECTION = 1e-3  # direction cosines: files round them to 4 to 6 digits
 SIDEWAYS = 0.5  # pixels: a slice shifted further within its plane does not lie in the stack
@@ -53,7 +54,7 @@ def stack(planes: list[Plane], source: Path) -> tuple[list[int], Array]:
     positions = np.stack([plane.position for plane in planes])
     heights = positions @ normal
     order = np.argsort(heights, kind="stable")
-    _check_steps(heights[order], source)
+    _check_steps(heights[order], min(SAME_PLACE, CLOSE * first.spacing.min()), source)
     positions = positions[order]
     step = (positions[-1] - positions[0]) / (len(planes) - 1)
     _check_line(positions, step, normal, first.spacing.min(), source)
@@ -65,10 +66,10 @@ def stack(planes: list[Plane], source: Path) -> tuple[list[int], Array]:
     return [int(k) for k in order], LPS_TO_RAS @ affine
 
 
-def _check_steps(heights: Array, source: Path) -> None:
+def _check_steps(heights: Array, nearest: float, source: Path) -> None:
     gaps = np.diff(heights)
     at = int(gaps.argmin())
-    if gaps[at] < SAME_PLACE:
+    if gaps[at] < nearest:
         raise GeometryError(
             f"{source} has two slices at one place, {heights[at]:.2f} mm along the stack.",
             "Keep one acquisition (phase, echo, b-value) per series, and each slice once.",

@@ -32,6 +32,8 @@ UNITS: dict[Kind, re.Pattern[str]] = {
     "nrrd": re.compile(r'^(?:space )?units:.*?"\s*([^"\s]+)', re.MULTILINE),
     "metaimage": re.compile(r"^\s*DistanceUnits\s*=\s*(\S+)", re.MULTILINE),
 }
+SPACE = re.compile(rb"^space: *\S", re.MULTILINE)
+NO_DIRECTION = "the NRRD header does not say which way its axes point: taken as left, posterior, superior."
 OTHER_UNIT = "the header gives lengths in a unit that is not known: taken as millimetres."
 
 
@@ -66,6 +68,8 @@ def read(path: Path, kind: Kind) -> Image:
     if dims == 2:
         return Image(np.ascontiguousarray(np.moveaxis(array, 2, 0)))
     unit, notes = _unit(head.decode(errors="replace"), kind)
+    if kind == "nrrd" and not SPACE.search(head.split(b"\n\n")[0]):
+        notes += (NO_DIRECTION,)
     return Image(np.ascontiguousarray(array.transpose(3, 2, 1, 0)), _affine(place, unit, path), None, notes)
 
 

@@ -59,7 +59,8 @@ def decode(path: Path, frame: Frame) -> Array:
         MissingExtraError: GDCM is not installed.
         ReadError: a process or colours that GDCM is not given; damaged.
     """
-    known = frame.process == LOSSLESS or (frame.process in SEQUENTIAL and frame.bits <= 12)
+    widest = {LOSSLESS: 16, **dict.fromkeys(SEQUENTIAL, 12)}.get(frame.process, 0)
+    known = 2 <= frame.bits <= widest
     if frame.colours != 1 or not known or not frame.rows * frame.columns > 0:
         kind = f"{PROCESS.get(frame.process, '')} JPEG of {frame.bits} bits and {frame.colours} colours".strip()
         raise ReadError(f"{path} is a {kind}, which cannot be decoded.", "Save it as PNG or TIFF.")

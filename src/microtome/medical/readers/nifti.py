@@ -31,6 +31,7 @@ BROKEN = (
 
 UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # code of `xyzt_units` → millimetres; its three lowest bits are the unit of length
 UNKNOWN_UNIT = "the NIfTI header does not say in which unit of length it is: taken as millimetres."
+NO_DIRECTION = "the NIfTI or Analyze header does not say which way its axes point: taken as left, anterior, superior."
 # Where the header says where its voxels lie. The last four numbers of `pixdim` are of other axes.
 GRID = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -79,7 +80,8 @@ def _load(path: Path) -> tuple[Array, Array, Forms | None, tuple[str, ...]]:
                 image = one.from_file_map(one.make_file_map({"image": stream}))
             else:  # a header and its voxels in two files, which nibabel finds by their names
                 image = nibabel.load(path)
-            forms, millimetres, notes = _place(image.header)
+            known = isinstance(image.header, nibabel.Nifti1Header)
+            forms, millimetres, notes = _place(image.header) if known else _of_analyze(image)
             affine = scaled(np.array(image.affine, dtype=np.float64), millimetres)
             return np.asarray(image.dataobj), affine, forms, notes
     except ImageFileError as error:
@@ -106,10 +108,8 @@ def _version(head: bytes) -> Any:
     return nibabel.Nifti2Image if second else nibabel.Nifti1Image
 
 
-def _place(header: Any) -> tuple[Forms | None, float, tuple[str, ...]]:
+def _place(header: Any) -> tuple[Forms, float, tuple[str, ...]]:
     """Both forms of a header, the millimetres in its unit of length, and what had to be assumed."""
-    if not isinstance(header, nibabel.Nifti1Header):  # Analyze, from which NIfTI came, is in millimetres
-        return None, 1.0, ()
     code = int(header["xyzt_units"]) & 7
     millimetres = UNITS.get(code, 1.0)
     fields = {name: np.array(header[name]) for name in GRID}
@@ -122,7 +122,20 @@ def _place(header: Any) -> tuple[Forms | None, float, tuple[str, ...]]:
         qform = None
     both = [None if form is None else scaled(form, millimetres) for form in (qform, sform)]
     forms = Forms({**fields, "pixdim": pixdim, "xyzt_units": code}, *both)
-    return forms, millimetres, () if code in UNITS else (UNKNOWN_UNIT,)
+    notes = () if code in UNITS else (UNKNOWN_UNIT,)
+    placed = bool(header["qform_code"] or header["sform_code"])
+    return forms, millimetres, notes if placed else (*notes, NO_DIRECTION)
+
+
+def _of_analyze(image: Any) -> tuple[Forms | None, float, tuple[str, ...]]:
+    """As `_place`, for Analyze, from which NIfTI came: millimetres, and no place and direction but what SPM adds."""
+    header = image.header
+    if not np.allclose(image.affine, header.get_base_affine()):
+        return None, 1.0, ()
+    fields: dict[str, Any] = dict.fromkeys(GRID[:2], 0)
+    pixdim = np.ones(8, np.float32)
+    pixdim[1:4] = header["pixdim"][1:4]
+    return Forms({**fields, "pixdim": pixdim, "xyzt_units": 2}, None, None), 1.0, (NO_DIRECTION,)
 
 
 def _four_axes(array: Array, path: Path) -> Array:
