@@ -67,10 +67,11 @@ def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
         MicrotomeError: see `load_cohort`.
     """
     loaded = read_cohort(cohort, options)
+    known = {case.id: (case, one.key[case.id]) for one in (loaded, *loaded.also.values()) for case in one.cases}
     with writing(path), path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["case", "patient", "role", "files"])
-        table.writerows([case.id, case.patient, case.role, loaded.key[case.id]] for case in loaded.cases)
+        table.writerows([case.id, case.patient, case.role, files] for _, (case, files) in sorted(known.items()))
 
 
 def read_cohort(path: Path, options: CompressOptions) -> Cohort:
@@ -153,8 +154,8 @@ def _calibration(
     if options.calibration is None:
         return (cohort, select(cohort, cohort.train, **asked)), Same()
     other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
-    other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
     other = _references_of(other, pipeline, needed=options.calibration_choice in BY_REFERENCE)
+    other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
     other, found = without(other, cohort, images, progress)
     return (other, select(other, other.cases, **asked)), found
 
