@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microtome.errors import LabelError, OptionError
+from microtome.errors import DataError, LabelError, OptionError
 from microtome.evidence.same_images import Images, Same, separated, without
 from microtome.files import writing
 from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
-from microtome.progress import Progress
+from microtome.progress import Progress, Silent
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.tasks import task as kind
@@ -103,7 +103,9 @@ def read_request(
     cohort = read_cohort(cohort_path, options)
     loaded, pipeline = read_network(model, cohort, options)
     kind(pipeline.task).metric(options.metric)
-    cohort, same, images = separated(as_classes(cohort, pipeline), progress)
+    cohort = as_classes(cohort, pipeline)
+    check_masks(cohort, progress)
+    cohort, same, images = separated(cohort, progress)
     calibration, more = _calibration(cohort, images, pipeline, options, progress)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target, same.and_also(more))
 
@@ -212,6 +214,22 @@ def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
         LabelError: a class of the cohort that is none of the network's.
     """
     return matched(cohort.of_task(pipeline.task), pipeline.classes, maps=kind(pipeline.task).MAPS)
+
+
+def check_masks(cohort: Cohort, progress: Progress | None = None) -> None:
+    """Look for labels that are no classes, in the masks that are tuned on or evaluated, before any work is done.
+
+    Raises:
+        LabelError: there is one.
+    """
+    cases = [case for case in (*cohort.evaluation, *cohort.tuning) if case.mask is not None]
+    for case in (progress or Silent()).track(cases, "check masks", len(cases)) if cases else ():
+        try:
+            cohort.mask(case, None)
+        except LabelError:
+            raise
+        except DataError:  # what else is wrong with it is told when it is used
+            continue
 
 
 def _declared(options: CompressOptions) -> Pipeline | None:
