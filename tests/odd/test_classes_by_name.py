@@ -19,6 +19,7 @@ from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.medical.class_names import match_classes
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
+from microtome.verbs.evaluate import evaluate
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.request import Request, as_classes, read_request
 
@@ -182,10 +183,23 @@ def test_a_value_that_nobody_named_is_told_with_the_names(tmp_path):
     root = cohort(tmp_path, "decathlon")
     odd = root / "labelsTr" / "c0.png"
     Picture.fromarray(np.full((16, 16), 3, np.uint8)).save(odd)
-    found = request(root)
-    case = next(case for case in found.cohort.cases if case.mask == odd)
+    found = as_classes(load_cohort(root), pipeline())
+    case = next(case for case in found.cases if case.mask == odd)
     with pytest.raises(LabelError, match=r"holds the label 3, but the labels are 0 background, 1 ncr, 2 ed, 4 et"):
-        found.cohort.mask(case, None)
+        found.mask(case, None)
+
+
+def test_it_is_told_before_any_work(tmp_path):
+    root = cohort(tmp_path, "decathlon")
+    case = load_cohort(root).evaluation[0]
+    Picture.fromarray(np.full((16, 16), 9, np.uint8)).save(case.mask)
+    with pytest.raises(LabelError, match="holds the label 9"):
+        request(root)
+    (tmp_path / "network.py").write_text("from torch import nn\n\ndef make():\n    return nn.Conv2d(1, 4, 1)\n")
+    options = CompressOptions(pipeline=pipeline(), input_shape=(1, 16, 16), evaluation=1, tuning=0)
+    with pytest.raises(LabelError, match="holds the label 9"):
+        evaluate(f"{tmp_path / 'network.py'}:make", root, tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_masks_without_names_beyond_the_network(tmp_path):

@@ -1,5 +1,7 @@
 """Layouts in which masks lie beside images, and nnU-Net's folders of version 1."""
 
+import csv
+
 import nibabel
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import as_classes, read_request
+from microtome.verbs.request import as_classes, read_request, write_key
 
 
 @pytest.fixture
@@ -78,6 +80,35 @@ class TestBusi:
         assert len(cohort.cases) == 16
         assert "8 images without mask left out." in cohort.notes
         assert len(cohort.of_task("classification").cases) == 24
+
+    def test_both_tasks_have_the_same_names_and_roles(self, busi, tmp_path_factory):
+        for file in (busi / "normal").glob("*_mask*"):
+            file.unlink()
+        cohort = load_cohort(busi)
+        other = cohort.of_task("classification")
+        cases = {case.id: case for case in other.cases}
+        for case in cohort.cases:
+            same = cases[case.id]
+            assert (case.image, case.patient, case.role) == (same.image, same.patient, same.role)
+        file = tmp_path_factory.mktemp("key") / "key.csv"
+        write_key(file, busi, CompressOptions(tuning=0.1, evaluation=0.3))
+        lines = list(csv.DictReader(file.read_text().splitlines()))
+        assert {line["case"]: line["files"] for line in lines} == other.key
+        assert {line["case"]: line["role"] for line in lines} == {case.id: case.role for case in other.cases}
+
+    def test_it_may_be_calibrated_on(self, busi, tmp_path_factory):
+        head = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        pipeline = Pipeline("classification", ("normal", "benign", "malignant"), 1, 2, size=(8, 8), normalize="unit")
+        root = tmp_path_factory.mktemp("other")
+        for k in range(24):
+            picture(root / ("benign", "malignant", "normal")[k % 3] / f"{k}.png", 900 + k)
+        how = {"pipeline": pipeline, "calibration": busi, "calibration_choice": "stratified"}
+        found = read_request(head, root, CompressOptions(target="reference", input_shape=(1, 8, 8), **how))
+        _, cases = found.calibration
+        assert len(cases) == 24
+        assert {(case.image[0].parent.name, pipeline.classes[case.label]) for case in cases} == {
+            (name, name) for name in pipeline.classes
+        }
 
     def test_masks_that_disagree(self, tmp_path):
         for k in range(4):

@@ -139,6 +139,22 @@ def test_lossy_and_resized_copies_are_a_warning_only(folders, how):
     assert "12 might be, by their looks, copies (of another size or encoding) of one for training" in same.warnings[0]
 
 
+def test_slices_of_one_patient_are_no_copies(tmp_path):
+    for k in range(4):
+        array = anatomy(k)
+        for one in range(3):
+            save(
+                tmp_path / "AB"[k % 2] / f"person{k}_{one}.png",
+                np.clip(array.astype(int) + one, 0, 255).astype(np.uint8),
+            )
+    cohort = load_cohort(tmp_path, evaluation=1, tuning=0)
+    assert repeated(cohort, Images(cohort, cohort.cases)).counts == {"repeated": 0, "like_another": 0}
+    for file in list(tmp_path.rglob("*_1.png")):
+        file.rename(file.with_name(f"other{file.name.replace('person', '')}"))
+    cohort = load_cohort(tmp_path, evaluation=1, tuning=0)
+    assert repeated(cohort, Images(cohort, cohort.cases)).counts["like_another"] >= 4
+
+
 def test_volumes_are_the_same_whatever_their_axes_and_types(tmp_path):
     lines = [["image", "label", "split", "patient"]]
     for k in range(12):

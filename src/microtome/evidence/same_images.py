@@ -22,9 +22,10 @@ READ = 16 << 30  # bytes of the files of cases beside evaluation and tuning; of 
 
 @dataclass(frozen=True)
 class Known:
-    """By what the image of a case is known again: hashes of its files and of its voxels, and its look."""
+    """By what the image of a case is known again: hashes of its files and of its voxels, and its look; whose it is."""
 
     hashes: frozenset[str]
+    patient: str
     voxels: str | None = None
     look: Array | None = None
 
@@ -57,7 +58,7 @@ class Same:
 
 
 class Images:
-    """The images of a cohort, each looked at once. Of each some 300 bytes are kept."""
+    """The images of a cohort, each looked at once. Of each less than a kilobyte is kept."""
 
     def __init__(self, cohort: Cohort, cases: Sequence[Case], progress: Progress | None = None) -> None:
         """Look at the images of some cases.
@@ -92,12 +93,12 @@ def _bytes(case: Case) -> int:
 def _known(cohort: Cohort, case: Case, *, voxels: bool) -> Known:
     hashes = {cohort.sha256(replace(case, mask=None))}
     if not voxels:
-        return Known(frozenset(hashes))
+        return Known(frozenset(hashes), case.patient)
     try:
         found = fingerprint(cohort.image(case))
     except DataError:  # what is wrong with it is told when it is used
-        return Known(frozenset(hashes))
-    return Known(frozenset({*hashes, found.voxels}), found.voxels, found.look)
+        return Known(frozenset(hashes), case.patient)
+    return Known(frozenset({*hashes, found.voxels}), case.patient, found.voxels, found.look)
 
 
 def separated(cohort: Cohort, progress: Progress | None = None) -> tuple[Cohort, Same, Images]:
@@ -206,23 +207,26 @@ def _like(known: Sequence[Known], others: Sequence[Known]) -> int:
 
 
 def _like_another(known: Sequence[Known]) -> int:
-    """How many images look like one before them, though they are not the same."""
+    """How many images look like one before them of another patient, though they are not the same."""
     return sum(_near(known, known, earlier=True))
 
 
 def _near(known: Sequence[Known], others: Sequence[Known], *, earlier: bool) -> Iterator[bool]:
     for size in {one.look.size for one in others if one.look is not None}:
         ours, theirs = (
-            [(k, one.hashes, one.look) for k, one in enumerate(some) if one.look is not None and one.look.size == size]
+            [(k, one, one.look) for k, one in enumerate(some) if one.look is not None and one.look.size == size]
             for some in (known, others)
         )
         looks = np.stack([look for _, _, look in theirs])
         for first in range(0, len(ours), BLOCK):
             block = ours[first : first + BLOCK]
             found = alike(np.stack([look for _, _, look in block]), looks) >= ALIKE
-            for (k, hashes, _), row in zip(block, found, strict=True):
+            for (k, one, _), row in zip(block, found, strict=True):
                 hits = (theirs[int(place)] for place in np.flatnonzero(row))
-                yield any((j < k or not earlier) and not its & hashes for j, its, _ in hits)
+                yield any(
+                    (not earlier or (j < k and other.patient != one.patient)) and not other.hashes & one.hashes
+                    for j, other, _ in hits
+                )
 
 
 def _warnings(counts: Mapping[str, int], evaluated: int) -> tuple[str, ...]:

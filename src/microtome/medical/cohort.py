@@ -12,19 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from microtome.errors import DataError, LabelError, OptionError, ReadError
+from microtome.errors import DataError, LabelError, OptionError, ReadError, SplitError
 from microtome.medical.formats import find_format
 from microtome.medical.formats.leftover import passed_over
 from microtome.medical.formats.patients import PatientsByPattern
 from microtome.medical.formats.table import Row, Table
 from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
+from microtome.medical.pseudonyms import Key, Name, by_key, case_of, named, real_name
 from microtome.medical.read import read_image
 from microtome.medical.readers.detached import voxel_files
 from microtome.medical.remarks import Remarks
 from microtome.medical.split import assign_roles
 from microtome.types import Array, Case, Image, Role
-
-DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -198,42 +197,49 @@ def load_cohort(
     table = layout.rows(path, rule)
     if rule is not None:
         table = replace(table, patients=rule.text)
-    split = functools.partial(_cohort, path=path, name=layout.NAME, seed=seed, tuning=tuning, evaluation=evaluation)
-    cohort = split(table)
-    if table.also is None:
-        return cohort
-    with contextlib.suppress(DataError):  # one class only, or too few cases: it is not for that task then
-        also = split(replace(table.also, patients=table.patients))
-        return replace(cohort, also={also.task: also})
-    return cohort
-
-
-def _cohort(table: Table, *, path: Path, name: str, seed: int, tuning: float, evaluation: float) -> Cohort:
-    """Split a table by patient, and give its cases pseudonyms."""
+    tables = [table, *([] if table.also is None else [replace(table.also, patients=table.patients)])]
     _check_classes(table.rows, table, path)
-    roles, notes = assign_roles(table.rows, seed=seed, tuning=tuning, evaluation=evaluation, source=path)
-    kept = [(row, role) for row, role in zip(table.rows, roles, strict=True) if role is not None]
-    _check_classes([row for row, role in kept if role == "evaluation"], table, path, " for evaluation")
+    rows = by_key(table.rows)
+    for one in tables[1:]:
+        rows |= {key: row for key, row in by_key(one.rows).items() if key not in rows}
+    roles, notes = assign_roles(list(rows.values()), seed=seed, tuning=tuning, evaluation=evaluation, source=path)
+    kept = {key: role for key, role in zip(rows, roles, strict=True) if role is not None}
+    build = functools.partial(_cohort, names=named(rows, kept, seed), notes=notes, path=path, layout=layout.NAME)
+    cohort = build(table)
+    drawn = evaluation < 1 and not any(row.split == "test" for row in rows.values())
+    for also in tables[1:]:
+        with contextlib.suppress(DataError):  # one class only, or too few cases: it is not for that task then
+            cohort = replace(cohort, also={also.task: replace(build(also), drawn=drawn)})
+    return replace(cohort, drawn=drawn)
+
+
+def _cohort(table: Table, *, names: Mapping[Key, Name], notes: tuple[str, ...], path: Path, layout: str) -> Cohort:
+    """The cohort of one task."""
+    _check_classes(table.rows, table, path)
+    rows, root = by_key(table.rows), path if path.is_dir() else path.parent
+    kept = {name: rows[key] for key, name in names.items() if key in rows}
+    evaluated = [row for name, row in kept.items() if name.role == "evaluation"]
+    if not evaluated:
+        raise SplitError(f"{path}: none of the cases for evaluation has a reference for {table.task}.", "Add some.")
+    _check_classes(evaluated, table, path, " for evaluation")
     classes, unnamed = table.classes, table.unnamed
-    masks = [mask for row, _ in kept if row.mask is not None for mask in (row.mask, *row.further_masks)]
+    masks = [mask for key, row in rows.items() if key in names and row.mask for mask in (row.mask, *row.further_masks)]
     if not classes and masks:
         classes = classes_of_masks(masks)
         unnamed = frozenset(range(len(classes)))
-    cases, key, patients = _pseudonyms(kept, path if path.is_dir() else path.parent, seed)
     return Cohort(
         path,
-        name,
+        layout,
         table.task,
         classes,
-        cases,
-        key,
+        tuple(case_of(row, name) for name, row in kept.items()),
+        {name.case: real_name(row, root) for name, row in kept.items()},
         (*table.notes, *passed_over(path, table), *notes),
         unnamed,
         regions=table.regions,
         regions_order=table.regions_order,
-        patients=patients,
+        patients={name.patient: row.patient for name, row in kept.items()},
         patient_rule=table.patients,
-        drawn=evaluation < 1 and not any(row.split == "test" for row in table.rows),
     )
 
 
@@ -247,38 +253,6 @@ def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, 
     if len(found) == 1:
         name = table.classes[int(next(iter(label for label in found if label is not None)))]
         raise LabelError(f"{path} has one class only{what}, '{name}'.", "Classification needs at least two.")
-
-
-def _pseudonyms(
-    kept: list[tuple[Row, Role]], root: Path, seed: int
-) -> tuple[tuple[Case, ...], dict[str, str], dict[str, str]]:
-    """Cases, the files of each, and the name of each patient."""
-    rng = np.random.default_rng([seed, 1])  # apart from the stream that splits
-    patients = sorted({row.patient for row, _ in kept})
-    numbers = dict(zip(patients, rng.permutation(len(patients)) + 1, strict=True))
-    cases, key, names = [], {}, {}
-    width = max(DIGITS, len(str(len(kept))))
-    for number, position in enumerate(rng.permutation(len(kept)), start=1):
-        row, role = kept[position]
-        case = Case(
-            id=f"case-{number:0{width}d}",
-            patient=f"patient-{numbers[row.patient]:0{width}d}",
-            image=row.image,
-            mask=row.mask,
-            label=row.label,
-            index=row.index,
-            role=role,
-            subgroups=dict(row.subgroups),
-            further_masks=row.further_masks,
-        )
-        cases.append(case)
-        key[case.id], names[case.patient] = _real_name(row, root), row.patient
-    return tuple(cases), key, names
-
-
-def _real_name(row: Row, root: Path) -> str:
-    names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in row.image]
-    return ";".join(names) + (f"#{row.index}" if row.index is not None else "")
 
 
 def _spread(cases: tuple[Case, ...]) -> Iterator[Case]:

@@ -32,7 +32,7 @@ from microtome.tasks import task
 from microtome.tasks.base import Judgement
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import as_classes, cohort_notes, read_cohort, read_network, stamps
+from microtome.verbs.request import as_classes, check_masks, cohort_notes, read_cohort, read_network, stamps
 from microtome.version import __version__
 
 
@@ -71,6 +71,7 @@ def evaluate(
     cases = read_cohort(Path(cohort), options)
     predict, pipeline, known = _open(model, cases, options, target)
     cases = as_classes(cases, pipeline)
+    check_masks(cases, progress)
     images = Images(cases, cases.evaluation, progress)
     cases = _without_calibration(cases, images, known.pop("calibrated", ()))
     same = repeated(cases, images)

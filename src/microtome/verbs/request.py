@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microtome.errors import LabelError, OptionError
+from microtome.errors import DataError, LabelError, OptionError
 from microtome.evidence.same_images import Images, Same, separated, without
 from microtome.files import writing
 from microtome.medical.class_names import matched
@@ -16,7 +16,7 @@ from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.medical.trained_on import without_trained
-from microtome.progress import Progress
+from microtome.progress import Progress, Silent
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.tasks import task as kind
@@ -73,10 +73,11 @@ def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
         MicrotomeError: see `load_cohort`.
     """
     loaded = read_cohort(cohort, options)
+    known = {case.id: (case, one.key[case.id]) for one in (loaded, *loaded.also.values()) for case in one.cases}
     with writing(path), path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["case", "patient", "role", "files"])
-        table.writerows([case.id, case.patient, case.role, loaded.key[case.id]] for case in loaded.cases)
+        table.writerows([case.id, case.patient, case.role, files] for _, (case, files) in sorted(known.items()))
 
 
 def read_cohort(path: Path, options: CompressOptions) -> Cohort:
@@ -132,7 +133,9 @@ def read_request(
     cohort = read_cohort(cohort_path, options)
     loaded, pipeline = read_network(model, cohort, options)
     kind(pipeline.task).metric(options.metric, pipeline)
-    cohort, same, images = separated(as_classes(cohort, pipeline), progress)
+    cohort = as_classes(cohort, pipeline)
+    check_masks(cohort, progress)
+    cohort, same, images = separated(cohort, progress)
     calibration, more = _calibration(cohort, images, pipeline, options, progress)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target, same.and_also(more))
 
@@ -183,8 +186,8 @@ def _calibration(
     if options.calibration is None:
         return (cohort, select(cohort, cohort.train, **asked)), Same()
     other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
-    other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
     other = _references_of(other, pipeline, needed=options.calibration_choice in BY_REFERENCE)
+    other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
     other, found = without(other, cohort, images, progress)
     return (other, select(other, other.cases, **asked)), found
 
@@ -246,6 +249,22 @@ def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
         LabelError: a class of the cohort that is none of the network's.
     """
     return matched(cohort.of_task(pipeline.task), pipeline.classes, maps=kind(pipeline.task).MAPS)
+
+
+def check_masks(cohort: Cohort, progress: Progress | None = None) -> None:
+    """Look for labels that are no classes, in the masks that are tuned on or evaluated, before any work is done.
+
+    Raises:
+        LabelError: there is one.
+    """
+    cases = [case for case in (*cohort.evaluation, *cohort.tuning) if case.mask is not None]
+    for case in (progress or Silent()).track(cases, "check masks", len(cases)) if cases else ():
+        try:
+            cohort.mask(case, None)
+        except LabelError:
+            raise
+        except DataError:  # what else is wrong with it is told when it is used
+            continue
 
 
 def declared(options: CompressOptions) -> Pipeline | None:
