@@ -499,6 +499,8 @@ class FakeCohort:
     task: str = "segmentation"
     classes: tuple[str, ...] = ("background", "organ")
     unnamed: frozenset[int] = frozenset()
+    regions: None = None
+    regions_order: None = None
 
     @property
     def cases(self) -> tuple[Case, ...]:
