@@ -160,6 +160,15 @@ class TestTables:
         assert "a, b.png" in files(cohort)
         assert {case.subgroups["remark"] for case in cohort.cases} == {"x,\ny", '"'}
 
+    def test_umlauts_of_windows(self, folder):
+        picture(folder / "Möller.png", 50)
+        lines = [*(f"{k}.png;{k % 2};männlich" for k in range(5)), "Möller.png;1;weiblich"]
+        (folder / "x.csv").write_bytes("\r\n".join(["image;label;Geschlecht", *lines]).encode("cp1252"))
+        cohort = load_cohort(folder)
+        assert "Möller.png" in files(cohort)
+        assert {case.subgroups["Geschlecht"] for case in cohort.cases} == {"männlich", "weiblich"}
+        assert said(cohort, "read as Windows-1252")
+
     def test_paths_of_windows(self, tmp_path):
         for k in range(6):
             picture(tmp_path / "images" / f"{k}.png", k)
