@@ -72,7 +72,7 @@ def why_not(file: Path, wanted: str) -> str:
         return "it cannot be read as CSV in UTF-8"
     if not rows:
         return "it is empty"
-    return "" if _has(rows[0][1], wanted) else f"its first line has no column '{wanted}'"
+    return "" if _has(rows[0][1], wanted) else f"the first line has no column '{wanted}'"
 
 
 def _rows(file: Path, wanted: str) -> list[tuple[int, list[str]]]:

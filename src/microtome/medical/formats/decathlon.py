@@ -10,10 +10,11 @@ from microtome.errors import DataError, ReadError
 from microtome.medical.channel_files import CHANNEL, by_case, complete
 from microtome.medical.formats.dataset_json import channels, label_names, listed_cases, read_json
 from microtome.medical.formats.patients import PatientsInNames
-from microtome.medical.formats.table import PatientOf, Row, Split, Table, by_stem, count_of, image_files
+from microtome.medical.formats.table import PatientOf, Row, Split, Table, by_stem, count_of, image_files, unread
 from microtome.medical.readers.kind import stem_of
 
 NAME = "decathlon"
+ADD = "Add {0} or its channels {0}_0000, …, or remove the label."
 LOOKS_LIKE = "dataset.json with imagesTr and labelsTr (Medical Segmentation Decathlon, nnU-Net)"
 
 
@@ -51,7 +52,10 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
             found.append(Row((patient_of or who)(mask), image, mask, split=split))
         without += [image for image in files if image not in taken]
     if not found:
-        raise DataError(f"{path} has no labelled image.", "Labels belong into labelsTr, named like their images.")
+        raise DataError(
+            f"{path} has no labelled image.",
+            unread(path / "labelsTr") or "Labels belong into labelsTr, named like their images.",
+        )
     notes = _notes(without, read_json(listed), found)
     found = _with_validation(found, read_json(listed))
     told = frozenset({*without, listed})
@@ -79,7 +83,7 @@ class _Images:
         if channels is None:
             raise ReadError(
                 f"The label {mask} has no image in {self.folder}.",
-                f"Add {stem} or its channels {stem}_0000, …, or remove the label.",
+                unread(self.folder, stem) or unread(self.folder, f"{stem}_0000") or ADD.format(stem),
             )
         files = complete(channels)
         if files is None or (self.count is not None and len(files) != self.count):

@@ -22,6 +22,7 @@ from microtome.medical.formats.table import (
     listing,
     split_folders,
     subfolder,
+    unread,
 )
 from microtome.medical.readers.kind import is_dicom, suffix_of
 
@@ -29,6 +30,7 @@ NAME = "image_masks"
 LOOKS_LIKE = "a folder images (or imgs, image) beside a folder masks (or labels, mask, label)"
 
 IMAGES = ("images", "imgs", "image", "img")
+ADD = "Add the image or remove the mask."
 MASKS = ("masks", "labels", "mask", "label", "segmentations", "segmentation", "annotations", "groundtruth", "gt")
 
 
@@ -54,12 +56,14 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         raise DataError(f"{path} is not a folder.", f"Wanted: {LOOKS_LIKE}.")
     found: list[Row] = []
     without: list[Path] = []
+    looked: list[Path] = []
     names = PatientsInNames(path)
     for split, folder in split_folders(path):
         images, masks = subfolder(folder, IMAGES), subfolder(folder, MASKS)
         if images is None or masks is None:
             raise DataError(f"{folder} has no images and masks folders.", f"Wanted: {LOOKS_LIKE}.")
-        for image, its in pair(_entries(images), _entries(masks)).masks.items():
+        looked += [images, masks]
+        for image, its in pair(_entries(images), _entries(masks), images).masks.items():
             within = image.parent.relative_to(images).parts
             part = SPLIT_NAMES.get(within[0].lower()) if within else None
             rule = patient_of or (names if len(within) <= (part is not None) else names.folder)
@@ -68,7 +72,10 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
             else:
                 without.append(image)
     if not found:
-        raise DataError(f"{path} has no image with a mask of the same name.", "Name each mask like its image.")
+        hints = [hint for hint in map(unread, looked) if hint]
+        raise DataError(
+            f"{path} has no image with a mask of the same name.", " ".join(hints) or "Name each mask like its image."
+        )
     if not all(row.split for row in found):
         found = [replace(row, split=None) for row in found]
     notes = (f"{count_of(len(without), 'image')} without mask left out.",) if without else ()
@@ -76,8 +83,13 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     return Table("segmentation", tuple(found), known.classes, notes, known.unnamed, told, names.text)
 
 
-def pair(images: Sequence[Path], masks: Sequence[Path]) -> Pairs:
+def pair(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> Pairs:
     """Images with their masks, if they have any. Folders that hold either are gone through.
+
+    Args:
+        images: files and folders.
+        masks: likewise.
+        folder: that of the images.
 
     Raises:
         ReadError: a mask without image.
@@ -89,24 +101,16 @@ def pair(images: Sequence[Path], masks: Sequence[Path]) -> Pairs:
     for stem, mask in mask_of.items():
         name, word = _image_stem(stem, image_of, short)
         if name is None:
-            raise ReadError(f"The mask {mask} has no image beside {mask.parent}.", _why(images, stem))
+            raise ReadError(f"The mask {mask} has no image in {folder}.", unread(folder, stem) or ADD)
         image = image_of[name]
         if _is_plain_folder(image) and _is_plain_folder(mask):
-            inner = pair(_entries(image), _entries(mask))
+            inner = pair(_entries(image), _entries(mask), image)
             pairs.masks |= inner.masks
             pairs.words |= inner.words
             del pairs.masks[image]
         else:
             pairs.add(image, mask, word)
     return pairs
-
-
-def _why(images: Sequence[Path], stem: str) -> str:
-    folders = {image.parent for image in images}
-    unread = [e for folder in folders for e in listing(folder) if e.is_file() and e.name.startswith(f"{stem}.")]
-    if unread:
-        return f"{unread[0].name} lies there, but it is of a kind that is not read here: convert it."
-    return "Add the image or remove the mask."
 
 
 def _is_plain_folder(entry: Path) -> bool:

@@ -133,6 +133,17 @@ def image_files(folder: Path) -> list[Path]:
     return [entry for entry in listing(folder) if suffix_of(entry) in IMAGE_SUFFIXES and entry.is_file()]
 
 
+def unread(folder: Path, stem: str = "") -> str:
+    """A hint where a folder holds files (of a stem, if one is given) whose endings are not those of images; or ""."""
+    entries = listing(folder) if folder.is_dir() else []
+    files = [e for e in entries if e.is_file() and suffix_of(e) not in IMAGE_SUFFIXES]
+    files = [e for e in files if e.name.startswith(f"{stem}.")] if stem else files
+    endings = sorted({e.suffix for e in files if e.suffix})
+    if not endings:
+        return ""
+    return f"{folder} holds {count_of(len(files), 'file')} of a kind that is not read here ({', '.join(endings[:4])})."
+
+
 def has_image(folder: Path) -> bool:
     """Whether a folder holds an image directly."""
     return folder.is_dir() and any(suffix_of(e) in IMAGE_SUFFIXES and e.is_file() for e in listing(folder))
