@@ -17,6 +17,11 @@ def test_nothing_but_our_errors_comes_out():
     assert outcome.kinds.total() - outcome.kinds["read"] > 100
 
 
+def read_all(cohort):
+    for case in cohort.cases:
+        cohort.image(case)
+
+
 @pytest.mark.parametrize(
     ("content", "error"),
     [
@@ -34,6 +39,7 @@ def test_nothing_but_our_errors_comes_out():
         (b"\xff\xfe\x00", ReadError),
         (b"image" * 50000 + b"\n", DataError),
         (b"image,mask\n;;,m0.png\n", DataError),
+        (b"image\n/\n.\n\\\n..\n", DataError),
     ],
 )
 def test_manifests(tmp_path, content, error):
@@ -42,7 +48,7 @@ def test_manifests(tmp_path, content, error):
         mask(tmp_path / f"m{k}.png")
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(error):
-        load_cohort(tmp_path / "x.csv")
+        read_all(load_cohort(tmp_path / "x.csv"))
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,42 @@ def test_the_same_folders_in_images_and_masks(tmp_path):
     )
 
 
+@pytest.mark.parametrize("ending", ["png", "gif", "bmp", "tif"])
+def test_masks_that_differ_from_their_images_in_the_ending_only(tmp_path, ending):
+    for k in range(6):
+        picture(tmp_path / "flat" / f"{k}.jpg", k)
+        mask(tmp_path / "flat" / f"{k}.{ending}")
+        picture(tmp_path / "classes" / "AB"[k % 2] / f"{k}.jpeg", k)
+        mask(tmp_path / "classes" / "AB"[k % 2] / f"{k}.{ending}")
+    for root, name in (("flat", "masks_beside"), ("classes", "class_folders")):
+        cohort = load_cohort(tmp_path / root)
+        assert (cohort.format, cohort.task, len(cohort.cases)) == (name, "segmentation", 6)
+        assert all(case.mask == case.image[0].with_suffix(f".{ending}") for case in cohort.cases)
+
+
+def test_two_pictures_of_one_stem_are_two_pictures(tmp_path):
+    for k in range(6):
+        picture(tmp_path / f"{k}.jpg", k)
+        picture(tmp_path / f"{k}.png", k + 10)
+    cohort = load_cohort(tmp_path)
+    assert (cohort.format, len(cohort.cases)) == ("images", 12)
+    for k in range(6):
+        mask(tmp_path / f"{k}.png")
+    picture(tmp_path / "0.png", 20)
+    assert load_cohort(tmp_path).format == "images"
+
+
+def test_masks_for_training_only_leave_classification(tmp_path):
+    for part in ("train", "test"):
+        for k in range(4):
+            picture(tmp_path / part / "AB"[k % 2] / f"{k}.png", k + len(part))
+            if part == "train":
+                mask(tmp_path / part / "AB"[k % 2] / f"{k}_mask.png")
+    cohort = load_cohort(tmp_path, tuning=0)
+    assert (cohort.task, len(cohort.cases)) == ("classification", 8)
+    assert not any("mask" in name for name in files(cohort))
+
+
 @pytest.mark.parametrize("sub", ["masks", "labels", "Mask", "annotations", "GT"])
 def test_a_folder_of_masks_beside_the_images(tmp_path, sub):
     for k in range(6):

@@ -106,7 +106,19 @@ class TestCounted:
             mask(tmp_path / "masks" / f"{k}.png")
         (tmp_path / "images" / "9.zzz").write_text("?")
         mask(tmp_path / "masks" / "9.png")
-        with pytest.raises(ReadError, match=r"9\.zzz lies there, but it is of a kind that is not read"):
+        with pytest.raises(ReadError, match=r"holds 1 file of a kind that is not read here \(\.zzz\)"):
+            load_cohort(tmp_path)
+
+    @pytest.mark.parametrize("layout", ["decathlon", "image_masks", "class_folders"])
+    def test_nothing_but_files_of_a_kind_that_is_not_read(self, tmp_path, layout):
+        folders = {"decathlon": ("imagesTr", "labelsTr"), "image_masks": ("images", "masks"), "class_folders": "AB"}
+        for name in folders[layout]:
+            (tmp_path / name).mkdir()
+            for k in range(6):
+                (tmp_path / name / f"{k}.zzz").write_text("?")
+        if layout == "decathlon":
+            dataset_json(tmp_path)
+        with pytest.raises(DataError, match=r"6 files? of a kind that is not read here \(\.zzz\)|It holds 12 \.zzz"):
             load_cohort(tmp_path)
 
 
@@ -160,6 +172,15 @@ class TestTables:
         assert "a, b.png" in files(cohort)
         assert {case.subgroups["remark"] for case in cohort.cases} == {"x,\ny", '"'}
 
+    def test_umlauts_of_windows(self, folder):
+        picture(folder / "Möller.png", 50)
+        lines = [*(f"{k}.png;{k % 2};männlich" for k in range(5)), "Möller.png;1;weiblich"]
+        (folder / "x.csv").write_bytes("\r\n".join(["image;label;Geschlecht", *lines]).encode("cp1252"))
+        cohort = load_cohort(folder)
+        assert "Möller.png" in files(cohort)
+        assert {case.subgroups["Geschlecht"] for case in cohort.cases} == {"männlich", "weiblich"}
+        assert said(cohort, "read as Windows-1252")
+
     def test_paths_of_windows(self, tmp_path):
         for k in range(6):
             picture(tmp_path / "images" / f"{k}.png", k)
@@ -178,8 +199,8 @@ class TestTables:
     @pytest.mark.parametrize(
         ("name", "content", "reason"),
         [
-            ("x.csv", "file,label\n0.png,a\n", "its first line has no column 'image'"),
-            ("x.csv", "0.png,a\n1.png,b\n", "its first line has no column 'image'"),
+            ("x.csv", "file,label\n0.png,a\n", "the first line has no column 'image'"),
+            ("x.csv", "0.png,a\n1.png,b\n", "the first line has no column 'image'"),
             ("x.tsv", "", "it is empty"),
             ("x.csv", 'image,label\n"0.png,a\n', "it cannot be read as CSV"),
         ],

@@ -205,8 +205,13 @@ def load_cohort(
     roles, notes = assign_roles(list(rows.values()), seed=seed, tuning=tuning, evaluation=evaluation, source=path)
     kept = {key: role for key, role in zip(rows, roles, strict=True) if role is not None}
     build = functools.partial(_cohort, names=named(rows, kept, seed), notes=notes, path=path, layout=layout.NAME)
-    cohort = build(table)
     drawn = evaluation < 1 and not any(row.split == "test" for row in rows.values())
+    try:
+        cohort = build(table)
+    except SplitError:
+        if len(tables) == 1:
+            raise
+        return replace(build(tables[1]), drawn=drawn)  # masks for training only: the other task goes without
     for also in tables[1:]:
         with contextlib.suppress(DataError):  # one class only, or too few cases: it is not for that task then
             cohort = replace(cohort, also={also.task: replace(build(also), drawn=drawn)})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from microtome.errors import DataError, ReadError
+from microtome.medical.formats.leftover import endings_of
 from microtome.plugins import find
 
 if TYPE_CHECKING:
@@ -66,4 +67,4 @@ def find_format(path: Path, name: str | None = None) -> CohortFormat:
         if one.matches(path):
             return one
     looked = "; ".join(f"{one.NAME}: {one.LOOKS_LIKE}" for one in every)
-    raise DataError(f"{path} looks like no cohort.", f"Looked for {looked}.")
+    raise DataError(f"{path} looks like no cohort.", f"Looked for {looked}.{endings_of(path)}")

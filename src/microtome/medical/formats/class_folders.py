@@ -112,7 +112,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Pairs]]:
     """The images of a class folder with their masks, and the folder to which they belong."""
     images, masks = subfolder(folder, IMAGES), subfolder(folder, MASKS)
     if masks is not None and (images is not None or has_image(folder)):
-        return [(folder, pair(image_files(images or folder), image_files(masks)))]
+        return [(folder, pair(image_files(images or folder), image_files(masks), images or folder))]
     below = [entry for entry in listing(folder) if has_image(entry)]
     return [(one, masks_beside(image_files(one))) for one in (folder, *below)]
 

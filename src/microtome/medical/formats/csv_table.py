@@ -17,6 +17,7 @@ DELIMITERS = ",;\t|"
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 SAID = re.compile(r'"?sep=[^"\r\n]"?[ ]*(\r\n|\r|\n)', re.IGNORECASE)  # Excel's own first line
 AFTER_QUOTES = re.compile(r'"[ ]+(?=[,;\t|\r\n])')
+WINDOWS = "cp1252"  # what Excel saves as plain CSV in Western Europe
 AGAIN = "Save it again as CSV."
 
 
@@ -71,7 +72,7 @@ def why_not(file: Path, wanted: str) -> str:
         return "it cannot be read as CSV in UTF-8"
     if not rows:
         return "it is empty"
-    return "" if _has(rows[0][1], wanted) else f"its first line has no column '{wanted}'"
+    return "" if _has(rows[0][1], wanted) else f"the first line has no column '{wanted}'"
 
 
 def _rows(file: Path, wanted: str) -> list[tuple[int, list[str]]]:
@@ -92,13 +93,30 @@ def _rows(file: Path, wanted: str) -> list[tuple[int, list[str]]]:
 
 
 def _text(file: Path) -> str:
+    content = _content(file)
+    for encoding in ("utf-16",) if content.startswith(UTF16) else ("utf-8-sig", WINDOWS):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise ReadError(f"{file} is not UTF-8 text.", "Save it as CSV in UTF-8.")
+
+
+def _content(file: Path) -> bytes:
     try:
-        content = file.read_bytes()
-        return content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ReadError(f"{file} is not UTF-8 text.", "Save it as CSV in UTF-8.") from error
+        return file.read_bytes()
     except OSError as error:
         raise ReadError(f"{file} cannot be read: {error.strerror}.", "Check the path.") from error
+
+
+def is_of_windows(file: Path) -> bool:
+    """Whether a table was read as Windows-1252, since it is neither UTF-8 nor UTF-16: a guess."""
+    content = _content(file)
+    try:
+        content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _delimiter(text: str, wanted: str) -> str:

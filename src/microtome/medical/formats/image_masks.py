@@ -62,7 +62,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         images, masks = subfolder(folder, IMAGES), subfolder(folder, MASKS)
         if images is None or masks is None:
             raise DataError(f"{folder} has no images and masks folders.", f"Wanted: {LOOKS_LIKE}.")
-        for image, its in pair(_entries(images), _entries(masks)).masks.items():
+        for image, its in pair(_entries(images), _entries(masks), images).masks.items():
             within = image.parent.relative_to(images).parts
             part = SPLIT_NAMES.get(within[0].lower()) if within else None
             rule = patient_of or (names if len(within) <= (part is not None) else names.folder)
@@ -81,8 +81,13 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     return labels_beside(Table("segmentation", tuple(found), (), notes, told=told, patients=names.text), path)
 
 
-def pair(images: Sequence[Path], masks: Sequence[Path]) -> Pairs:
+def pair(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> Pairs:
     """Images with their masks, if they have any. Folders that hold either are gone through.
+
+    Args:
+        images: files and folders.
+        masks: likewise.
+        folder: that of the images.
 
     Raises:
         ReadError: a mask without image.
@@ -94,11 +99,10 @@ def pair(images: Sequence[Path], masks: Sequence[Path]) -> Pairs:
     for stem, mask in mask_of.items():
         name, word = _image_stem(stem, image_of, short)
         if name is None:
-            folders = sorted({image.parent for image in images})
-            raise no_image("mask", mask, (stem, *(base for base, _ in bases(stem))), folders)
+            raise no_image("mask", mask, (stem, *(base for base, _ in bases(stem))), (folder,))
         image = image_of[name]
         if _is_plain_folder(image) and _is_plain_folder(mask):
-            inner = pair(_entries(image), _entries(mask))
+            inner = pair(_entries(image), _entries(mask), image)
             pairs.masks |= inner.masks
             pairs.words |= inner.words
             del pairs.masks[image]

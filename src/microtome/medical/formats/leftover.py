@@ -45,6 +45,12 @@ def passed_over(path: Path, table: Table) -> tuple[str, ...]:
     return (*notes, f"Passed over: {' and '.join(parts)}.") if parts else tuple(notes)
 
 
+def endings_of(path: Path) -> str:
+    """What the files below a folder are by their endings, for an error: ` It holds 3 .txt.`; empty without files."""
+    found = Counter(_ending(suffix_of(file)) for file in _files(path, Table("", ()), set()))
+    return f" It holds {_endings(found)}." if found else ""
+
+
 def _files(path: Path, table: Table, used: set[Path]) -> Iterator[Path]:
     if path.is_dir():
         for folder, names, files in os.walk(path):

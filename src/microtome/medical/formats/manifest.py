@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
-from microtome.medical.formats.csv_table import ENDINGS, Line, read_table, why_not
+from microtome.medical.formats.csv_table import ENDINGS, Line, is_of_windows, read_table, why_not
 from microtome.medical.formats.dataset_json import Names
 from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.patients import PatientsInNames
@@ -78,6 +78,9 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     first = _table(lines, columns, named[0] if named else None, patient_of or names)
     patients = "the column patient" if "patient" in columns else names.text
     told = {file for line in lines for file in _images(line)} | {*files, files[0].with_name("dataset.json")}
+    if any(map(is_of_windows, files)):
+        notes = (*first.notes, "The manifest is not in UTF-8: it was read as Windows-1252.")
+        first = replace(first, notes=notes)
     first = replace(first, told=frozenset(told), patients=patients)
     for name in named[1:]:
         labelled = [line for line in lines if line.cells[name]]

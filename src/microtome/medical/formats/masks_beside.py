@@ -88,7 +88,7 @@ def _cases(folder: Path) -> list[tuple[tuple[Path, ...], tuple[Path, ...]]]:
     """The images of a folder, each with its masks; images that share a mask are channels."""
     files, inner = image_files(folder), subfolder(folder, MASKS)
     within = inner is not None and bool(files) and not is_dicom(files[0])
-    pairs = pair(files, image_files(inner)) if within and inner is not None else masks_beside(files)
+    pairs = pair(files, image_files(inner), folder) if within and inner is not None else masks_beside(files)
     cases: dict[tuple[Path, ...], tuple[Path, ...]] = {(image,): tuple(masks) for image, masks in pairs.masks.items()}
     for mask in [image for image, masks in pairs.masks.items() if not masks]:
         for base, _ in bases(stem_of(mask)):

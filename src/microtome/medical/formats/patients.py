@@ -99,7 +99,7 @@ def patient_in_name(path: Path) -> tuple[str, str]:
             found = pattern.search(part)
             if found:
                 return name, found.group(0)
-    return "", path.with_name(stem_of(path)).as_posix()
+    return "", (path.parent / stem_of(path)).as_posix()
 
 
 def below(path: Path, root: Path) -> str:
