@@ -90,7 +90,7 @@ def deploy(
     floats = {} if not target.RUNS_INTEGERS else _open(target, parent_path, target.PRECISIONS, (x, real), threads)
     ours = _open(target, path, target.PRECISIONS if precision is None else (precision,), (x, simulated), threads)
     sizes = file_bytes(target, parent_path), file_bytes(target, path)
-    names = {p: f"{target.NAME} {title}" + (f", rest {p}" if len(ours) > 1 else "") for p in ours}
+    names = {p: _name(target.NAME, title, p, len(ours) > 1) for p in ours}
     runs = interleaved(
         [
             Candidate("eager f32", "pytorch", "f32", run_parent),
@@ -110,6 +110,12 @@ def deploy(
     return Deployed(path, chosen, best, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
 
 
+def _name(target: str, title: str, precision: str, several: bool) -> str:
+    """Return what a compressed network is called among the runs; others are called by target and precision."""
+    name = f"{target} {title}" + (f", rest {precision}" if several else "")
+    return f"{name}, compressed" if title == precision else name
+
+
 def _open(
     target: Runtime, path: Path, precisions: Sequence[str], example: tuple[Array, Array], threads: int
 ) -> dict[str, Session]:
@@ -123,24 +129,47 @@ def _open(
         threads: of the runtime.
 
     Raises:
-        MicrotomeError: it runs in none, or returns NaN or infinity where the graph does not; what the last one said.
+        MicrotomeError: it runs in none, or returns something else than the graph; what the last one said.
     """
     sessions: dict[str, Session] = {}
-    x, expected = example
     for precision in precisions:
         try:
-            session = target.open_session(path, threads=threads, precision=precision)
-            if sqnr(expected, session.run(x)) == -MOST_DB:
-                raise TargetError(
-                    f"{target.NAME} returns NaN or infinity in {precision} where the graph does not.",
-                    "Some value lies beyond what it computes with: choose another --precision or --target.",
-                )
-        except MicrotomeError:
+            sessions[precision] = _opened(target, path, precision, example, threads)
+        except MicrotomeError as error:
             if precision == precisions[-1] and not sessions:
-                raise
-            continue
-        sessions[precision] = session
+                raise _advised(error, target, path, precisions, (example, threads)) from error
     return sessions
+
+
+def _opened(target: Runtime, path: Path, precision: str, example: tuple[Array, Array], threads: int) -> Session:
+    """Open a model file and run it once, see `_open`."""
+    session = target.open_session(path, threads=threads, precision=precision)
+    x, expected = example
+    ratio = sqnr(expected, session.run(x))
+    if ratio == -MOST_DB:
+        raise TargetError(
+            f"{target.NAME} returns NaN or infinity in {precision} where the graph does not.",
+            "Some value lies beyond what it computes with: choose another --precision or --target.",
+        )
+    if ratio < 0 and expected.any():
+        raise TargetError(
+            f"{target.NAME} computes something else than the graph in {precision}: {ratio} dB.",
+            "It runs an operator of this network wrongly: choose another --target.",
+        )
+    return session
+
+
+def _advised(
+    error: MicrotomeError, target: Runtime, path: Path, tried: Sequence[str], how: tuple[tuple[Array, Array], int]
+) -> MicrotomeError:
+    """Return the error with a precision that was not tried, if the file runs in it; the error itself if in none."""
+    for precision in (name for name in target.PRECISIONS if name not in tried):
+        try:
+            _opened(target, path, precision, *how)
+        except MicrotomeError:
+            continue
+        return type(error)(error.problem, f"In {precision} it runs: --precision {precision}")
+    return error
 
 
 def sqnr(signal: Array, other: Array) -> float:

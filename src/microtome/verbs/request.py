@@ -95,6 +95,7 @@ def read_request(model: str | Path | nn.Module, cohort_path: Path, options: Comp
     cohort = read_cohort(cohort_path, options)
     kind(cohort.task).metric(options.metric)
     loaded, pipeline = read_network(model, cohort, options)
+    getattr(target, "check", lambda _: None)(loaded.network)
     calibration = _calibration(cohort, pipeline, options)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target)
 
