@@ -70,7 +70,7 @@ def inspect(
         "macs": sum(layer["macs"] for layer in layers),
         "targets": list(supported),
         "layers": layers,
-        "notes": [*loaded.notes, *network.notes],
+        "notes": list(dict.fromkeys([*loaded.notes, *network.notes])),
     }
 
 

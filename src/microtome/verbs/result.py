@@ -89,7 +89,7 @@ def assemble(request: Request, network: Network, deployed: Deployed, evaluation:
         "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
         "memory": {"compress_peak_mib": peak_memory_mib()},
         "environment": describe(options.threads),
-        "notes": [*request.loaded.notes, *network.notes, *request.cohort.notes],
+        "notes": list(dict.fromkeys([*request.loaded.notes, *network.notes, *request.cohort.notes])),
         "warnings": _warnings(request, deployed, integer),
     }
     if integer["executed"] < integer["requested"]:
