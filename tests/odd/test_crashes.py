@@ -129,6 +129,12 @@ def test_what_users_get_wrong_is_still_2(monkeypatch: pytest.MonkeyPatch) -> Non
     assert CliRunner().invoke(app, ["inspect", DEMO]).exit_code == 2
 
 
+def test_what_users_can_mend_is_2_outside_of_a_verb_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microtome.recipes.files.load", raising(OptionError("the recipe is broken.", "Mend it.")))
+    result = CliRunner().invoke(app, ["recipes"])
+    assert (result.exit_code, "error: the recipe is broken." in result.stderr) == (2, True)
+
+
 def test_an_inferior_network_is_still_1(monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"verdict": {"non_inferior": False}}
     monkeypatch.setattr("microtome.verbs.evaluate.evaluate", lambda *_, **__: result)
@@ -188,8 +194,10 @@ RICH = f"import microtome.verbs.evaluate as v; v.evaluate = lambda *_, **__: {SH
 EVALUATE = ["evaluate", DEMO, ".", "-o", "x"]
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("argv", [["--version"], ["--help"], ["recipes"], ["compress", "--help"], EVALUATE])
+@pytest.mark.parametrize(
+    ("argv", "unbuffered"),
+    [(["--version"], ""), (["compress", "--help"], "1"), (["recipes"], ""), (["recipes"], "1"), (EVALUATE, "")],
+)
 def test_a_pipe_that_nobody_reads(argv: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     reading, writing = os.pipe()

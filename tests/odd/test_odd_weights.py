@@ -587,3 +587,86 @@ def test_torchscript_and_quantized_modules_say_what_they_are(trained) -> None:
         capture(quantized, SHAPE)
     with torch.device("meta"), pytest.raises(WeightsError, match=r"no values in encoder\.weight"):
         capture(unet(), SHAPE)
+
+
+# How many weights there are.
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for stage in self.stages:
+            x = torch.relu(stage(x))
+            found.append(x)
+        return found
+
+
+class Decoder(nn.Module):
+    """As in dynamic_network_architectures: holds the encoder, and a head of each resolution."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.transpconv = nn.ConvTranspose2d(16, 8, 2, 2)
+        self.seg_layers = nn.ModuleList([nn.Conv2d(16, 2, 1), nn.Conv2d(8, 2, 1)])
+
+    def forward(self, skips: list[Tensor]) -> Tensor:
+        return self.seg_layers[-1](self.transpconv(skips[1]) + skips[0])
+
+
+class PlainConvUNet(nn.Module):
+    def __init__(self, encoder_first: bool) -> None:
+        super().__init__()
+        encoder = Encoder()
+        if encoder_first:
+            self.encoder = encoder
+        self.decoder = Decoder(encoder)
+        if not encoder_first:
+            self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def used(module: nn.Module) -> int:
+    """Numbers in the parameters that the output depends on, by their gradients."""
+    module.zero_grad()
+    module(torch.randn(1, *SHAPE)).sum().backward()
+    return sum(p.numel() for p in module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: PlainConvUNet(True), lambda: PlainConvUNet(False), Tied, unet],
+    ids=["first", "last", "tied", "plain"],
+)
+def test_weights_of_shared_modules_count_once_and_unused_ones_not(tmp_path, make) -> None:
+    from microtome.graph import pt2
+    from microtome.methods.fold import FoldBatchNorm
+
+    module = make()
+    network = capture(module, SHAPE)
+    assert network.parameters == used(module) > 0
+    pt2.save(network, tmp_path / "n.pt2")
+    assert pt2.load(tmp_path / "n.pt2").parameters == network.parameters
+    assert network.copy().parameters == network.parameters
+    if make is not unet:  # whose norm is folded away
+        assert FoldBatchNorm().run(network).parameters == network.parameters
+
+
+@pytest.mark.parametrize("encoder_first", [True, False])
+def test_what_training_learns_for_a_shared_module_reaches_the_network(encoder_first) -> None:
+    from microtome.graph.learning.trainable import Trainable
+
+    network = capture(PlainConvUNet(encoder_first), SHAPE)
+    trainable = Trainable(network, weight=lambda _: None, activation=lambda _: None)
+    with torch.no_grad():
+        for weight in trainable.weights():
+            weight.add_(1.0)
+    learned, before = trainable.freeze().constants(), network.constants()
+    assert sum(value.numel() for value in learned.values()) == network.parameters
+    assert all(torch.equal(value, before[name] + 1.0) for name, value in learned.items())

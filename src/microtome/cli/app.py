@@ -9,8 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from microtome import crash
+from microtome.errors import MicrotomeError
 from microtome.version import __version__
 
+FAULT = 2  # something that a user can mend
 USAGE = cast(type[Exception], typer.BadParameter.__base__)
 
 
@@ -23,6 +25,11 @@ class Guarded(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, USAGE):
             raise
+        except MicrotomeError as error:  # outside of a verb
+            from microtome.terminal import complain
+
+            complain(error)
+            raise typer.Exit(FAULT) from error
         except BaseException as error:  # SystemExit too: it is that of somebody else's code
             raise typer.Exit(crash.ended_by(error)) from error
 

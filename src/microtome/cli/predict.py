@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from microtome.cli.app import app
+from microtome.cli.app import FAULT, app
 from microtome.cli.options import PackageTarget, Threads
-from microtome.cli.running import FAULT, run_verb
+from microtome.cli.running import run_verb
 
 
 @app.command(epilog="Example: microtome predict package/ scans/ patient.nii.gz dicom-series/ -o predictions")

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import typer
 
+from microtome.cli.app import FAULT
 from microtome.crash import INTERRUPTED
 from microtome.errors import MicrotomeError, MissingExtraError
 from microtome.results import Result
 
 Outcome = TypeVar("Outcome", bound=Mapping[str, Any])
-INFERIOR, FAULT = 1, 2
+INFERIOR = 1
 
 
 def run_verb(verb: Callable[[Any], Outcome], quietly: bool) -> Outcome:

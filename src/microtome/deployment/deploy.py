@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def deploy(
     wanted = target.PRECISIONS if precision is None else (precision,)
     contenders = [_Contender(f"{target.NAME} {p}", parent_path, p, p, sizes[0], real) for p in target.PRECISIONS]
     contenders = contenders if target.RUNS_INTEGERS else []
-    names = {p: _title(f"{target.NAME} {title}", p, wanted) for p in wanted}
+    names = {p: _name(target.NAME, title, p, len(wanted) > 1) for p in wanted}
     contenders += [_Contender(names[p], path, p, title, sizes[1], simulated, True) for p in wanted]
     timing = _Timing(target, x, threads, Candidate("eager f32", "pytorch", "f32", run_parent))
     if fits(parent, x.size, len(contenders)):
@@ -113,8 +113,10 @@ def deploy(
     return Deployed(path, chosen, best.precision, runs, layers, sqnr(simulated, chosen.run(x)), sqnr(real, simulated))
 
 
-def _title(name: str, precision: str, wanted: Sequence[str]) -> str:
-    return f"{name}, rest {precision}" if len(wanted) > 1 else name
+def _name(target: str, title: str, precision: str, several: bool) -> str:
+    """Return what a compressed network is called among the runs; others are called by target and precision."""
+    name = f"{target} {title}" + (f", rest {precision}" if several else "")
+    return f"{name}, compressed" if title == precision else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,22 +178,44 @@ class _Timing:
         same = [other for other in contenders if other.compressed == contender.compressed]
         try:
             self._open[contender.name] = self._start(contender)
-        except MicrotomeError:
+        except MicrotomeError as error:
             if contender is same[-1] and not self._ran.intersection(other.name for other in same):
-                raise
+                raise self._advised(error, same) from error
             return False
         self._ran.add(contender.name)
         return True
 
     def _start(self, contender: _Contender) -> Session:
-        session = self._target.open_session(contender.path, threads=self._threads, precision=contender.precision)
-        found = session.run(self._x)  # the first run compiles and allocates
-        if sqnr(contender.expected, found) == -MOST_DB:
+        """Open one and run it once: the first run compiles and allocates.
+
+        Raises:
+            MicrotomeError: it does not run, or returns something else than the graph.
+        """
+        target, precision = self._target.NAME, contender.precision
+        session = self._target.open_session(contender.path, threads=self._threads, precision=precision)
+        ratio = sqnr(contender.expected, session.run(self._x))
+        if ratio == -MOST_DB:
             raise TargetError(
-                f"{self._target.NAME} returns NaN or infinity in {contender.precision} where the graph does not.",
+                f"{target} returns NaN or infinity in {precision} where the graph does not.",
                 "Some value lies beyond what it computes with: choose another --precision or --target.",
             )
+        if ratio < 0 and contender.expected.any():
+            raise TargetError(
+                f"{target} computes something else than the graph in {precision}: {ratio} dB.",
+                "It runs an operator of this network wrongly: choose another --target.",
+            )
         return session
+
+    def _advised(self, error: MicrotomeError, tried: Sequence[_Contender]) -> MicrotomeError:
+        """Return the error with a precision that was not tried, if the file runs in it; the error itself if in none."""
+        known = [contender.precision for contender in tried]
+        for precision in (name for name in self._target.PRECISIONS if name not in known):
+            try:
+                self._start(replace(tried[0], precision=precision))
+            except MicrotomeError:
+                continue
+            return type(error)(error.problem, f"In {precision} it runs: --precision {precision}")
+        return error
 
 
 def sqnr(signal: Array, other: Array) -> float:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import aten, constant_source
+from microtome.graph.program import drop_unused
 from microtome.types import QParams
 
 
@@ -223,11 +224,7 @@ def set_grid(graph_module: GraphModule, quantizer: Node, qparams: QParams) -> No
 def finish(graph_module: GraphModule) -> None:
     """Drop what is no longer used, check the graph and compile it anew."""
     graph_module.graph.eliminate_dead_code()
-    used = {str(n.target) for n in graph_module.graph.nodes if n.op == "get_attr"}
-    for name, _ in [*graph_module.named_parameters(), *graph_module.named_buffers()]:
-        if name not in used:
-            *path, last = name.split(".")
-            delattr(graph_module.get_submodule(".".join(path)), last)
+    drop_unused(graph_module)
     graph_module.graph.lint()
     graph_module.recompile()
 

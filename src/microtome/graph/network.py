@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.nn import Parameter
 
 from microtome.core.formats import Encoding
 from microtome.errors import DataError
@@ -133,8 +134,8 @@ class Network:
     @property
     def parameters(self) -> int:
         """Number of weights that the graph uses, each tensor counted once; no running statistics, no scales."""
-        weights = {name for name, _ in self.graph_module.named_parameters()}
-        return sum(tensor.numel() for name, tensor in self.constants().items() if name in weights)
+        weights = {id(value): value for name in self.constants() if self.is_weight(name) for value in [self._at(name)]}
+        return sum(value.numel() for value in weights.values())
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -157,10 +158,17 @@ class Network:
 
     def tensor(self, name: str) -> Tensor:
         """Return a weight or buffer by its attribute name."""
+        return self._at(name).detach()
+
+    def is_weight(self, name: str) -> bool:
+        """Whether an attribute is a parameter, not a buffer: told by itself, since what is shared has many names."""
+        return isinstance(self._at(name), Parameter)
+
+    def _at(self, name: str) -> Tensor:
         value: Any = self.graph_module
         for part in name.split("."):
             value = getattr(value, part)
-        return value.detach()  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]
 
     def fingerprint(self) -> str:
         """SHA-256 over the graph's operators and all its tensors: the same network gives the same value."""

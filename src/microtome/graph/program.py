@@ -174,6 +174,18 @@ def _simplify(graph_module: GraphModule) -> None:
             graph.erase_node(node)
 
 
+def drop_unused(graph_module: GraphModule) -> None:
+    """Delete the tensors that the graph does not read; of a module that is shared, also the names that it does not."""
+    used = set()
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        path, _, name = str(node.target).rpartition(".")
+        used.add((id(graph_module.get_submodule(path)), name))
+    for part in graph_module.modules():
+        for own in (part._parameters, part._buffers):
+            for name in [name for name in own if (id(part), name) not in used]:
+                del own[name]
+
+
 def _finish(graph_module: GraphModule) -> None:
     """Drop what no output needs, and compile the graph for plain arguments."""
     graph = graph_module.graph
@@ -182,6 +194,7 @@ def _finish(graph_module: GraphModule) -> None:
         if not node.users and node.op == "call_function" and "assert" in str(node.target):
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    drop_unused(graph_module)
     graph_module.recompile()
     if hasattr(graph_module, "_guards_fn"):
         del graph_module._guards_fn

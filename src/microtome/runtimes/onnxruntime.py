@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -104,7 +105,7 @@ class Session:
     def run(self, x: Batch) -> Array | dict[str, Array]:
         """Run an array and return the first output, or all inputs by name and return all outputs by name."""
         names = [port.name for port in (self.outputs if isinstance(x, Mapping) else self.outputs[:1])]
-        return answer(x, dict(zip(names, self._session.run(names, self._given(x)), strict=True)))
+        return answer(x, dict(zip(names, self._run(self._session, names, x), strict=True)))
 
     def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
         """Run inputs of one shape, one after another."""
@@ -115,7 +116,7 @@ class Session:
         with tempfile.TemporaryDirectory() as scratch:
             session = self._open({"enable_profiling": True, "profile_file_prefix": str(Path(scratch) / "profile")})
             for _ in range(2):
-                session.run(None, self._given(x))
+                self._run(session, None, x)
             events = json.loads(Path(session.end_profiling()).read_text())
         last: dict[str, LayerRun] = {}
         for event in events:
@@ -128,13 +129,32 @@ class Session:
                 )
         return tuple(last.values())
 
+    def _run(self, session: Any, names: list[str] | None, x: Batch) -> list[Array]:
+        """Run a session.
+
+        Raises:
+            DataError: an input is missing, or unknown.
+            TargetError: an operator cannot run; the error names it.
+        """
+        given = self._given(x)
+        try:
+            return session.run(names, given)  # type: ignore[no-any-return]
+        except Exception as error:  # onnxruntime's own classes are not importable by name in every version
+            found = re.search(r"running (\w+) node", str(error))
+            what = f"the operator {found[1]} of this network" if found else "this network"
+            sizes = ", ".join(str(tuple(array.shape)) for array in given.values())
+            raise TargetError(
+                f"ONNX Runtime cannot run {what} on an input of shape {sizes} ({str(error).splitlines()[0][:120]}).",
+                "Check the size in pipeline.json, or choose the target `reference`, which simulates.",
+            ) from error
+
     def _given(self, x: Batch) -> dict[str, Array]:
         return dict(zip((port.name for port in self.inputs), arrays(x, self.inputs), strict=True))
 
     def _open(self, settings: dict[str, Any]) -> Any:
         onnxruntime = _module()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         options.intra_op_num_threads = self._threads
         # or it rounds activations by itself where only the weight is in integers
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")

@@ -55,12 +55,31 @@ def capabilities() -> Capabilities:
     )
 
 
+def check(network: Network) -> None:
+    """Refuse what OpenVINO would compute wrongly, before any work is done.
+
+    Raises:
+        TargetError: there is a Fourier transform in it: OpenVINO 2026.4 reads ONNX's into other shapes, or without an
+            error into other values.
+    """
+    for node in network.graph_module.graph.nodes:
+        name = getattr(node.target, "__name__", "").split(".")[0]
+        if node.op == "call_function" and "fft" in name:
+            modules = list((node.meta.get("nn_module_stack") or {}).values())
+            layer = (modules[-1][0] if modules else "") or node.name
+            raise TargetError(
+                f"OpenVINO computes {name} (layer {layer}) wrongly, in each float precision.",
+                "Choose --target onnxruntime, which runs it.",
+            )
+
+
 def export(network: Network, folder: Path) -> Path:
     """Write `model.xml` and `model.bin`.
 
     Raises:
         TargetError: an operator has no form in ONNX or OpenVINO; the error names it.
     """
+    check(network)
     from microtome.graph.rewriting.columns_as_channels import columns_as_channels
     from microtome.graph.rewriting.norms import norms_by_channel
     from microtome.graph.rewriting.row_concat import planar_concats
@@ -248,7 +267,7 @@ class Session:
             raise TargetError(
                 f"OpenVINO cannot run this network on an input of shape {', '.join(map(str, shapes))} in "
                 f"{self._settings['INFERENCE_PRECISION_HINT']}: {_reason(error)}.",
-                "Check the patch size in pipeline.json, or choose the other float precision.",
+                "Check the patch size in pipeline.json, or choose --target onnxruntime.",
             ) from error
 
 

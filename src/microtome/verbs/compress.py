@@ -132,14 +132,16 @@ def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Prog
     seconds.lap("place")
     network, trials = _compressed(request, start, context, place, progress)
     seconds.lap("compress")
+    ran = next((trial["name"] for trial in trials if trial["chosen"]), request.recipe)
+    precision = _precision(request, placement, ran)
     deployed = deploy(
         request.loaded.network,
         network,
         request.runtime,
         _example(request),
         place,
-        title=request.recipe,
-        running=Running(options.threads, _precision(options, placement)),
+        title=precision if ran == FLOAT and precision else request.recipe,
+        running=Running(options.threads, precision),
         progress=progress,
     )
     seconds.lap("export and bench")
@@ -151,6 +153,8 @@ def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Prog
     examples, arrays = pictures(choose(evaluation.parts, request.pipeline), pair, request.cohort, request.pipeline)
     seconds.lap("examples")
     result = assemble(request, network, deployed, evaluation)
+    if ran == FLOAT and deployed.precision != FLOAT:
+        result["notes"].append(f"Nothing was quantized, and the network runs in {deployed.precision}, not in {FLOAT}.")
     result["examples"], result["seconds"] = examples, seconds.laps
     result["packed"] = {"bytes": packed_bytes(network), "theoretical_bytes": theoretical_bytes(network)}
     _add_diagnosis(result, request, network)
@@ -208,11 +212,13 @@ def _placed(
     return replace(request, recipes=placed), (network, first.structural), placement
 
 
-def _precision(options: CompressOptions, placement: Placement | None) -> str | None:
-    """Return the precision of what stays in float, if that is decided: by the user, or with the placement."""
-    if options.precision != "auto":
-        return options.precision
-    return None if placement is None else placement.precision
+def _precision(request: Request, placement: Placement | None, recipe: str) -> str | None:
+    """Return the precision of what stays in float, if that is decided: by the user, with the placement, or by `f32`."""
+    if request.options.precision != "auto":
+        return request.options.precision
+    if placement is not None:
+        return placement.precision
+    return request.runtime.PRECISIONS[0] if recipe == FLOAT else None
 
 
 def _compressed(

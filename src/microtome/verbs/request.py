@@ -132,6 +132,7 @@ def read_request(
     recipes = asked(options)
     cohort = read_cohort(cohort_path, options)
     loaded, pipeline = read_network(model, cohort, options)
+    getattr(target, "check", lambda _: None)(loaded.network)
     kind(pipeline.task).metric(options.metric, pipeline)
     cohort = as_classes(cohort, pipeline)
     check_masks(cohort, progress)

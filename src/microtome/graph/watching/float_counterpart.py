@@ -123,11 +123,11 @@ def _dynamic_input(layer: Layer) -> int | None:
 
 def _take_weights(network: Network, parent: Network) -> None:
     """Write the parent's constants into a network of our own."""
-    theirs, parameters = parent.constants(), {name for name, _ in network.graph_module.named_parameters()}
+    theirs = parent.constants()
     device = network.device
     for name, tensor in network.constants().items():
         if name in theirs and theirs[name].shape == tensor.shape:
-            edit.set_constant(network.graph_module, name, theirs[name].to(device), weight=name in parameters)
+            edit.set_constant(network.graph_module, name, theirs[name].to(device), weight=network.is_weight(name))
     without_bias = {layer.name for layer in parent.layers if len(layer.node.args) < 3 or layer.node.args[2] is None}
     for layer in network.layers:
         bias = layer.node.args[2] if len(layer.node.args) > 2 else None
