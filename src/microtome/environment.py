@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "scipy", "torch", "openvino", "onnxruntime", "onnx", "monai", "nibabel", "pydicom")
+PACKAGES = ("numpy", "scipy", "torch", "openvino", "onnxruntime", "onnx", "monai", "nibabel", "pydicom", "SimpleITK")
 INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 # What makes a network in few bits fast: dot products of 8-bit integers, tiles of them, and bfloat16.

@@ -321,7 +321,7 @@ def fuzz(name: str, mutations: int, seed: int, folder: Path) -> list[str]:
     files = sorted(path for path in folder.glob(one.broken) if path.is_file())
     good = [path.read_bytes() for path in files]
     one.read(target)
-    signal.signal(signal.SIGALRM, _too_long)
+    before = signal.signal(signal.SIGALRM, _too_long)
     for number in range(mutations):
         rng = np.random.default_rng([seed, number])
         chosen = int(rng.integers(len(files)))
@@ -341,6 +341,7 @@ def fuzz(name: str, mutations: int, seed: int, folder: Path) -> list[str]:
         finally:
             signal.alarm(0)
         files[chosen].write_bytes(good[chosen])
+    signal.signal(signal.SIGALRM, before)
     return found
 
 

@@ -18,8 +18,10 @@ import pytest
 import SimpleITK as sitk
 
 from microtome.errors import DataError, LabelError, MissingExtraError, ReadError
+from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
+from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image, read_mask
 from microtome.medical.readers import apart, apart_program
 from microtome.medical.readers.detached import voxel_files
@@ -332,6 +334,18 @@ class TestAlmostWhole:
             np.testing.assert_array_equal(labels, [[[0, 1, 7, 2, 3, 0]]])
         (sentence,) = cohort.remarks.sentences
         assert sentence.startswith("2 cases: the mask holds values up to 0.01 beside whole numbers")
+
+    def test_said_after_an_interruption_too(self, tmp_path):
+        self.cohort(tmp_path, self.ALMOST)
+        network = streamed(lambda x: np.repeat(x, 8, axis=1))
+        said = []
+        for _ in range(2):  # the second time nothing is left to do
+            cohort = load_cohort(tmp_path, evaluation=1.0, tuning=0.0)
+            pipeline = Pipeline("segmentation", cohort.classes, 1, 3, normalize="minmax")
+            evaluate_pair(Pair(network, network), cohort, pipeline, store=tmp_path / "cases.jsonl")
+            said.append(cohort.remarks.sentences)
+        assert said[0] == said[1]
+        assert "2 cases: the mask" in said[1][0]
 
     def test_whole_ones_are_not_remarked(self, tmp_path):
         cohort = self.cohort(tmp_path, np.rint(np.abs(self.ALMOST)))

@@ -103,6 +103,12 @@ class TestBothForms:
         files = [nifti(tmp_path / f"{k}.nii", PLAIN, 1, FLIPPED, 4) for k in range(2)]
         np.testing.assert_allclose(place(label_map(files, tmp_path)), place(files[0]), atol=FLOAT32)
 
+    def test_channels_that_one_form_only_puts_in_one_place(self, tmp_path):
+        """A registration that was written into the sform: the voxels do not lie on one another."""
+        first = nifti(tmp_path / "0.nii", PLAIN, 1, PLAIN, 1)
+        with pytest.raises(GeometryError, match="another grid"):
+            read_image([first, nifti(tmp_path / "1.nii", PLAIN, 1, OBLIQUE, 4)])
+
     def test_a_header_and_voxels_in_two_files(self, tmp_path):
         source = nifti(tmp_path / "x.hdr", PLAIN, 1, FLIPPED, 4, kind=nibabel.Nifti1Pair)
         assert (tmp_path / "x.img").exists()

@@ -420,6 +420,19 @@ class TestDicomPalette:
         same(read(self.write(tmp_path / "x", entries * factor)), entries.reshape(2, 2, 3).astype(np.uint8))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_picture_that_is_all_in_its_transparency(tmp_path, mode):
+    """Alpha is dropped: a mask that is drawn so would be read as empty."""
+    picture = PIL.Image.new(mode, (9, 6))
+    picture.save(tmp_path / "empty.png")
+    assert not read_mask(tmp_path / "empty.png", None).any()
+    picture.putalpha(PIL.Image.fromarray((GRAY >> 8).astype(np.uint8)))
+    picture.save(tmp_path / "x.png")
+    for reader in (read, lambda path: read_mask(path, None)):
+        with pytest.raises(ReadError, match="transparency only"):
+            reader(tmp_path / "x.png")
+
+
 def test_a_mask_with_holes_is_refused(tmp_path):
     path = write_tiff(tmp_path / "m.tif", np.array([[0, 1, np.nan]], np.float32))
     with pytest.raises(DataError, match="1 values that are NaN"):

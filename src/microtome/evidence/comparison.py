@@ -76,7 +76,9 @@ def evaluate_pair(
     records = _Store(store)
     for case in progress.track(cohort.evaluation, "evaluate", len(cohort.evaluation)):
         if case.id not in records:
-            records.add(case.id, _run_case(pair, cohort, case, pipeline, kind))
+            record = _run_case(pair, cohort, case, pipeline, kind)
+            records.add(case.id, {**record, "remarks": cohort.remarks.of(case.id)})
+        cohort.remarks.add(case.id, records[case.id].get("remarks", ()))  # also of cases that were finished before
     rows = [(case, records[case.id]) for case in cohort.evaluation]
     point = operating_point or _fix_operating_point(pair.parent, cohort, pipeline, records, progress)
     parts = kind.summarise(rows, judgement, point)

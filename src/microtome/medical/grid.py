@@ -25,7 +25,7 @@ def same_grid(one: Image, other: Image) -> bool:
         return False
     if one.affine is None or other.affine is None:
         return True
-    return any(_near(ours, theirs, one.spatial) for ours, theirs in _alike(one, other))
+    return _near(one.affine, other.affine, one.spatial)
 
 
 def on_grid(mask: Image, image: Image, path: Path) -> Image:

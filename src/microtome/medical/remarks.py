@@ -17,6 +17,10 @@ class Remarks:
         for sentence in sentences:
             self._cases.setdefault(sentence, set()).add(case)
 
+    def of(self, case: str) -> list[str]:
+        """What is true of a case."""
+        return [sentence for sentence, cases in list(self._cases.items()) if case in cases]
+
     @property
     def sentences(self) -> tuple[str, ...]:
         """Such as `3 cases: the mask …`."""

@@ -64,7 +64,9 @@ def _load(path: Path, *, mask: bool) -> Array:
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
                     raise ReadError(f"{path} holds {frames} pictures.", "Store one picture per file.")
-                return wide.decode(path) if wide.is_wide(opened) else _decode(opened, mask=mask)
+                array = wide.decode(path) if wide.is_wide(opened) else _decode(opened, mask=mask)
+                _check_alpha(opened, array, path)
+                return array
     except PIL.UnidentifiedImageError as error:
         if (other := jpeg.description(path)) is not None:
             return jpeg.decode(path, other)
@@ -76,6 +78,14 @@ def _load(path: Path, *, mask: bool) -> Array:
         raise ReadError(f"{path} is too large to read whole.", "Cut it into tiles first.") from error
     except BROKEN as error:
         raise ReadError(f"{path} is truncated or damaged and cannot be decoded.", AGAIN) from error
+
+
+def _check_alpha(opened: PIL.Image.Image, array: Array, path: Path) -> None:
+    """Alpha is dropped, unless all that a picture shows is in it."""
+    if "A" in opened.getbands() and (array == array[:1, :1]).all():
+        low, high = opened.getchannel("A").getextrema()
+        if low != high:
+            raise ReadError(f"{path} has one colour, and shows something by its transparency only.", "Save it as gray.")
 
 
 def _decode(opened: PIL.Image.Image, *, mask: bool) -> Array:
