@@ -288,8 +288,9 @@ def _check_fit(network: Network, pipeline: Pipeline, cohort: Cohort, outputs: in
 
 def identity(request: Request) -> dict[str, Any]:
     """Return what makes a request the same as an interrupted one."""
-    files = [Path(name) for names in request.cohort.key.values() for name in str(names).split(";")]
-    stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    masks = [mask for case in request.cohort.cases if case.mask for mask in (case.mask, *case.further_masks)]
+    files = [*(file for case in request.cohort.cases for file in case.image), *masks]
+    stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in dict.fromkeys(files) if file.is_file()]
     options = {f.name: str(getattr(request.options, f.name)) for f in dataclasses.fields(request.options)}
     return {
         "version": __version__,
