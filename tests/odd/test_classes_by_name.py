@@ -215,6 +215,21 @@ def test_masks_without_names_are_matched_by_number_and_that_is_said(tmp_path):
     assert any("label 1 is ncr, label 2 is ed, label 3 is et" in note for note in found.cohort.notes)
 
 
+def test_a_label_in_one_mask_of_many_without_names(tmp_path):
+    for k in range(80):
+        for sub in ("images", "masks"):
+            (tmp_path / sub).mkdir(exist_ok=True)
+            label = 3 if k == 79 else k % 2  # of 80 masks every other is looked at
+            Picture.fromarray(np.full((4, 4), label, np.uint8)).save(tmp_path / sub / f"{k:02d}.png")
+    found = load_cohort(tmp_path)
+    assert found.classes == ("background", "foreground")
+    network = as_classes(found, pipeline())
+    case = next(case for case in network.cases if case.mask.name == "79.png")
+    assert set(np.unique(network.mask(case, None))) == {3}
+    with pytest.raises(LabelError, match="holds the label 3, but the labels are 0 background, 1 ncr, 2 ed"):
+        as_classes(found, pipeline(("background", "ncr", "ed"))).mask(case, None)
+
+
 def test_volumes(tmp_path):
     for k in range(6):
         _, mask = pictures(k, NUMBERS)
@@ -310,6 +325,7 @@ def test_numbers_are_taken_as_numbers_and_that_is_said(tmp_path, layout):
     [
         (("bg", "left kidney"), ("background", "Left_Kidney"), (), True, {0: 0, 1: 1}),
         (("background", "foreground"), ("background", "spot"), (0, 1), True, {0: 0, 1: 1}),
+        (("background", "foreground"), ("background", "a", "b"), (0, 1), True, {0: 0, 1: 1, 2: 2}),
         (("background", "lesion"), ("background", "foreground"), (), True, {0: 0, 1: 1}),
         (
             ("background", "label 1", "label 2"),

@@ -133,3 +133,17 @@ def test_columns_that_seem_to_name_patients(tmp_path, name):
     table(tmp_path / "x.csv", [["image", "label", name, "patient"], *([f"{k}.png", k % 2, k, k] for k in range(4))])
     if name in ("subject_id", "Participant", "mrn"):
         assert load_cohort(tmp_path).patient_rule == "the column patient"
+
+
+def test_few_folders_are_no_patients(tmp_path):
+    for k in range(12):
+        for name in ("A", "B"):
+            picture(tmp_path / "classes" / "train" / name / "images" / f"{name}{k}.png", k)
+            picture(tmp_path / "classes" / "test" / name / "images" / f"{name}{k}.png", k + 20)
+        for sub, write in (("images", picture), ("masks", mask)):
+            write(tmp_path / "sites" / sub / "AB"[k % 2] / f"{k}.png")
+        picture(tmp_path / "beside" / "data" / f"{k}.png", k)
+        mask(tmp_path / "beside" / "data" / f"{k}_mask.png")
+    assert patients(load_cohort(tmp_path / "classes")) == 48
+    assert patients(load_cohort(tmp_path / "sites")) == 12
+    assert patients(load_cohort(tmp_path / "beside")) == 12

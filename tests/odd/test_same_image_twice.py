@@ -282,6 +282,8 @@ def test_result_report_and_provenance_of_a_package(tmp_path):
     assert record["patients"] == "every file is a patient of its own"
     page, card = (package / "report.html").read_text(), (package / "MODEL_CARD.md").read_text()
     assert "1 of the 11 evaluated images are also among those for training" in page
+    assert "Evaluated images that are also for training" in page
+    assert "Evaluated images that are also for tuning" not in page
     assert all("are disjoint, by patient and by what images hold" in text for text in (page, card))
     record["disjoint_by_patient"] = False
     (package / "provenance.json").write_text(json.dumps({"cohort": record}))

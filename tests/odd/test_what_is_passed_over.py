@@ -159,10 +159,11 @@ class TestTables:
 
     def test_running_numbers_of_pandas_and_empty_columns_of_a_spreadsheet(self, folder):
         lines = [["", "image", "label", "", ""], *([k, f"{k}.png", k % 2, "", ""] for k in range(6)), [""] * 5]
-        table(folder / "x.csv", lines)
-        cohort = load_cohort(folder)
-        assert len(cohort.cases) == 6
-        assert all(case.subgroups == {} for case in cohort.cases)
+        for delimiter in ",;\t":
+            table(folder / "x.csv", lines, delimiter)
+            cohort = load_cohort(folder)
+            assert len(cohort.cases) == 6
+            assert all(case.subgroups == {} for case in cohort.cases)
 
     def test_quoted_cells_may_hold_what_separates_and_ends_of_lines(self, folder):
         picture(folder / "a, b.png", 50)
@@ -171,6 +172,19 @@ class TestTables:
         cohort = load_cohort(folder)
         assert "a, b.png" in files(cohort)
         assert {case.subgroups["remark"] for case in cohort.cases} == {"x,\ny", '"'}
+
+    @pytest.mark.parametrize("name", ["x.txt", "X.CSV", "x.Tsv"])
+    @pytest.mark.parametrize("above", ["", "\n", "\r\n \r\n", "\nsep=\t\n\n"])
+    def test_endings_and_empty_lines_above(self, folder, name, above):
+        lines = ["image\tlabel", *(f"{k}.png\t{k % 2}" for k in range(6))]
+        (folder / name).write_text(above + "\n".join(lines), newline="")
+        (folder / "readme.txt").write_text("An image, a label.\n")
+        cohort = load_cohort(folder)
+        assert (cohort.format, len(cohort.cases)) == ("manifest", 6)
+        assert cohort.notes == ("Passed over: 1 file (1 .txt) of no kind that is read here.",)
+        (folder / name).write_text(above + "\n".join([*lines, "9.png\t1"]), newline="")
+        with pytest.raises(ReadError, match=rf"line {len(above.splitlines()) + 8}: the image"):
+            load_cohort(folder)
 
     def test_umlauts_of_windows(self, folder):
         picture(folder / "Möller.png", 50)

@@ -1,5 +1,6 @@
 """What is asked for and cannot be is refused before any file is read."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from microtome.errors import LabelError, OptionError
 from microtome.medical.formats import cohort_format
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import Request, read_request
+from microtome.verbs.request import Request, identity, read_request
 from tiny import PICTURES, Spots, manifest_cohort, segmentation_cohort
 
 
@@ -103,3 +104,13 @@ def test_calibration_images_that_are_evaluated_too_are_taken_out(cohort: Path, t
 def test_what_does_not_belong_together(cohort: Path, fields: Any, error: type[Exception], reason: str) -> None:
     with pytest.raises(error, match=reason):
         asked(cohort, pipeline=replace(PICTURES, **fields), input_shape=(1, 32, 32))
+
+
+@pytest.mark.parametrize("sub", ["images", "masks"])
+def test_another_file_is_another_request(tmp_path: Path, sub: str) -> None:
+    folder = segmentation_cohort(tmp_path / "cohort", cases=16)
+    before = identity(asked(folder))
+    assert identity(asked(folder)) == before
+    file = next((folder / sub).iterdir())
+    os.utime(file, ns=(1, 1))
+    assert identity(asked(folder)) != before

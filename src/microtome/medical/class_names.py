@@ -78,15 +78,16 @@ def match_classes(
     first = int(background)
     nobody = set(unnamed) >= set(range(first, len(cohort)))
     unseen = set() if nobody else set(unnamed)  # gaps between named numbers: told by the mask that holds one
+    ours, others = (all(isinstance(key, int) for key in keys[first:]) for keys in (own, theirs))
+    counted = _by_number(theirs, others, first)
     missing = [k for k in range(len(cohort)) if k not in numbers]
     if not set(missing) - unseen:
-        return Match(numbers, "name")
-    ours, others = (all(isinstance(key, int) for key in keys[first:]) for keys in (own, theirs))
+        return Match(counted | numbers if nobody else numbers, "name")
     if nobody or ours != others:
-        numbers = _by_number(len(cohort), theirs, others, first)
-        missing = [k for k in range(len(cohort)) if k not in numbers]
+        missing = [k for k in range(len(cohort)) if k not in counted]
         if not set(missing) - unseen:
-            return Match(numbers, "number")
+            # Who names nothing may have looked at some masks only: others may hold more of the network's numbers.
+            return Match({k: v for k, v in counted.items() if nobody or k < len(cohort)}, "number")
     strange = next(k for k in missing if k not in unseen)
     raise LabelError(
         f"The classes of the cohort and of the network differ: the cohort has {_listed(cohort, unseen)}; the network "
@@ -102,14 +103,14 @@ def _same(name: str, key: str | int, network: Sequence[str], theirs: Sequence[st
     return theirs.index(key) if theirs.count(key) == 1 else None
 
 
-def _by_number(count: int, network: Sequence[str | int], nameless: bool, first: int) -> dict[int, int]:
+def _by_number(network: Sequence[str | int], nameless: bool, first: int) -> dict[int, int]:
     """The network's number of each number; where the network's names are numbers, they say which is which."""
     said = {key: k for k, key in enumerate(network) if isinstance(key, int) and k >= first} if nameless else {}
     if len(said) < len(network) - first:
         said = {k: k for k in range(len(network))}
     if first:
         said[0] = 0
-    return {k: said[k] for k in range(count) if k in said}
+    return said
 
 
 def _key(name: str, background: bool, count: int) -> str | int:
@@ -133,7 +134,8 @@ def _relabelled(case: Case, numbers: Mapping[int, int]) -> Case:
 
 def _notes(cohort: Cohort, network: Sequence[str], match: Match, maps: bool) -> list[str]:
     """Say what is not plain: numbers that were translated, names that were not compared, classes without reference."""
-    pairs = [(k, number) for k, number in sorted(match.numbers.items()) if not (maps and k == 0)]
+    there = range(int(maps), len(cohort.classes))
+    pairs = [(k, match.numbers[k]) for k in there if k in match.numbers]
     notes = []
     if match.by == "number" and len(network) > 1 + maps:
         told = ", ".join(f"{cohort.classes[k]} is {network[number]}" for k, number in pairs)

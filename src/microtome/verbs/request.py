@@ -331,7 +331,8 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
 
 def stamps(cohort: Cohort) -> list[tuple[int, int]]:
     """Return size and time of each file of a cohort, images and masks."""
-    files = {file for case in cohort.cases for file in (*case.image, *([case.mask] if case.mask else []))}
+    masks = [mask for case in cohort.cases if case.mask for mask in (case.mask, *case.further_masks)]
+    files = {*(file for case in cohort.cases for file in case.image), *masks}
     return [(file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
 
 

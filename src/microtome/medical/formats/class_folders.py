@@ -11,7 +11,7 @@ from microtome.errors import DataError, LabelError
 from microtome.medical.formats.image_masks import IMAGES, MASKS, pair
 from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.pairing import Pairs, masks_beside
-from microtome.medical.formats.patients import PATIENT_PATTERNS, PatientsInNames
+from microtome.medical.formats.patients import FEW_FOLDERS, PATIENT_PATTERNS, PatientsInNames
 from microtome.medical.formats.table import (
     SPLIT_NAMES,
     PatientOf,
@@ -31,6 +31,7 @@ NAME = "class_folders"
 LOOKS_LIKE = "train, val or test folders of class folders with images, or class folders directly"
 
 SUBGROUP = "class"  # where masks are the reference
+NOBODY = frozenset((*SPLIT_NAMES, *IMAGES))  # folders that are no patients
 MANY_FOLDERS = 20  # with masks in them: more are patients, not classes
 
 Folder = tuple[Split | None, Path]
@@ -98,13 +99,13 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         raise DataError(f"{path} holds no class folders with images.", f"Wanted: {LOOKS_LIKE}.")
     names = PatientsInNames(path)
     found: list[Row] = []
-    for split, folder in folders:
-        for place, pairs in _pairs(folder):
-            own = place == folder or place.name.lower() in SPLIT_NAMES
-            rule = patient_of or (names if own else names.folder)
-            for image, masks in pairs.masks.items():
-                row = Row(rule(image), (image,), label=classes.index(folder.name), split=split)
-                found.append(_masked(row, masks, folder.name))
+    places = [(split, folder, place, pairs) for split, folder in folders for place, pairs in _pairs(folder)]
+    below = {place for _, folder, place, _ in places if place != folder and place.name.lower() not in NOBODY}
+    for split, folder, place, pairs in places:
+        rule = patient_of or (names.folder if place in below and len(below) >= FEW_FOLDERS else names)
+        for image, masks in pairs.masks.items():
+            row = Row(rule(image), (image,), label=classes.index(folder.name), split=split)
+            found.append(_masked(row, masks, folder.name))
     return _table(found, classes, names.text, path)
 
 

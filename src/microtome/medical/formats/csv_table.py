@@ -15,7 +15,9 @@ from microtome.errors import DataError, ReadError
 ENDINGS = (".csv", ".tsv")
 DELIMITERS = ",;\t|"
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-SAID = re.compile(r'"?sep=[^"\r\n]"?[ ]*(\r\n|\r|\n)', re.IGNORECASE)  # Excel's own first line
+# What may stand above the names of the columns: empty lines, and Excel's own first line.
+EMPTY = r"(?:[ ]*(?:\r\n|\r|\n))*"
+SAID = re.compile(rf'{EMPTY}(?:"?sep=[^"\r\n]"?[ ]*(?:\r\n|\r|\n))?{EMPTY}', re.IGNORECASE)
 AFTER_QUOTES = re.compile(r'"[ ]+(?=[,;\t|\r\n])')
 WINDOWS = "cp1252"  # what Excel saves as plain CSV in Western Europe
 AGAIN = "Save it again as CSV."
@@ -80,13 +82,14 @@ def _rows(file: Path, wanted: str) -> list[tuple[int, list[str]]]:
     text = _text(file)
     said = SAID.match(text)
     start = said.end() if said else 0
+    above = len(text[:start].splitlines())
     delimiter = _delimiter(text[start:], wanted)
     for spelling in (text[start:], AFTER_QUOTES.sub('"', text[start:])):
         try:
             reader = csv.reader(
                 io.StringIO(spelling, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
             )
-            return [(reader.line_num + bool(said), cells) for cells in reader]
+            return [(reader.line_num + above, cells) for cells in reader]
         except csv.Error as error:
             problem = error
     raise ReadError(f"{file} cannot be read as CSV: {problem}.", AGAIN)

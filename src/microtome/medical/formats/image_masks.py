@@ -9,7 +9,7 @@ from pathlib import Path
 from microtome.errors import DataError
 from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.pairing import Pairs, bases, plain
-from microtome.medical.formats.patients import PatientsInNames
+from microtome.medical.formats.patients import FEW_FOLDERS, PatientsInNames
 from microtome.medical.formats.table import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
@@ -62,10 +62,11 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         images, masks = subfolder(folder, IMAGES), subfolder(folder, MASKS)
         if images is None or masks is None:
             raise DataError(f"{folder} has no images and masks folders.", f"Wanted: {LOOKS_LIKE}.")
-        for image, its in pair(_entries(images), _entries(masks), images).masks.items():
-            within = image.parent.relative_to(images).parts
-            part = SPLIT_NAMES.get(within[0].lower()) if within else None
-            rule = patient_of or (names if len(within) <= (part is not None) else names.folder)
+        pairs = pair(_entries(images), _entries(masks), images).masks
+        below = {image.parent for image in pairs if _within(image, images) > 0}
+        for image, its in pairs.items():
+            part = SPLIT_NAMES.get(image.relative_to(images).parts[0].lower())
+            rule = patient_of or (names.folder if image.parent in below and len(below) >= FEW_FOLDERS else names)
             if its:
                 found.append(Row(rule(image), (image,), its[0], split=split or part, further_masks=tuple(its[1:])))
             else:
@@ -79,6 +80,11 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     notes = (f"{count_of(len(without), 'image')} without mask left out.",) if without else ()
     told = frozenset({*without, path / "dataset.json"})
     return labels_beside(Table("segmentation", tuple(found), (), notes, told=told, patients=names.text), path)
+
+
+def _within(image: Path, images: Path) -> int:
+    """How many folders lie between, beside those of train, val and test."""
+    return sum(name.lower() not in SPLIT_NAMES for name in image.parent.relative_to(images).parts)
 
 
 def pair(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> Pairs:

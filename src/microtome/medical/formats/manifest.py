@@ -42,11 +42,17 @@ def matches(path: Path) -> bool:
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        return [path] if path.suffix.lower() in ENDINGS else []
-    tables = [entry for entry in listing(path) if entry.suffix.lower() in ENDINGS and entry.is_file()]
+        return [path] if _is_table(path) else []
+    tables = [entry for entry in listing(path) if entry.is_file() and _is_table(entry)]
     found = [entry for entry in tables if not why_not(entry, "image")]
     parts = [_part(file) for file in found]
     return found if len(found) == 1 or (all(parts) and len(set(parts)) == len(parts)) else []
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file is a table by its ending; a text file is one if it has the column."""
+    ending = file.suffix.lower()
+    return ending in ENDINGS or (ending == ".txt" and not why_not(file, "image"))
 
 
 def _part(file: Path) -> Split | None:

@@ -11,7 +11,7 @@ from microtome.errors import DataError
 from microtome.medical.formats.image_masks import MASKS, pair
 from microtome.medical.formats.overlapping import labels_beside
 from microtome.medical.formats.pairing import bases, masks_beside
-from microtome.medical.formats.patients import PatientsInNames
+from microtome.medical.formats.patients import FEW_FOLDERS, PatientsInNames
 from microtome.medical.formats.table import (
     SPLIT_NAMES,
     PatientOf,
@@ -27,7 +27,6 @@ from microtome.medical.readers.kind import is_dicom, stem_of
 NAME = "masks_beside"
 LOOKS_LIKE = "images with masks beside them, called like their image and _mask, _seg, _label, …"
 
-FEW_FOLDERS = 3  # fewer folders below are no patients: a part, a site, or a folder for all
 LOOK = 200  # folders that are looked at to recognise the layout
 
 

@@ -20,6 +20,7 @@ PATIENT_PATTERNS = {
     "subjectN": re.compile(r"(?<![A-Za-z])[Ss]ubject[ _-]?\d+"),
     "TCGA-XX-XXXX": re.compile(r"TCGA[-_][A-Z0-9]{2}[-_][A-Z0-9]{4}"),
 }
+FEW_FOLDERS = 3  # fewer folders below are no patients: a part, a site, or a folder for all
 OWN = "every file is a patient of its own"
 
 
