@@ -52,7 +52,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         masks = by_stem(image_files(labels))
         for stem, mask in masks.items():
             if stem not in images:
-                raise no_image("label", mask, stem, folder)
+                raise no_image("label", mask, folder)
             patient = patient_of(mask) if patient_of else stem
             found.append(Row(patient=patient, image=images[stem], mask=mask, split=split))
         unlabelled += len(images) - len(masks)

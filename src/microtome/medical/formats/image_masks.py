@@ -80,7 +80,7 @@ def pair(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], int]:
     for stem, mask in mask_of.items():
         name = _image_stem(stem, image_of)
         if name is None:
-            raise no_image("mask", mask, _plain_stem(stem), images)
+            raise no_image("mask", mask, images)
         if name in paired:
             raise DataError(f"{image_of[name]} has two masks, {paired[name].name} and {mask.name}.", "Keep one.")
         paired[name] = mask
@@ -93,15 +93,11 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _image_stem(stem: str, images: dict[str, Path]) -> str | None:
-    return next((name for name in _stems(stem) if name in images), None)
-
-
-def _plain_stem(stem: str) -> str:
-    """The stem without an ending that says that it is a mask."""
-    return _stems(stem)[-1]
-
-
-def _stems(stem: str) -> list[str]:
-    """The names that the image of a mask may have: the mask's, and that without its ending."""
-    endings = (joint + ending for ending in MASK_ENDINGS for joint in "_-.")
-    return [stem, *(stem.removesuffix(ending) for ending in endings if stem.endswith(ending))]
+    if stem in images:
+        return stem
+    for ending in MASK_ENDINGS:
+        for joint in "_-.":
+            name = stem.removesuffix(joint + ending)
+            if name != stem and name in images:
+                return name
+    return None

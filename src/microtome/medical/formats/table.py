@@ -215,10 +215,12 @@ def label_names(path: Path) -> tuple[str, ...]:
     return tuple(names.get(k, f"label {k}") for k in range(max(names) + 1))
 
 
-def no_image(what: str, file: Path, stem: str, folder: Path) -> ReadError:
+def no_image(what: str, file: Path, folder: Path) -> ReadError:
     """The error of a mask or label whose image is not among those that were read."""
+    stem = stem_of(file)
     for entry in listing(folder):
-        alike = entry.name.startswith((f"{stem}.", f"{stem}_0000."))
+        name = entry.name.split(".")[0].removesuffix("_0000")
+        alike = stem == name or stem.startswith((f"{name}_", f"{name}-", f"{name}."))
         if alike and entry.is_file() and suffix_of(entry) not in IMAGE_SUFFIXES:
             return ReadError(f"{entry}, the image of {file.name}, is of a kind that microtome does not read.", CONVERT)
     return ReadError(f"The {what} {file} has no image in {folder}.", f"Add the image or remove the {what}.")
