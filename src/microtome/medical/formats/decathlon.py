@@ -90,7 +90,7 @@ class _Images:
         channels = self.channels.get(stem)
         if channels is None:
             hint = f"Add {stem} or its channels {stem}_0000, …, or remove the label."
-            raise no_image("label", mask, (stem,), (self.folder,), hint)
+            raise no_image("label", mask, self.folder, hint)
         files = complete(channels)
         if files is None or (self.count is not None and len(files) != self.count):
             wanted = "" if self.count is None else f"; dataset.json names {count_of(self.count, 'channel')}"

@@ -105,7 +105,7 @@ def pair(images: Sequence[Path], masks: Sequence[Path], folder: Path) -> Pairs:
     for stem, mask in mask_of.items():
         name, word = _image_stem(stem, image_of, short)
         if name is None:
-            raise no_image("mask", mask, (stem, *(base for base, _ in bases(stem))), (folder,))
+            raise no_image("mask", mask, folder)
         image = image_of[name]
         if _is_plain_folder(image) and _is_plain_folder(mask):
             inner = pair(_entries(image), _entries(mask), image)

@@ -173,15 +173,15 @@ def by_stem(files: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def no_image(what: str, file: Path, stems: Sequence[str], folders: Sequence[Path], hint: str = "") -> ReadError:
-    """The error of a mask or label whose image, of one of several stems, is not among those that were read."""
-    beginnings = tuple(begin for stem in stems for begin in (f"{stem}.", f"{stem}_0000."))
-    for entry in (entry for folder in folders if folder.is_dir() for entry in listing(folder)):
-        alike = entry.name.startswith(beginnings)
+def no_image(what: str, file: Path, folder: Path, hint: str = "") -> ReadError:
+    """The error of a mask or label whose image is not among those that were read."""
+    stem = stem_of(file)
+    for entry in listing(folder) if folder.is_dir() else ():
+        name = entry.name.split(".")[0].removesuffix("_0000")
+        alike = stem == name or stem.startswith((f"{name}_", f"{name}-", f"{name}."))
         if alike and entry.is_file() and suffix_of(entry) not in IMAGE_SUFFIXES:
             return ReadError(f"{entry}, the image of {file.name}, is of a kind that microtome does not read.", CONVERT)
-    where = f"in {folders[0]}" if len(folders) == 1 else f"beside {file.parent}"
-    return ReadError(f"The {what} {file} has no image {where}.", hint or f"Add the image or remove the {what}.")
+    return ReadError(f"The {what} {file} has no image in {folder}.", hint or f"Add the image or remove the {what}.")
 
 
 def unread_hint(folders: Iterable[Path], hint: str) -> str:
