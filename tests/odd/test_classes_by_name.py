@@ -21,7 +21,8 @@ from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.verbs.evaluate import evaluate
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import Request, as_classes, read_request
+from microtome.verbs.request import Request, read_request
+from microtome.verbs.roles import as_classes
 
 BRATS = ("background", "ncr", "ed", "et")
 NUMBERS = (0, 1, 2, 4)

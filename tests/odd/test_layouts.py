@@ -16,7 +16,8 @@ from microtome.inference.jobs import jobs_of
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import as_classes, read_request, write_key
+from microtome.verbs.request import read_request, write_key
+from microtome.verbs.roles import as_classes
 
 
 @pytest.fixture

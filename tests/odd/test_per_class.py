@@ -20,7 +20,7 @@ from microtome.report import headline, words
 from microtome.tasks.classification import Classification
 from microtome.types import Array
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import read_cohort
+from microtome.verbs.roles import read_cohort
 
 NAMES = ("glioma", "meningioma", "no tumour", "pituitary")
 ROUNDING = 1e-12

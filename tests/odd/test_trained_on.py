@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from microtome.errors import OptionError, ReadError, SplitError
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.trained_on import without_trained
-from microtome.verbs.request import cohort_notes
+from microtome.verbs.roles import cohort_notes
 from tiny import manifest_cohort, segmentation_cohort, volume_cohort
 
 

@@ -14,7 +14,7 @@ from microtome.types import Array, Image
 # Side of the coarse pictures: fine enough to tell patients apart, coarse enough for other sizes and encodings.
 SIDE = 16
 SIDE_OF_MEANS = 10  # of a volume, along its axes
-MANY = 64  # planes that are hashed at a time
+MANY = 16  # planes that are hashed at a time
 
 # Correlation of two looks from which on they are taken for one image. Measured on chest X-rays and skin lesions, JPEG
 # at quality 30, a third to twice the size, contrast and gamma stay above 0.985; the most alike of 600 different images

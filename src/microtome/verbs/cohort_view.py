@@ -11,7 +11,7 @@ import numpy as np
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.verbs.request import cohort_notes
+from microtome.verbs.roles import cohort_notes
 
 ROLES = ("train", "tuning", "evaluation")
 KNOWN = ("task", "classes", "channels", "spatial_dims")  # what a guess takes from the cohort as it is

@@ -38,8 +38,9 @@ from microtome.types import Array
 from microtome.verbs.auto import choose as choose_recipe
 from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import Request, cohort_notes, identity, read_request
+from microtome.verbs.request import Request, identity, read_request
 from microtome.verbs.result import assemble
+from microtome.verbs.roles import cohort_notes
 from microtome.verbs.score import doubt_of, score_of
 from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
 

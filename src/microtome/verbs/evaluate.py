@@ -32,7 +32,8 @@ from microtome.tasks import task
 from microtome.tasks.base import Judgement
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import as_classes, check_masks, cohort_notes, read_cohort, read_network, stamps
+from microtome.verbs.request import read_network
+from microtome.verbs.roles import as_classes, check_masks, cohort_notes, read_cohort, stamps
 from microtome.version import __version__
 
 

@@ -18,7 +18,8 @@ from microtome.progress import Progress, Silent
 from microtome.runtimes import TARGETS, runtime
 from microtome.verbs.cohort_view import pipeline_fields, view_of
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import as_classes, declared, read_cohort, read_network
+from microtome.verbs.request import declared, read_network
+from microtome.verbs.roles import as_classes, read_cohort
 from microtome.verbs.score import doubt_of
 
 

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microtome.errors import DataError, LabelError, OptionError
-from microtome.evidence.same_images import Images, Same, separated, without
+from microtome.errors import LabelError, OptionError
+from microtome.evidence.same_images import Same, separated
 from microtome.files import writing
-from microtome.medical.class_names import matched
-from microtome.medical.cohort import Cohort, load_cohort
+from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
-from microtome.medical.trained_on import without_trained
-from microtome.progress import Progress, Silent
+from microtome.progress import Progress
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime
 from microtome.tasks import task as kind
@@ -24,6 +22,7 @@ from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
 from microtome.verbs.fit import channels_of
 from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
+from microtome.verbs.roles import as_classes, calibration_of, check_masks, read_cohort, stamps
 from microtome.version import __version__
 
 if TYPE_CHECKING:
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
     from microtome.graph.network import Network
     from microtome.models import Loaded
     from microtome.recipes import Recipe
-
-
-DRAWN = (
-    "Which patients are evaluated was drawn at random: if the network was trained on some of them, it looks better "
-    "than it is. Name what it was trained on with --trained-on, or give the split in a manifest."
-)
-BY_REFERENCE = ("stratified", "foreground")  # choices of calibration cases that look at masks and labels
 
 
 @dataclass(frozen=True)
@@ -80,42 +72,6 @@ def write_key(path: Path, cohort: Path, options: CompressOptions) -> None:
         table.writerows([case.id, case.patient, case.role, files] for _, (case, files) in sorted(known.items()))
 
 
-def read_cohort(path: Path, options: CompressOptions) -> Cohort:
-    """Load a cohort as the options say. Patients are set aside for tuning only where something is tuned on them."""
-    cohort = _load(path, options, options.tuning)
-    if not cohort.tuning or _tunes(cohort, options):
-        return cohort
-    without = _load(path, options, 0.0)
-    if without.tuning:  # an official split has them
-        return cohort
-    note = (
-        f"No patients were set aside for tuning: with {len(cohort.classes)} classes there is no operating point, and "
-        "the recipe does not train."
-    )
-    return replace(without, notes=(*without.notes, note))
-
-
-def _load(path: Path, options: CompressOptions, tuning: float) -> Cohort:
-    cohort = load_cohort(
-        path,
-        format=options.format,
-        seed=options.seed,
-        tuning=tuning,
-        evaluation=options.evaluation,
-        patient_pattern=options.patient_pattern,
-    )
-    return cohort if options.trained_on is None else without_trained(cohort, Path(options.trained_on))
-
-
-def _tunes(cohort: Cohort, options: CompressOptions) -> bool:
-    """Whether task or recipe has a use for tuning patients."""
-    from microtome.verbs.recipe import asked
-
-    if kind(cohort.task).tunes(cohort.classes) or options.recipe == AUTO:
-        return True
-    return any(recipe.trains for recipe in asked(options))
-
-
 def read_request(
     model: str | Path | nn.Module, cohort_path: Path, options: CompressOptions, progress: Progress | None = None
 ) -> Request:
@@ -137,7 +93,7 @@ def read_request(
     cohort = as_classes(cohort, pipeline)
     check_masks(cohort, progress)
     cohort, same, images = separated(cohort, progress)
-    calibration, more = _calibration(cohort, images, pipeline, options, progress)
+    calibration, more = calibration_of(cohort, images, pipeline, options, progress)
     return Request(options, recipes, loaded, pipeline, cohort, calibration, target, same.and_also(more))
 
 
@@ -169,43 +125,6 @@ def _runtimes(options: CompressOptions) -> list[Runtime]:
             what = f"--recipe {AUTO}" if options.recipe == AUTO else f"--placement {MEASURED}"
             raise OptionError(f"{what} measures, and this machine cannot run {target.NAME}.", "Choose another.")
     return found
-
-
-def _calibration(
-    cohort: Cohort, images: Images, pipeline: Pipeline, options: CompressOptions, progress: Progress | None
-) -> tuple[tuple[Cohort, tuple[Case, ...]], Same]:
-    """Choose the calibration cases: train cases, or those of another cohort that are neither tuned on nor evaluated.
-
-    Raises:
-        OptionError: an unknown way to choose.
-        SplitError: all images of the other cohort are evaluated.
-    """
-    from microtome.batches.selection import select
-
-    asked: dict[str, Any] = {"pipeline": pipeline, "seed": options.seed}
-    asked |= {"count": options.calibration_cases, "strategy": options.calibration_choice}
-    if options.calibration is None:
-        return (cohort, select(cohort, cohort.train, **asked)), Same()
-    other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
-    other = _references_of(other, pipeline, needed=options.calibration_choice in BY_REFERENCE)
-    other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
-    other, found = without(other, cohort, images, progress)
-    return (other, select(other, other.cases, **asked)), found
-
-
-def _references_of(cohort: Cohort, pipeline: Pipeline, *, needed: bool) -> Cohort:
-    """Return another cohort with the network's classes; without references if they are others and not `needed`.
-
-    Raises:
-        LabelError: a class that is none of the network's.
-    """
-    if cohort.of_task(pipeline.task).task == pipeline.task:
-        try:
-            return as_classes(cohort, pipeline)
-        except LabelError:
-            if needed:
-                raise
-    return replace(cohort, cases=tuple(replace(case, mask=None, further_masks=(), label=None) for case in cohort.cases))
 
 
 def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
@@ -241,31 +160,6 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     _check_fit(loaded.network, pipeline, outputs)
     notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
-
-
-def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
-    """Return the cohort with references for the pipeline's task, in the numbers that the network's classes have.
-
-    Raises:
-        LabelError: a class of the cohort that is none of the network's.
-    """
-    return matched(cohort.of_task(pipeline.task), pipeline.classes, maps=kind(pipeline.task).MAPS)
-
-
-def check_masks(cohort: Cohort, progress: Progress | None = None) -> None:
-    """Look for labels that are no classes, in the masks that are tuned on or evaluated, before any work is done.
-
-    Raises:
-        LabelError: there is one.
-    """
-    cases = [case for case in (*cohort.evaluation, *cohort.tuning) if case.mask is not None]
-    for case in (progress or Silent()).track(cases, "check masks", len(cases)) if cases else ():
-        try:
-            cohort.mask(case, None)
-        except LabelError:
-            raise
-        except DataError:  # what else is wrong with it is told when it is used
-            continue
 
 
 def declared(options: CompressOptions) -> Pipeline | None:
@@ -322,18 +216,6 @@ def _check_fit(network: Network, pipeline: Pipeline, outputs: int) -> None:
             "Declare the network's own classes in --pipeline"
             + ("; or 'sigmoid', if its channels are the structures." if outputs == len(pipeline.classes) - 1 else "."),
         )
-
-
-def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
-    """Return what a reader of results should know of a cohort."""
-    return (*cohort.notes, *cohort.remarks.sentences, *([DRAWN] if cohort.drawn else []))
-
-
-def stamps(cohort: Cohort) -> list[tuple[int, int]]:
-    """Return size and time of each file of a cohort, images and masks."""
-    masks = [mask for case in cohort.cases if case.mask for mask in (case.mask, *case.further_masks)]
-    files = {*(file for case in cohort.cases for file in case.image), *masks}
-    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
 
 
 def identity(request: Request) -> dict[str, Any]:

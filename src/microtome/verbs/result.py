@@ -18,7 +18,8 @@ from microtome.medical.formats import title_of
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA
 from microtome.results import QuantizerRow, Result
-from microtome.verbs.request import Request, cohort_notes
+from microtome.verbs.request import Request
+from microtome.verbs.roles import cohort_notes
 from microtome.verbs.targets import session
 from microtome.version import __version__
 
