@@ -122,6 +122,7 @@ REFUSED = {
     "the mean of a batch": (lambda y: y.mean(0, keepdim=True), "first axis is not the batch"),
     "nothing in the tensor": (lambda y: y[:, :0], "there is nothing in it"),
     "a sparse tensor": (lambda y: y.to_sparse(), "a sparse tensor"),
+    "what was found": (lambda y: y[y > 0], r"returns \(\?,\) for an input"),
 }
 
 
