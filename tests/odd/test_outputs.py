@@ -273,7 +273,8 @@ class OneNumber(nn.Module):
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
-def test_a_classifier_of_one_number_runs_whole(target: str, tmp_path: Path) -> None:
+def test_a_classifier_of_one_number_runs_whole(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microtome.deployment.timing.MOST_ROUNDS", 1)
     cohort = class_cohort(tmp_path / "cohort")
     options = CompressOptions(target=target, input_shape=(1, 32, 32), threads=1, calibration_cases=4, tuning=0.3)
     result = microtome.compress(OneNumber(), cohort, tmp_path / "out", options=options)
