@@ -135,6 +135,16 @@ def test_what_users_can_mend_is_2_outside_of_a_verb_too(monkeypatch: pytest.Monk
     assert (result.exit_code, "error: the recipe is broken." in result.stderr) == (2, True)
 
 
+def test_what_a_users_code_prints_is_no_part_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inspect(*_, **__):
+        print("building the network")
+        return {"title": "x"}
+
+    monkeypatch.setattr("microtome.verbs.inspect.inspect", inspect)
+    result = CliRunner().invoke(app, ["inspect", DEMO, "--json"])
+    assert (result.stdout, "building" in result.stderr) == ('{"title": "x"}\n', True)
+
+
 def test_an_inferior_network_is_still_1(monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"verdict": {"non_inferior": False}}
     monkeypatch.setattr("microtome.verbs.evaluate.evaluate", lambda *_, **__: result)

@@ -171,6 +171,15 @@ def test_a_layer_of_which_nothing_would_be_left_is_refused_by_name() -> None:
         Quantize().run(network, Context(tiny, capabilities=runtime("reference").capabilities()))
 
 
+def test_a_norm_that_takes_a_weight_beyond_float32_is_told_by_the_layers_name() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2))
+    with torch.no_grad():
+        module[0].weight *= 1e10
+        module[1].weight *= 1e38
+    with pytest.raises(WeightsError, match="the weight of 0 is NaN or infinite"):
+        quantized(module)
+
+
 # Biases beside weights that are next to nothing.
 
 
@@ -298,7 +307,9 @@ def test_a_precision_that_returns_nan_is_not_chosen() -> None:
         timed("bf16")
 
 
-def test_a_network_that_masks_with_infinity_is_deployed(tmp_path) -> None:
+def test_a_network_that_masks_with_infinity_is_deployed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("microtome.deployment.timing.MOST_ROUNDS", 1)
+
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()

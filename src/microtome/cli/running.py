@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +27,8 @@ def run_verb(verb: Callable[[Any], Outcome], quietly: bool) -> Outcome:
 
     try:
         if quietly:
-            return verb(Silent())
+            with contextlib.redirect_stdout(sys.stderr):  # what a user's own code prints is no part of the result
+                return verb(Silent())
         with RichProgress() as progress:
             return verb(progress)
     except MicrotomeError as error:

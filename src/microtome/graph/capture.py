@@ -68,6 +68,7 @@ def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequenc
             try:
                 program = export_graph(module, _ports(shapes, batch, space), by_name=by_name)
                 network = network_from_export(program, inputs=tuple(shapes), keep=keep)
+                agrees = _agrees(network, expected, shapes)
             except CaptureError:
                 raise
             except Exception as error:  # torch.export raises many kinds; each means that this freedom is not allowed
@@ -75,7 +76,7 @@ def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequenc
                 continue
             if batch and not network.dynamic[0]:
                 continue
-            if _agrees(network, expected, shapes):
+            if agrees:
                 captured = network
             else:
                 failure = failure or ValueError("the captured graph computes something else than the module")

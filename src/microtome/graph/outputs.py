@@ -179,4 +179,4 @@ def _words(dtype: torch.dtype) -> str:
 
 
 def _times(shape: Sequence[int]) -> str:
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    return f"({', '.join('?' if n == FREE else str(n) for n in shape)}{',' if len(shape) == 1 else ''})"

@@ -85,7 +85,7 @@ class Quantize(Method):
             TargetError: the target has integer kernels for none of the layers.
             OptionError: `skip` names a layer that the network does not have, or nothing is known of the target.
             DataError: there is no calibration data, or it makes a value NaN.
-            WeightsError: a grid would hold nothing but zeros.
+            WeightsError: a grid would hold nothing but zeros, or a weight is not finite.
         """
         network = network.copy()
         capabilities = context.target
@@ -165,6 +165,11 @@ class Quantize(Method):
     def _quantize_weight(self, network: Network, layer: Layer, qtype: QType) -> None:
         source = layer.weight
         weight = network.tensor(str(source.target))
+        if not bool(weight.isfinite().all()):
+            raise WeightsError(
+                f"the weight of {layer.name} is NaN or infinite: float32 cannot hold it times the norm behind it.",
+                "Look at the norm's scale and variance, or use an earlier checkpoint.",
+            )
         qparams = weight_qparams(weight, replace(qtype, axis=output_axis(layer.node)), search=self.search_weights)
         _refuse_nothing(float(weight.abs().max()), qparams, f"the weight of {layer.name}")
         edit.insert_quantizer(network.graph_module, source, [layer.node], qparams, layer.name)

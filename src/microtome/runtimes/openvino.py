@@ -64,7 +64,7 @@ def check(network: Network) -> None:
     """
     for node in network.graph_module.graph.nodes:
         name = getattr(node.target, "__name__", "").split(".")[0]
-        if node.op == "call_function" and "fft" in name:
+        if node.op == "call_function" and any(word in name for word in ("fft", "stft")):
             modules = list((node.meta.get("nn_module_stack") or {}).values())
             layer = (modules[-1][0] if modules else "") or node.name
             raise TargetError(

@@ -219,7 +219,7 @@ def _precision(request: Request, placement: Placement | None, recipe: str) -> st
         return request.options.precision
     if placement is not None:
         return placement.precision
-    return request.runtime.PRECISIONS[0] if recipe == FLOAT else None
+    return FLOAT if recipe == FLOAT and FLOAT in request.runtime.PRECISIONS else None
 
 
 def _compressed(

@@ -43,7 +43,7 @@ def load(source: Given, wanted: Wanted) -> Loaded:
     spec = split_spec(str(source))
     assert spec is not None
     weights = wanted.weights
-    if weights is not None and not weights.is_file():
+    if weights is not None and not weights.exists():
         raise ReadError(f"The weights file {weights} does not exist.", "Give the file as --weights FILE.")
     module, file = build(*spec)
     loaded = captured(module, weights, shape_of(wanted, of=str(source)), wanted)
