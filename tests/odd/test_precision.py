@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from microtome.errors import MicrotomeError, TargetError
 from microtome.graph.capture import capture
 from microtome.runtimes import onnxruntime, openvino, runtime
 from microtome.staging import Staging
+from microtome.verbs.compress import _precision
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.request import read_request
 from tiny import PICTURES, Spots, manifest_cohort, segmentation_cohort
@@ -59,35 +61,33 @@ def compressed(folder: Path, **options) -> dict:
     return microtome.compress(Spots(), manifest_cohort(folder / "cohort", cases=16), folder / "package", options=chosen)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "precision", "expected"), [("f32", "auto", "f32"), ("f32", "bf16", "bf16"), ("int8", "auto", "bf16")]
-)
-def test_f32_is_f32_where_bf16_is_faster(tmp_path, fast_bf16, recipe, precision, expected) -> None:
-    result = compressed(tmp_path, recipe=recipe, precision=precision)
+@pytest.mark.parametrize(("precision", "expected"), [("auto", "f32"), ("bf16", "bf16")])
+def test_f32_is_f32_where_bf16_is_faster(tmp_path, fast_bf16, precision, expected) -> None:
+    result = compressed(tmp_path, recipe="f32", precision=precision)
     assert result["session"]["precision"] == expected
     names = [run["name"] for run in result["runs"]]
     assert len(set(names)) == len(names)
     (ours,) = [run for run in result["runs"] if run.get("compressed")]
-    if recipe == "f32":
-        assert (ours["name"], ours["precision"]) == (f"openvino {expected}, compressed", expected)
-        assert any("runs in bf16, not in f32" in note for note in result["notes"]) == (expected == "bf16")
+    assert (ours["name"], ours["precision"]) == (f"openvino {expected}, compressed", expected)
+    assert any("runs in bf16, not in f32" in note for note in result["notes"]) == (expected == "bf16")
 
 
-def test_f32_that_was_chosen_by_auto_is_f32(tmp_path, fast_bf16, monkeypatch) -> None:
-    def choose(request, context, place, progress):
-        return request.loaded.network, [{"name": "f32", "chosen": True}, {"name": "int8", "chosen": False}]
-
-    monkeypatch.setattr("microtome.verbs.compress.choose_recipe", choose)
-    assert compressed(tmp_path, recipe="auto", tuning=0.2)["session"]["precision"] == "f32"
-
-
-def test_bf16_that_was_measured_to_be_faster_is_named(tmp_path, fast_bf16, monkeypatch) -> None:
-    found = Placement(frozenset(), frozenset({"all"}), "bf16", 1.0, in_float=True, tried=())
-    monkeypatch.setattr("microtome.verbs.compress.measured_placement", lambda *_, **__: found)
-    result = compressed(tmp_path, placement="measured")
-    assert result["session"]["precision"] == "bf16"
-    assert any("runs in bf16, not in f32" in note for note in result["notes"])
-    assert "openvino bf16, compressed" in [run["name"] for run in result["runs"]]
+@pytest.mark.parametrize(
+    ("asked", "placed", "ran", "expected"),
+    [
+        ("auto", None, "f32", "f32"),  # as the recipe, or chosen by auto
+        ("auto", None, "int8", None),  # the faster
+        ("auto", "bf16", "f32", "bf16"),  # measured to be faster than integers
+        ("bf16", None, "f32", "bf16"),
+        ("f32", "bf16", "int8", "f32"),
+    ],
+)
+def test_who_decides_the_precision(asked, placed, ran, expected) -> None:
+    request = SimpleNamespace(options=CompressOptions(precision=asked), runtime=openvino)
+    placement = placed and Placement(frozenset(), frozenset(), placed, 1.0, in_float=True, tried=())
+    assert _precision(request, placement, ran) == expected
+    none = SimpleNamespace(options=CompressOptions(precision=asked), runtime=SimpleNamespace(PRECISIONS=("f16",)))
+    assert _precision(none, None, "f32") == (None if asked == "auto" else asked)
 
 
 # Networks that a target cannot run.
