@@ -66,6 +66,7 @@ def test_what_does_not_fit_is_said_before_the_work(monkeypatch: pytest.MonkeyPat
     assert "'patch'" in said
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_together_is_timed_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -339,6 +339,7 @@ def test_the_command_that_is_printed_for_pickles_works(tmp_path, code, container
     assert_loaded(tmp_path / "new.pt", net.float(), code.make())
 
 
+@pytest.mark.slow
 def test_the_command_for_torchscript_and_for_pickles_of_python_itself(tmp_path, code) -> None:
     net = code.make().eval()
     with quiet():
@@ -472,6 +473,7 @@ def test_nothing_but_our_errors_comes_out_of_broken_files(tmp_path, trained, see
         contents.append((tmp_path / name).read_bytes())
     save_file(trained.state_dict(), tmp_path / "safe")
     contents.append((tmp_path / "safe").read_bytes())
+    refused = 0
     for content in contents:
         for _ in range(40):
             broken = bytearray(content)
@@ -481,7 +483,8 @@ def test_nothing_but_our_errors_comes_out_of_broken_files(tmp_path, trained, see
             try:
                 apply_state(unet(), load_state(tmp_path / "broken.pt"), tmp_path / "broken.pt")
             except MicrotomeError:
-                continue
+                refused += 1
+    assert refused > 10  # of 120: a changed digit of a weight is a weight
 
 
 # Modules that are wrapped, and in other number types.

@@ -272,6 +272,7 @@ class OneNumber(nn.Module):
         return both[:, 1] - both[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_a_classifier_of_one_number_runs_whole(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("microtome.deployment.timing.MOST_ROUNDS", 1)
