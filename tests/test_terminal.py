@@ -65,3 +65,24 @@ def test_what_is_said_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> N
 def test_what_grew_is_not_called_smaller() -> None:
     assert terminal._gain(4.0, "smaller", "larger") == "4.00× smaller"
     assert terminal._gain(0.25, "smaller", "larger") == "4.00× larger"
+
+
+def test_in_a_terminal_there_is_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with RichProgress() as progress:
+        assert list(progress.track(range(3), "evaluate", 3)) == [0, 1, 2]
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "evaluate: 0 of 3" not in shown
+
+
+def test_times_and_operators_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"name": "conv", "op": "conv", "executed": "int8", "kernel": "gemm", "latency_ms": 1.5},
+        {"name": "norm", "op": "norm", "executed": "f32", "kernel": "ref", "latency_ms": None},
+    ]
+    terminal.bench_table({"runs": [{"name": "openvino bf16", "latency_ms": 2.25}], "layers": rows})
+    out = capsys.readouterr().out
+    assert "2.250 ms" in out
+    assert "1.500" in out
+    assert "norm" in out
