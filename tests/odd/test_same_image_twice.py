@@ -298,6 +298,7 @@ def test_result_report_and_provenance_of_a_package(tmp_path):
     judged = evaluate(package, again, tmp_path / "evaluation")
     assert judged["counts"]["evaluation"] == 8 + 1  # the copy that was taken out was not calibrated on
     assert judged["counts"]["same_images"]["repeated"] == 4
+    assert any("of the 9 evaluated images" in line for line in judged["warnings"])  # also without a parent
     assert "disjoint" not in (tmp_path / "evaluation" / "report.html").read_text()
 
 

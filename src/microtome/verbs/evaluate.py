@@ -144,6 +144,8 @@ def _alone(result: Result) -> Result:
     """Return the parts of a result that say that there was nothing to compare with."""
     left_out = result["verdict"].get("left_out", [])
     remarks = [absent(left_out)] if left_out else []
+    compared = result["verdict"].get("remarks", [])
+    others = [warning for warning in result["warnings"] if warning not in compared]
     verdict: Verdict = {
         **result["verdict"],
         "non_inferior": None,
@@ -154,7 +156,13 @@ def _alone(result: Result) -> Result:
         "others": [],
         "remarks": remarks,
     }
-    return {"parent": {"metrics": {}}, "difference": {}, "agreement": None, "verdict": verdict, "warnings": remarks}
+    return {
+        "parent": {"metrics": {}},
+        "difference": {},
+        "agreement": None,
+        "verdict": verdict,
+        "warnings": [*others, *remarks],
+    }
 
 
 def _another(given: str, own: str | None) -> list[str]:
