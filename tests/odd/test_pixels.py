@@ -34,7 +34,7 @@ def read(path: Path) -> np.ndarray:
     return array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, 2)
 
 
-def same(found: np.ndarray, wanted: np.ndarray) -> None:
+def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
     assert found.dtype == wanted.dtype
     np.testing.assert_array_equal(found, wanted)
 
@@ -82,7 +82,7 @@ class TestSixteenBitPng:
     @pytest.mark.parametrize(("kind", "channels", "kept"), [(2, 3, 3), (6, 4, 3), (4, 2, 1), (0, 1, 1)])
     def test_no_bit_is_lost(self, tmp_path, kind, channels, kept):
         path = write_png(tmp_path / "x.png", COLOURS[..., :channels], kind)
-        same(read(path), COLOURS[..., 0] if kept == 1 else COLOURS[..., :3])
+        assert_same(read(path), COLOURS[..., 0] if kept == 1 else COLOURS[..., :3])
         if kind != 4:  # SimpleITK has no gray with alpha
             judge = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).reshape(6, 9, -1)
             np.testing.assert_array_equal(judge[..., :kept], COLOURS[..., :kept])
@@ -96,14 +96,14 @@ class TestSixteenBitPng:
     def test_interlaced(self, tmp_path, kind, channels):
         array = COLOURS[..., :channels]
         path = write_png(tmp_path / "x.png", array, kind, interlaced=True)
-        same(read(path), array[..., 0] if kind == 4 else array[..., :3])
+        assert_same(read(path), array[..., 0] if kind == 4 else array[..., :3])
 
     @pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2)])
     def test_turned(self, tmp_path, kind, channels):
         array = COLOURS[..., :channels]
         path = write_png(tmp_path / "x.png", array, kind, orientation=6)
         turned = np.rot90(array, -1)
-        same(read(path), turned if kind == 2 else turned[..., 0])
+        assert_same(read(path), turned if kind == 2 else turned[..., 0])
 
     def test_a_mask_stored_as_colour(self, tmp_path):
         labels = RNG.integers(0, 700, (6, 9)).astype(np.uint16)
@@ -124,7 +124,7 @@ class TestTiff:
     def test_colours_of_sixteen_bits(self, tmp_path, order, packed, extra):
         array = COLOURS if extra is not None else COLOURS[..., :3]
         path = write_tiff(tmp_path / "x.tif", array, photometric=2, order=order, packed=packed, extra=extra)
-        same(read(path), COLOURS[..., :3])
+        assert_same(read(path), COLOURS[..., :3])
 
     def test_alpha_that_was_multiplied(self, tmp_path, order, packed):
         alpha = np.array([[65535, 32768, 100, 0]], np.uint16)
@@ -133,7 +133,7 @@ class TestTiff:
         path = write_tiff(tmp_path / "x.tif", array, photometric=2, order=order, packed=packed, extra=1)
         with np.errstate(invalid="ignore"):
             wanted = np.nan_to_num(np.rint(colour * 65535.0 / alpha[..., None])).astype(np.uint16)
-        same(read(path), wanted)
+        assert_same(read(path), wanted)
 
     def test_separate_planes(self, tmp_path, order, packed):
         array = COLOURS[..., :3]
@@ -142,23 +142,23 @@ class TestTiff:
             with pytest.raises(ReadError, match="separate planes"):
                 read(path)
         else:
-            same(read(path), array)
+            assert_same(read(path), array)
 
     def test_inks_of_sixteen_bits(self, tmp_path, order, packed):
         path = write_tiff(tmp_path / "x.tif", COLOURS, photometric=5, order=order, packed=packed)
         ink = COLOURS / 65535
-        same(read(path), np.rint(65535 * (1 - ink[..., :3]) * (1 - ink[..., 3:])).astype(np.uint16))
+        assert_same(read(path), np.rint(65535 * (1 - ink[..., :3]) * (1 - ink[..., 3:])).astype(np.uint16))
 
     @pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "i4", "f4"])
     def test_gray_keeps_type_and_sign(self, tmp_path, order, packed, kind):
         values = np.array([[0, 1, 100, 127], [-1, -100, -128, 5]]) if kind[0] != "u" else np.array([[0, 1, 200, 255]])
         array = (values * (250 if kind[1] != "1" else 1)).astype(kind)
-        same(read(write_tiff(tmp_path / "x.tif", array, order=order, packed=packed)), array)
+        assert_same(read(write_tiff(tmp_path / "x.tif", array, order=order, packed=packed)), array)
 
     def test_signed_values_that_are_all_positive(self, tmp_path, order, packed):
         """The type must not depend on what a picture holds: a network's input is scaled by it."""
         array = np.array([[0, 1, 30000]], np.int16)
-        same(read(write_tiff(tmp_path / "x.tif", array, order=order, packed=packed)), array)
+        assert_same(read(write_tiff(tmp_path / "x.tif", array, order=order, packed=packed)), array)
 
     def test_a_palette_of_sixteen_bits(self, tmp_path, order, packed):
         palette = RNG.integers(0, 65536, (3, 256))
@@ -166,7 +166,7 @@ class TestTiff:
         path = write_tiff(
             tmp_path / "x.tif", indices, photometric=3, order=order, packed=packed, palette=palette.ravel().tolist()
         )
-        same(read(path), palette.T[indices].astype(np.uint16))
+        assert_same(read(path), palette.T[indices].astype(np.uint16))
         np.testing.assert_array_equal(read_mask(path, None), indices)
 
     @pytest.mark.parametrize("factor", [1, 256, 257])
@@ -181,7 +181,7 @@ class TestTiff:
             packed=packed,
             palette=(palette * factor).ravel().tolist(),
         )
-        same(read(path), palette.T[indices].astype(np.uint8))
+        assert_same(read(path), palette.T[indices].astype(np.uint8))
 
 
 TURNS = {
@@ -203,17 +203,17 @@ def test_tiff_with_an_orientation(tmp_path, orientation, packed, kind):
     exif, array = PIL.Image.Exif(), (GRAY // 300).astype(kind)
     exif[0x0112] = orientation
     PIL.Image.fromarray(array).save(tmp_path / "x.tif", exif=exif, compression=packed)
-    same(read(tmp_path / "x.tif"), TURNS[orientation](array))
+    assert_same(read(tmp_path / "x.tif"), TURNS[orientation](array))
 
 
 class TestFewerBits:
     def test_unsigned_of_32_bits(self, tmp_path):
         array = np.array([[0, 1, 3_000_000_000, 65535]], np.uint32)
-        same(read(write_tiff(tmp_path / "x.tif", array)), array)
+        assert_same(read(write_tiff(tmp_path / "x.tif", array)), array)
 
     def test_white_that_is_zero(self, tmp_path):
         for array, top in ((GRAY, 65535), ((GRAY >> 8).astype(np.uint8), 255)):
-            same(read(write_tiff(tmp_path / "x.tif", array, photometric=0)), top - array)
+            assert_same(read(write_tiff(tmp_path / "x.tif", array, photometric=0)), top - array)
 
     @pytest.mark.parametrize("bits", [1, 2, 4])
     def test_labels_in_few_bits(self, tmp_path, bits):
@@ -227,16 +227,16 @@ class TestFewerBits:
             + chunk(b"IEND", b"")
         )
         np.testing.assert_array_equal(read_mask(tmp_path / "x.png", None), labels)
-        same(read(tmp_path / "x.png"), labels * {1: 1, 2: 85, 4: 17}[bits])
+        assert_same(read(tmp_path / "x.png"), labels * {1: 1, 2: 85, 4: 17}[bits])
 
     def test_gray_with_alpha_and_inks_of_eight_bits(self, tmp_path):
         pair = RNG.integers(0, 256, (6, 9, 2), dtype=np.uint8)
         picture = PIL.Image.merge("LA", [PIL.Image.fromarray(np.ascontiguousarray(pair[..., k])) for k in range(2)])
         picture.save(tmp_path / "x.png")
-        same(read(tmp_path / "x.png"), pair[..., 0])
+        assert_same(read(tmp_path / "x.png"), pair[..., 0])
         ink = PIL.Image.fromarray(RNG.integers(0, 256, (6, 9, 4), dtype=np.uint8), None).convert("CMYK")
         ink.save(tmp_path / "y.tif")
-        same(read(tmp_path / "y.tif"), np.asarray(ink.convert("RGB")))
+        assert_same(read(tmp_path / "y.tif"), np.asarray(ink.convert("RGB")))
 
 
 class TestJpeg:
@@ -245,11 +245,13 @@ class TestJpeg:
     def test_twelve_bits(self, tmp_path):
         pytest.importorskip("gdcm")
         path = write_jpeg(tmp_path / "x.jpg", self.BLOCKS)
-        same(read(path), np.kron(self.BLOCKS, np.ones((8, 8))).astype(np.uint16))
+        assert_same(read(path), np.kron(self.BLOCKS, np.ones((8, 8))).astype(np.uint16))
 
     def test_eight_bits_are_left_to_pillow(self, tmp_path):
         blocks = self.BLOCKS // 16
-        same(read(write_jpeg(tmp_path / "x.jpg", blocks, bits=8)), np.kron(blocks, np.ones((8, 8))).astype(np.uint8))
+        assert_same(
+            read(write_jpeg(tmp_path / "x.jpg", blocks, bits=8)), np.kron(blocks, np.ones((8, 8))).astype(np.uint8)
+        )
 
     def test_without_the_extra(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "gdcm", None)
@@ -412,12 +414,12 @@ class TestDicomPalette:
 
     def test_sixteen_bits_are_kept(self, tmp_path):
         entries = RNG.integers(0, 65536, (4, 3))
-        same(read(self.write(tmp_path / "x", entries)), entries.reshape(2, 2, 3).astype(np.uint16))
+        assert_same(read(self.write(tmp_path / "x", entries)), entries.reshape(2, 2, 3).astype(np.uint16))
 
     @pytest.mark.parametrize("factor", [256, 257])
     def test_eight_bits_in_sixteen(self, tmp_path, factor):
         entries = RNG.integers(0, 256, (4, 3))
-        same(read(self.write(tmp_path / "x", entries * factor)), entries.reshape(2, 2, 3).astype(np.uint8))
+        assert_same(read(self.write(tmp_path / "x", entries * factor)), entries.reshape(2, 2, 3).astype(np.uint8))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

@@ -18,6 +18,7 @@ import numpy as np
 
 from microtome.errors import MissingExtraError, ReadError, TargetError
 from microtome.runtimes.base import Batch, LayerRun, answer, arrays
+from microtome.runtimes.openvino_fourier import refuse_fourier
 from microtome.types import FREE, Array, Capabilities, OperatorSupport, Port, QType
 
 if TYPE_CHECKING:
@@ -56,21 +57,8 @@ def capabilities() -> Capabilities:
 
 
 def check(network: Network) -> None:
-    """Refuse what OpenVINO would compute wrongly, before any work is done.
-
-    Raises:
-        TargetError: there is a Fourier transform in it: OpenVINO 2026.4 reads ONNX's into other shapes, or without an
-            error into other values.
-    """
-    for node in network.graph_module.graph.nodes:
-        name = getattr(node.target, "__name__", "").split(".")[0]
-        if node.op == "call_function" and any(word in name for word in ("fft", "stft")):
-            modules = list((node.meta.get("nn_module_stack") or {}).values())
-            layer = (modules[-1][0] if modules else "") or node.name
-            raise TargetError(
-                f"OpenVINO computes {name} (layer {layer}) wrongly, in each float precision.",
-                "Choose --target onnxruntime, which runs it.",
-            )
+    """Refuse what OpenVINO would compute wrongly, before any work is done. Raises as `refuse_fourier`."""
+    refuse_fourier(network)
 
 
 def export(network: Network, folder: Path) -> Path:

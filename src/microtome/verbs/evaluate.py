@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from microtome.clinical.guard import absent
 from microtome.deployment.timing import eager
 from microtome.environment import describe, peak_memory_mib
 from microtome.errors import OptionError, SplitError
-from microtome.evidence.comparison import Pair, evaluate_pair, streamed
+from microtome.evidence.comparison import Evaluation, Pair, evaluate_pair, streamed
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.same_images import Images, repeated
 from microtome.files import write_json, writing
@@ -109,25 +109,10 @@ def evaluate(
             progress=progress,
         )
         examples, arrays = pictures(choose(evaluation.parts, pipeline), pair, cases, pipeline)
-        result: Result = {
-            "schema": SCHEMA,
-            "microtome": __version__,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "title": options.title or f"Evaluation on {title_of(cases.format)}",
-            "task": pipeline.task,
-            "target": known.get("target", "pytorch"),
-            "recipe": known.get("recipe", "none"),
-            "classes": list(pipeline.classes),
-            "length_unit": "px" if pipeline.spatial_dims == 2 else "mm",
-            "input": {"pipeline": describe_pipeline(pipeline), "guessed": known.get("guessed", False)},
-            **evaluation.parts,
-            "examples": examples,
-            "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
-            "memory": {"evaluate_peak_mib": peak_memory_mib()},
-            "environment": describe(options.threads),
-            "notes": list(dict.fromkeys((*notes, *cohort_notes(cases), *same.notes))),
-            "warnings": [*warnings, *evaluation.parts["verdict"].get("remarks", [])],
-        }
+        result = _measured(evaluation, cases, pipeline, known, options)
+        result["examples"] = examples
+        result["notes"] = list(dict.fromkeys((*notes, *cohort_notes(cases), *same.notes)))
+        result["warnings"] = [*warnings, *evaluation.parts["verdict"].get("remarks", [])]
         result["counts"]["same_images"] = dict(same.counts)
         if given is None:
             result |= _alone(result)
@@ -138,6 +123,28 @@ def evaluate(
         write_pages(staging.package, card=False)
         staging.finish()
     return result
+
+
+def _measured(
+    evaluation: Evaluation, cohort: Cohort, pipeline: Pipeline, known: Mapping[str, Any], options: CompressOptions
+) -> Result:
+    """Return what was measured, and on what."""
+    return {
+        "schema": SCHEMA,
+        "microtome": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "title": options.title or f"Evaluation on {title_of(cohort.format)}",
+        "task": pipeline.task,
+        "target": known.get("target", "pytorch"),
+        "recipe": known.get("recipe", "none"),
+        "classes": list(pipeline.classes),
+        "length_unit": "px" if pipeline.spatial_dims == 2 else "mm",
+        "input": {"pipeline": describe_pipeline(pipeline), "guessed": known.get("guessed", False)},
+        **evaluation.parts,
+        "stages_ms": {name: round(value * 1e3, 3) for name, value in evaluation.stages.items()},
+        "memory": {"evaluate_peak_mib": peak_memory_mib()},
+        "environment": describe(options.threads),
+    }
 
 
 def _alone(result: Result) -> Result:
