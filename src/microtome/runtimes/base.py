@@ -78,7 +78,11 @@ class Session(Protocol):
 
 
 class Exporter(Protocol):
-    """The half of a runtime module that writes model files: these names are what it must define."""
+    """The half of a runtime module that writes model files: these names are what it must define.
+
+    It may also define `check(network)`, which `check_network` asks: it raises TargetError for what the runtime would
+    compute wrongly.
+    """
 
     NAME: str
     EXTRA: str
@@ -104,6 +108,17 @@ class Runner(Protocol):
 
     def open_session(self, path: Path, *, threads: int, precision: str) -> Session:
         """Load a model file; `precision` is for what the file leaves in float."""
+
+
+def check_network(runtime: Exporter, network: Network) -> None:
+    """Let a runtime refuse a network before any work is done; one without a `check` refuses nothing.
+
+    Raises:
+        TargetError: it would compute something else than the network.
+    """
+    check = getattr(runtime, "check", None)
+    if check is not None:
+        check(network)
 
 
 class Runtime(Exporter, Runner, Protocol):

@@ -16,7 +16,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.progress import Progress
 from microtome.runtimes import runtime
-from microtome.runtimes.base import Runtime
+from microtome.runtimes.base import Runtime, check_network
 from microtome.tasks import task as kind
 from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
@@ -88,7 +88,7 @@ def read_request(
     recipes = asked(options)
     cohort = read_cohort(cohort_path, options)
     loaded, pipeline = read_network(model, cohort, options)
-    getattr(target, "check", lambda _: None)(loaded.network)
+    check_network(target, loaded.network)
     kind(pipeline.task).metric(options.metric, pipeline)
     cohort = as_classes(cohort, pipeline)
     check_masks(cohort, progress)
