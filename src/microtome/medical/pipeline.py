@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from microtome.errors import OptionError
+from microtome.medical.declared_inputs import Input, inputs_of
 from microtome.records import fits, in_words, nearest
 
 SCHEMA = 1
@@ -67,8 +68,10 @@ class Pipeline:
             in that order, each written as the label that is its own (no later region has it, and the fewest others);
             or, as nnU-Net's `regions_class_order`, the label of each region in the order of `regions`. None: regions
             of more labels come first.
-        input: name of the network's input that takes the image; None is the only one.
-        output: name of the network's output that holds the scores; None is the first.
+        input: name of the network's input that takes the image; None is the only one that 'inputs' does not name.
+        inputs: what the network takes beside the image, by name, and where it comes from: see `declared_inputs.Input`.
+        output: name of the network's output that holds the scores; None is the only one that can.
+        keep: names of further outputs that are kept: those that the task reads too, or that another pipeline reads.
 
     Raises:
         OptionError: a value of the wrong type, out of range, or in conflict with another one.
@@ -100,18 +103,22 @@ class Pipeline:
     regions: Mapping[str, tuple[int, ...]] | None = None
     regions_order: tuple[int, ...] | tuple[str, ...] | None = None
     input: str | None = None
+    inputs: Mapping[str, Input] | None = None
     output: str | None = None
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before any image is read."""
         if isinstance(self.regions, Mapping):
             object.__setattr__(self, "regions", {name: _numbers(labels) for name, labels in self.regions.items()})
+        object.__setattr__(self, "inputs", inputs_of(self.inputs))
         for name, hint in typing.get_type_hints(Pipeline).items():
             value = getattr(self, name)
             _require(fits(value, hint), f"'{name}' must be {in_words(hint)}, not {value!r}")
         _check_geometry(self)
         _check_values(self)
         _check_regions(self)
+        _check_ports(self)
 
     @property
     def writing(self) -> tuple[tuple[int, int], ...]:
@@ -132,10 +139,22 @@ class Pipeline:
         return tuple(plan)
 
     @property
+    def image_channels(self) -> int:
+        """Channels of the input that takes the image, with what is put behind the image's own."""
+        beside = [one.channels_beside(self.channels) for one in (self.inputs or {}).values() if one.into is not None]
+        return self.channels + sum(beside)
+
+    @property
+    def apart(self) -> tuple[tuple[str, int, bool], ...]:
+        """Of each input beside the image's: its name, its channels or numbers, and whether it has axes of space."""
+        named = [(name, one) for name, one in (self.inputs or {}).items() if one.into is None]
+        return tuple((name, one.channels_beside(self.channels), one.spatial) for name, one in named)
+
+    @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """(channels, *spatial) of every array that the network gets, or None where it varies with the image."""
+        """(channels, *spatial) of every image that the network gets, or None where it varies with the image."""
         spatial = self.patch or self.size
-        return None if spatial is None else (self.channels, *spatial)
+        return None if spatial is None else (self.image_channels, *spatial)
 
     def to_json(self) -> str:
         """The text of `pipeline.json`, schema 1; fields at their defaults are written as well."""
@@ -179,7 +198,9 @@ def describe(pipeline: Pipeline) -> str:
     steps += [f"mirrored along axes {', '.join(map(str, p.mirror))}"] if p.mirror else []
     steps += ["windows of one value skipped"] if p.skip_empty else []
     steps += [f"pad to multiples of {p.divisible}"] if p.divisible > 1 and not (p.patch or p.size) else []
+    steps += [f"with {name} {one}" for name, one in (p.inputs or {}).items()]
     steps += [f"output {p.output}"] if p.output else []
+    steps += [f"beside it {', '.join(p.keep)}"] if p.keep else []
     steps += [p.activation] if p.activation != "none" else []
     steps += [f"overlapping regions {', '.join(p.regions)}"] if p.regions else []
     return ", ".join(steps)
@@ -245,6 +266,18 @@ def _check_regions(p: Pipeline) -> None:
         _require(label != 0, f"every label of the region '{names[channel]}' is overwritten: change 'regions_order'")
         belongs = label in p.regions[names[channel]]
         _require(belongs, f"'regions_order' writes {label} for the region '{names[channel]}', which has no such label")
+
+
+def _check_ports(p: Pipeline) -> None:
+    names = [p.output, *p.keep] if p.output else list(p.keep)
+    _require(len(set(names)) == len(names), f"'output' and 'keep' must name different outputs, not {', '.join(names)}")
+    for name, one in (p.inputs or {}).items():
+        _require(name != p.input, f"'inputs' declares '{name}', which 'input' says takes the image")
+        images = one.images is not None and one.channels_beside(p.channels) != p.channels
+        _require(
+            not (images and p.normalize == "fixed"),
+            f"inputs.{name} has another number of channels than the image, for which 'mean' and 'std' are",
+        )
 
 
 def _numbers(labels: Any) -> Any:

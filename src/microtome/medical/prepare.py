@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import nibabel
 import numpy as np
 
 from microtome.errors import DataError, GeometryError
+from microtome.medical.inputs import with_inputs
 from microtome.medical.pipeline import Pipeline
 from microtome.types import Array, Image
 
@@ -23,12 +24,13 @@ class Prepared:
     """An image as the network gets it, and what the way back needs.
 
     Attributes:
-        array: float32 (C, *S).
+        array: float32 (C, *S); behind the image's channels those of further inputs on its grid, see `medical.inputs`.
         content: size of the image within S; the rest is padding at the end of each axis.
         box: where the content lies in the oriented image.
         oriented: spatial size of the oriented image.
         flips: per axis of the original image, whether it was reversed.
         order: the original axis behind each axis of the oriented image.
+        numbers: further inputs that are numbers, float32 (K,), by name.
     """
 
     array: Array
@@ -37,6 +39,7 @@ class Prepared:
     oriented: tuple[int, ...]
     flips: tuple[bool, ...]
     order: tuple[int, ...]
+    numbers: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def crop(self) -> tuple[int, ...]:
@@ -47,10 +50,18 @@ class Prepared:
 def prepare(image: Image, pipeline: Pipeline) -> Prepared:
     """Turn an image into the network's input: channels, orientation, crop, resampling, intensities, padding.
 
+    What the network takes beside it is prepared with it.
+
     Raises:
         GeometryError: the number of spatial axes differs, or the orientation is needed and unknown.
-        DataError: the number of channels differs, or the image holds NaN or infinity.
+        DataError: the number of channels differs, the image holds NaN or infinity, or a further input is missing.
     """
+    prepared = _prepared(image, pipeline)
+    return with_inputs(prepared, image, pipeline, _prepared) if pipeline.inputs else prepared
+
+
+def _prepared(image: Image, pipeline: Pipeline) -> Prepared:
+    """Prepare an image alone."""
     if len(image.spatial) != pipeline.spatial_dims:
         raise GeometryError(
             f"The image has {len(image.spatial)} spatial axes but the pipeline is {pipeline.spatial_dims}-D.",
