@@ -53,7 +53,7 @@ def with_inputs(
             stack.append(np.stack([labels == label for label in declared.one_hot_labels]).astype(np.float32))
         else:
             channels = declared.channels_beside(pipeline.channels)
-            alone = replace(pipeline, inputs=None, crop=None, channels=channels)
+            alone = replace(pipeline, inputs=None, crop=None, crop_margin=0, channels=channels)
             stack.append(prepare(_boxed(given, image, prepared), alone).array)
     return replace(prepared, array=np.concatenate(stack) if len(stack) > 1 else stack[0], numbers=numbers)
 
@@ -69,14 +69,14 @@ def batch_of(x: Array, numbers: Mapping[str, Array], pipeline: Pipeline) -> Batc
     inputs = pipeline.inputs or {}
     if all(declared.into is not None for declared in inputs.values()):
         return x
-    first, apart = pipeline.image_channels, {}
+    first, apart = pipeline.network_channels, {}
     for name, declared in _stacked_order(pipeline):
         if declared.spatial and declared.into is None:
             last = first + declared.channels_beside(pipeline.channels)
             apart[name], first = x[:, first:last], last
         elif declared.columns:
             apart[name] = np.broadcast_to(numbers[name], (len(x), len(declared.columns)))
-    image = x[:, : pipeline.image_channels]
+    image = x[:, : pipeline.network_channels]
     return {image_name(pipeline): image} | {name: apart[name] for name in inputs if name in apart}
 
 

@@ -183,4 +183,4 @@ def _free_shape(pipeline: Pipeline) -> tuple[int, ...]:
     multiple = pipeline.divisible
     # Twice the multiple: a single voxel at the lowest level would be too few for instance normalization.
     side = max(math.ceil(SIDE / multiple) * multiple, 2 * multiple if multiple > 1 else 0)
-    return (pipeline.image_channels, *(side,) * pipeline.spatial_dims)
+    return (pipeline.network_channels, *(side,) * pipeline.network_dims)

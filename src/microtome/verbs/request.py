@@ -12,8 +12,8 @@ from microtome.errors import LabelError, OptionError
 from microtome.evidence.same_images import Same, separated
 from microtome.files import writing
 from microtome.medical.cohort import Cohort
+from microtome.medical.described import describe as describe_pipeline
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.progress import Progress
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime, check_network
@@ -197,10 +197,10 @@ def _check_task(pipeline: Pipeline, cohort: Cohort) -> None:
 
 def _check_fit(network: Network, pipeline: Pipeline, outputs: int) -> None:
     """Check that network and pipeline speak of the same thing."""
-    if network.shape[0] != pipeline.image_channels or network.spatial_dims != pipeline.spatial_dims:
+    if network.shape[0] != pipeline.network_channels or network.spatial_dims != pipeline.network_dims:
         raise OptionError(
             f"the network takes {network.shape[0]} channels in {network.spatial_dims}-D, the pipeline gives "
-            f"{pipeline.image_channels} in {pipeline.spatial_dims}-D.",
+            f"{pipeline.network_channels} in {pipeline.network_dims}-D.",
             "Give a --pipeline that declares what the network was trained with.",
         )
     if outputs not in kind(pipeline.task).outputs(pipeline):
