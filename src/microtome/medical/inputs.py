@@ -6,7 +6,7 @@ mirroring and augmentation treat all of it alike. It is split where the network 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -134,8 +134,16 @@ def _boxed(array: Array, image: Image, prepared: Prepared) -> Image:
     return replace(image, array=array[(slice(None), *box)], inputs={})
 
 
-def stacked(arrays: Sequence[Batch]) -> Batch:
-    """Return batches of one as one batch."""
-    if isinstance(arrays[0], Mapping):
-        return {name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]}
-    return np.concatenate(arrays)  # type: ignore[arg-type]
+def each(x: Batch, change: Callable[[Array], Array]) -> Batch:
+    """Return a batch with each of its arrays changed."""
+    return {name: change(array) for name, array in x.items()} if isinstance(x, Mapping) else change(x)
+
+
+def arrays_of(x: Batch) -> tuple[Array, ...]:
+    """Return the arrays of a batch, in order."""
+    return tuple(x.values()) if isinstance(x, Mapping) else (x,)
+
+
+def image_of(x: Batch) -> Array:
+    """Return the image of a batch: the first of its inputs."""
+    return arrays_of(x)[0]

@@ -12,6 +12,7 @@ from microtome.graph.choosing.placement import supported_layers
 from microtome.graph.network import Network
 from microtome.graph.quantizers import weight_quantizer
 from microtome.graph.watching.macs import layer_sizes
+from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
 from microtome.models import Loaded, load_model
 from microtome.progress import Progress, Silent
@@ -101,11 +102,12 @@ def _read(
     """Load the model and the cohort; return both, the pipeline that goes with them, and what is seen of the cohort."""
     if path is None:
         weights = Path(options.weights) if options.weights is not None else None
-        loaded = load_model(model, weights=weights, input_shape=options.input_shape, pipeline=declared(options))
+        asked = {"input_shape": options.input_shape, "pipeline": declared(options), "output": options.output}
+        loaded = load_model(model, weights=weights, **asked)  # type: ignore[arg-type]
         return loaded, loaded.pipeline, {}
     cohort = read_cohort(path, options)
     loaded, pipeline = read_network(model, cohort, options)
-    cohort = as_classes(cohort, pipeline)
+    cohort = with_further(as_classes(cohort, pipeline), pipeline, options.inputs)
     doubt = doubt_of(loaded, cohort, pipeline, options, progress)
     return loaded, pipeline, {"cohort": view_of(cohort, pipeline), "warnings": [doubt] if doubt else []}
 
