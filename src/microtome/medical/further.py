@@ -39,7 +39,7 @@ class Asked:
 def with_further(cohort: Cohort, pipeline: Pipeline, given: Mapping[str, Path]) -> Cohort:
     """Return a cohort whose cases know what the network takes beside their images. Files are not read.
 
-    Columns with files are no subgroups any more.
+    Columns with files are no subgroups any more, nor are those with plain numbers, such as an age.
 
     Args:
         cohort: its cases' subgroups are the columns of its table.
@@ -50,12 +50,16 @@ def with_further(cohort: Cohort, pipeline: Pipeline, given: Mapping[str, Path]) 
         OptionError: something is given for an input that is not declared.
         DataError: a column or a file is missing, or a cell is empty, no number, or has no code.
     """
+    if not (pipeline.inputs or given):
+        return cohort
     root = cohort.path if cohort.path.is_dir() else cohort.path.parent
     columns = {name for case in cohort.cases for name in case.subgroups}
     asked = [Asked(case.id, stem_of_files(case.image), case.subgroups) for case in cohort.cases]
     found = further_inputs(asked, pipeline, given, root=root, columns=columns)
-    files = {one.images or one.labels for one in (pipeline.inputs or {}).values()}
-    return replace(cohort, cases=tuple(_told(*pair, files) for pair in zip(cohort.cases, found, strict=True)))
+    no_groups: set[str | None] = set()
+    for one in (pipeline.inputs or {}).values():
+        no_groups |= {one.images, one.labels, *(column for column in one.columns if column not in (one.codes or {}))}
+    return replace(cohort, cases=tuple(_told(*pair, no_groups) for pair in zip(cohort.cases, found, strict=True)))
 
 
 def further_inputs(
@@ -106,8 +110,8 @@ def stem_of_files(files: Sequence[Path]) -> str:
 Look = Callable[[Asked], Further]
 
 
-def _told(case: Case, inputs: Mapping[str, Further], files: set[str | None]) -> Case:
-    subgroups = {name: value for name, value in case.subgroups.items() if name not in files}
+def _told(case: Case, inputs: Mapping[str, Further], no_groups: set[str | None]) -> Case:
+    subgroups = {name: value for name, value in case.subgroups.items() if name not in no_groups}
     return replace(case, inputs=inputs, subgroups=subgroups)
 
 

@@ -75,7 +75,7 @@ def batch_of(x: Array, numbers: Mapping[str, Array], pipeline: Pipeline) -> Batc
             last = first + declared.channels_beside(pipeline.channels)
             apart[name], first = x[:, first:last], last
         elif declared.columns:
-            apart[name] = np.broadcast_to(numbers[name], (len(x), len(declared.columns)))
+            apart[name] = np.array(np.broadcast_to(numbers[name], (len(x), len(declared.columns))))
     image = x[:, : pipeline.network_channels]
     return {image_name(pipeline): image} | {name: apart[name] for name in inputs if name in apart}
 
