@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +22,20 @@ SIDE = 64  # of the example, where neither the user nor the pipeline says a size
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which of the networks in a folder that holds several is meant.
+
+    Attributes:
+        fold: of nnU-Net: one or several, as `0` or `0,1,2`; `all` is the fold of that name. None takes what the path
+            says, or all folds that are there.
+        configuration: of nnU-Net, such as `3d_fullres`.
+    """
+
+    fold: str | None = None
+    configuration: str | None = None
+
+
+@dataclass(frozen=True)
 class Wanted:
     """How a model is wanted, see `load_model`.
 
@@ -31,6 +45,7 @@ class Wanted:
         pipeline: instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it.
+        part: of a folder that holds several networks.
     """
 
     weights: Path | None = None
@@ -38,6 +53,7 @@ class Wanted:
     pipeline: Pipeline | None = None
     device: str = "cpu"
     guess: Callable[[], Pipeline] | None = None
+    part: Part = field(default_factory=Part)
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class Loaded:
         files: what it was read from; provenance hashes them.
         notes: what the user should know.
         guessed: the pipeline is not known: what is used in its place is a guess from the cohort.
+        trained_on: names of the cases that it was trained on, as their files have them; None if nothing says it.
     """
 
     network: Network
@@ -59,6 +76,7 @@ class Loaded:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     guessed: bool = False
+    trained_on: tuple[str, ...] | None = None
 
 
 class Source(Protocol):
@@ -135,4 +153,4 @@ def _free_shape(pipeline: Pipeline) -> tuple[int, ...]:
     multiple = pipeline.divisible
     # Twice the multiple: a single voxel at the lowest level would be too few for instance normalization.
     side = max(math.ceil(SIDE / multiple) * multiple, 2 * multiple if multiple > 1 else 0)
-    return (pipeline.channels, *(side,) * pipeline.spatial_dims)
+    return (pipeline.network_channels, *(side,) * pipeline.network_dims)
