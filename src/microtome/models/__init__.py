@@ -43,6 +43,7 @@ def load_model(
     device: str = "cpu",
     guess: Callable[[], Pipeline] | None = None,
     part: Part | None = None,
+    task: str | None = None,
 ) -> Loaded:
     """Load and capture a model.
 
@@ -55,7 +56,8 @@ def load_model(
         pipeline: used instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it; it is not returned.
-        part: which fold and configuration, of an nnU-Net folder that holds several.
+        part: which fold, configuration or output is meant, where there are several.
+        task: what the network is for, where no pipeline says it: of several outputs the one that fits is taken.
 
     Raises:
         ReadError: a file is missing, broken or of an unknown kind.
@@ -66,8 +68,8 @@ def load_model(
         MissingExtraError: a MONAI bundle without MONAI.
     """
     _check_device(device)
-    file = Path(weights) if weights is not None else None
-    wanted = Wanted(file, input_shape, pipeline, device, guess, part or Part())
+    file, part = Path(weights) if weights is not None else None, part or Part()
+    wanted = Wanted(file, input_shape, pipeline, device, guess, task, part)
     foreign = FOREIGN.fullmatch(source) if isinstance(source, str) else None
     if foreign is not None:
         place, rest = foreign.groups()

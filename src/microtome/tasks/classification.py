@@ -15,6 +15,7 @@ from microtome.clinical.summary import summarise_classification
 from microtome.errors import DataError, LabelError, OptionError
 from microtome.medical.cohort import Cohort
 from microtome.medical.infer import probabilities
+from microtome.medical.inputs import batch_of_one, scores_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
@@ -68,11 +69,11 @@ class Classification(Task):
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
         """Yield class probabilities, float64 (classes,)."""
-        inputs = (prepared.array[None] for prepared in images)
+        inputs = (batch_of_one(prepared, pipeline) for prepared in images)
         streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
         for result in itertools.chain.from_iterable(streams):
             try:
-                outcome: Array | DataError = probabilities(np.asarray(result)[:1], pipeline)[0]
+                outcome: Array | DataError = probabilities(scores_of(result, pipeline)[:1], pipeline)[0]
             except DataError as error:
                 outcome = error
             yield outcome

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str | Path | nn.Module, options: CompressOptions, guess: Callable[[], Pipeline] | None = None
+    model: str | Path | nn.Module,
+    options: CompressOptions,
+    guess: Callable[[], Pipeline] | None = None,
+    *,
+    task: str | None = None,
 ) -> Loaded:
     """Load and capture a model; where its pipeline is declared, with the fields that the options change.
 
@@ -27,20 +31,21 @@ def load(
         model: see `load_model`.
         options: those that concern the model and its pipeline.
         guess: see `load_model`.
+        task: likewise.
 
     Raises:
         OptionError: the pipeline that the options name does not exist, or makes no sense.
         MicrotomeError: see `load_model`.
     """
     given = declared(options)
-    loaded = _load(model, options, given, guess)
+    loaded = _load(model, options, given, guess, task)
     if given is not None:
         return replace(loaded, pipeline=given)
     if loaded.pipeline is None or not options.pipeline_fields:
         return loaded
     changed = with_fields(loaded.pipeline, options.pipeline_fields)
     if changed.input_shape != loaded.pipeline.input_shape:  # then it has to be captured with another size
-        return replace(_load(model, options, changed, guess), notes=loaded.notes)
+        return replace(_load(model, options, changed, guess, task), notes=loaded.notes)
     return replace(loaded, pipeline=changed)
 
 
@@ -49,6 +54,7 @@ def _load(
     options: CompressOptions,
     pipeline: Pipeline | None,
     guess: Callable[[], Pipeline] | None,
+    task: str | None,
 ) -> Loaded:
     return load_model(
         model,
@@ -57,7 +63,8 @@ def _load(
         pipeline=pipeline,
         device=options.device,
         guess=guess,
-        part=Part(options.fold, options.configuration),
+        part=Part(options.fold, options.configuration, options.output),
+        task=task,
     )
 
 

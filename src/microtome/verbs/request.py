@@ -22,6 +22,7 @@ from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
 from microtome.verbs.fit import channels_of
 from microtome.verbs.loading import load
+from microtome.verbs.named import check_inputs, with_names
 from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
 from microtome.verbs.roles import as_classes, calibration_of, check_masks, read_cohort, stamps, unseen
 from microtome.version import __version__
@@ -133,9 +134,10 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     from microtome.verbs.overlapping import overlap_notes
 
     fields = options.pipeline_fields
-    loaded = load(model, options, lambda: with_fields(default_pipeline(cohort), fields))
-    _check_inputs(loaded.network)
+    task = None if cohort.also else cohort.task
+    loaded = load(model, options, lambda: with_fields(default_pipeline(cohort), fields), task=task)
     pipeline = loaded.pipeline
+    check_inputs(loaded.network, pipeline)
     if pipeline is not None:
         _check_task(pipeline, cohort.of_task(pipeline.task))
     else:
@@ -148,20 +150,11 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
             f"taken for {', '.join(pipeline.classes)}, in that order. Declare it with --pipeline."
         )
         loaded = replace(loaded, notes=(*loaded.notes, note), guessed=True)
+    pipeline = with_names(pipeline, loaded.network, options.output)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
     notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
-
-
-def _check_inputs(network: Network) -> None:
-    """Raise OptionError if a network takes more than an image: nothing says where the rest comes from."""
-    if len(network.inputs) > 1:
-        names = ", ".join(port.name for port in network.inputs)
-        raise OptionError(
-            f"the network takes {len(network.inputs)} inputs ({names}), and a cohort has one image per case.",
-            "Wrap it so that all but the image are constants.",
-        )
 
 
 def _for_output(network: Network, cohort: Cohort) -> Cohort:
