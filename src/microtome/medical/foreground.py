@@ -35,8 +35,9 @@ def prepare_labels(labels: Array, prepared: Prepared) -> Array:
             f"The labels have the size {oriented.shape}, the image {prepared.oriented}.", "Check the mask."
         )
     result = oriented[prepared.box]
-    for axis, (source, target) in enumerate(zip(prepared.crop, prepared.content, strict=True)):
-        result = np.take(result, nearest(source, target), axis=axis)
+    steps = prepared.steps or (None,) * result.ndim
+    for axis, (source, target, step) in enumerate(zip(prepared.crop, prepared.content, steps, strict=True)):
+        result = np.take(result, nearest(source, target, step), axis=axis)
     whole = np.zeros(prepared.array.shape[1:], labels.dtype)
     whole[prepared.inner] = result
     return whole

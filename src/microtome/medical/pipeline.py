@@ -22,7 +22,7 @@ from microtome.records import fits, in_words, native, nearest, plain
 
 SCHEMA = 1
 Normalize = Literal["none", "unit", "minmax", "zscore", "zscore_nonzero", "zscore_masked", "fixed"]
-Interpolation = Literal["nearest", "linear", "cubic"]
+Interpolation = Literal["nearest", "linear", "cubic", "area"]
 Activation = Literal["softmax", "sigmoid", "none"]
 
 
@@ -50,7 +50,10 @@ class Pipeline:
         crop_threshold: in the image's own units.
         crop_margin: voxels that the box is wider on each side, as far as the image goes.
         size: resize the whole (cropped) image to this size.
-        interpolation: of the image: `nearest`, `linear`, or `cubic` (splines of order 3, cut to the image's range).
+        align: with `spacing`: the two grids share their outer `borders`, as in nnU-Net; or the `centres` of their first
+            voxels, as in MONAI, where spacings that differ by 0.001 mm at most count as the same.
+        interpolation: of the image: `nearest`, `linear`, `cubic` (splines of order 3, cut to the image's range), or
+            `area` (the mean of all voxels that a new one reaches into, as torch's adaptive pooling).
         antialias: average over what shrinks (with linear interpolation); null does so for pictures.
         coarse: where the largest spacing is more than so many times the smallest, in the image or else in the network's
             grid, its axis is resampled by nearest neighbour and each slice by itself (3 in nnU-Net).
@@ -117,6 +120,7 @@ class Pipeline:
     crop_threshold: float = 0.0
     crop_margin: int = 0
     size: tuple[int, ...] | None = None
+    align: Literal["borders", "centres"] = "borders"
     interpolation: Interpolation = "linear"
     antialias: bool | None = None
     coarse: float | None = None

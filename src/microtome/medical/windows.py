@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from microtome.medical.infer import decided_size
+from microtome.medical.infer import goes_back
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.planes import Blocks, kept_planes, shift_planes
 from microtome.medical.prepare import Prepared
@@ -64,7 +64,7 @@ def streamable(prepared: Prepared, pipeline: Pipeline) -> bool:
     They cannot where pictures come back from another size: antialiasing mixes many rows, and a picture's scores are
     small; nor by splines, which rest on all rows. Then `finish_segmentation` gets the scores of the whole image.
     """
-    same = decided_size(prepared, pipeline) == prepared.content
+    same = not goes_back(prepared, pipeline)
     return same or (pipeline.spatial_dims == 3 and pipeline.score_interpolation != "cubic")
 
 
