@@ -15,11 +15,14 @@ from microtome.medical.pipeline import Pipeline
 from tiny import SIZE, Spots, picture
 
 AGE_SEX = {"columns": ["age", "sex"], "codes": {"sex": {"F": 0, "M": 1}}, "mean": [60, 0], "std": [10, 1]}
-CLINICAL = Pipeline(
-    "classification", ("well", "ill"), size=(SIZE, SIZE), normalize="unit", inputs={"age_sex": AGE_SEX}
-)  # type: ignore[arg-type]
+CLINICAL = Pipeline("classification", ("well", "ill"), size=(SIZE, SIZE), normalize="unit", inputs={"age_sex": AGE_SEX})  # type: ignore[arg-type]
 GROWTH = Pipeline(
-    "segmentation", ("background", "new"), patch=(16, 16), normalize="unit", mirror=(0, 1), inputs={"prior": {"images": "prior"}}
+    "segmentation",
+    ("background", "new"),
+    patch=(16, 16),
+    normalize="unit",
+    mirror=(0, 1),
+    inputs={"prior": {"images": "prior"}},
 )  # type: ignore[arg-type]
 
 

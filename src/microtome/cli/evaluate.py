@@ -9,6 +9,8 @@ import typer
 from microtome.cli.app import app
 from microtome.cli.options import (
     CohortPath,
+    Configuration,
+    Fold,
     Format,
     Inputs,
     InputShape,
@@ -21,6 +23,7 @@ from microtome.cli.options import (
     Output,
     PackageTarget,
     PatientPattern,
+    PipelineFields,
     PipelineFile,
     Seed,
     Threads,
@@ -41,6 +44,9 @@ def evaluate(
     package_target: PackageTarget = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
+    with_: PipelineFields = None,
+    fold: Fold = None,
+    configuration: Configuration = None,
     output: Output = None,
     input_: Inputs = None,
     input_shape: InputShape = None,

@@ -10,7 +10,9 @@ import typer
 from microtome.cli.app import app
 from microtome.cli.options import (
     COHORT,
+    Configuration,
     Evaluation,
+    Fold,
     Format,
     Inputs,
     InputShape,
@@ -18,6 +20,7 @@ from microtome.cli.options import (
     Model,
     Output,
     PatientPattern,
+    PipelineFields,
     PipelineFile,
     Seed,
     TrainedOn,
@@ -36,6 +39,9 @@ def inspect(
     ] = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
+    with_: PipelineFields = None,
+    fold: Fold = None,
+    configuration: Configuration = None,
     output: Output = None,
     input_: Inputs = None,
     input_shape: InputShape = None,

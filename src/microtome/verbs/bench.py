@@ -57,9 +57,12 @@ def bench(
     if (Path(model) / "result.json").exists():
         return _bench_package(Path(model), target, input_shape, threads, progress)
     from microtome.models import load_model
+    from microtome.models.base import Part
 
     declared = Pipeline.from_json(pipeline.read_text()) if pipeline is not None else None
-    loaded = load_model(str(model), weights=weights, input_shape=input_shape, pipeline=declared, output=output)
+    loaded = load_model(
+        str(model), weights=weights, input_shape=input_shape, pipeline=declared, part=Part(output=output)
+    )
     return _bench_network(loaded.network, runtime(target or "openvino"), threads, progress)
 
 

@@ -31,9 +31,10 @@ from microtome.results import Result, Verdict
 from microtome.staging import Staging
 from microtome.tasks import task
 from microtome.tasks.base import Judgement
+from microtome.verbs.loading import declared
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
-from microtome.verbs.request import declared, read_network
+from microtome.verbs.request import read_network
 from microtome.verbs.roles import as_classes, check_masks, cohort_notes, read_cohort, stamps
 from microtome.version import __version__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.trained_on import without_trained
+from microtome.medical.trained_on import evaluating_unseen, without_trained
 from microtome.progress import Progress, Silent
 from microtome.tasks import task as kind
 from microtome.types import Case
@@ -57,6 +58,17 @@ def _tunes(cohort: Cohort, options: CompressOptions) -> bool:
     if kind(cohort.task).tunes(cohort.classes) or options.recipe == AUTO:
         return True
     return any(recipe.trains for recipe in asked(options))
+
+
+def unseen(cohort: Cohort, trained_on: Sequence[str] | None, options: CompressOptions) -> Cohort:
+    """Return the cohort split by what a model says it was trained on, where the options do not say it.
+
+    Raises:
+        SplitError: it was trained on all of it.
+    """
+    if trained_on is None or options.trained_on is not None:
+        return cohort
+    return evaluating_unseen(cohort, trained_on)
 
 
 def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
