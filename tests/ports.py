@@ -15,15 +15,21 @@ from microtome.medical.pipeline import Pipeline
 from tiny import SIZE, Spots, picture
 
 AGE_SEX = {"columns": ["age", "sex"], "codes": {"sex": {"F": 0, "M": 1}}, "mean": [60, 0], "std": [10, 1]}
-CLINICAL = Pipeline("classification", ("well", "ill"), size=(SIZE, SIZE), normalize="unit", inputs={"age_sex": AGE_SEX})  # type: ignore[arg-type]
+CLINICAL = Pipeline(
+    "classification",
+    ("well", "ill"),
+    size=(SIZE, SIZE),
+    normalize="unit",
+    inputs={"age_sex": AGE_SEX},  # type: ignore[dict-item]
+)
 GROWTH = Pipeline(
     "segmentation",
     ("background", "new"),
     patch=(16, 16),
     normalize="unit",
     mirror=(0, 1),
-    inputs={"prior": {"images": "prior"}},
-)  # type: ignore[arg-type]
+    inputs={"prior": {"images": "prior"}},  # type: ignore[dict-item]
+)
 
 
 class Clinical(nn.Module):
@@ -69,8 +75,8 @@ class Headed(nn.Module):
         self.spots, self.form = Spots(), form
         self.low, self.count = nn.Conv2d(8, 2, 1), nn.Linear(8, 2)
         with torch.no_grad():
-            self.count.weight.copy_(torch.tensor([[0.0] * 8, [200.0] * 8]) / 8)
-            self.count.bias.copy_(torch.tensor([0.0, -12.0]))
+            self.count.weight.copy_(torch.tensor([[0.0] * 8, [25.0] * 8]))
+            self.count.bias.copy_(torch.tensor([0.0, -2.5]))
 
     def forward(self, x: Tensor) -> object:
         spots = self.spots

@@ -120,12 +120,16 @@ def _numbers(name: str, one: Input, given: Path | None, columns: frozenset[str])
     lines = None if given is None else _lines(given)
     there = columns if lines is None else frozenset(column for cells in lines.values() for column in cells)
     missing = [column for column in one.columns if column not in there]
+    if not there:
+        raise DataError(
+            f"nothing says what '{name}' is ({', '.join(one.columns)}), which the network takes beside the image.",
+            f"Give a table with the columns image, {', '.join(one.columns)}: --input {name}=TABLE.csv.",
+        )
     if missing:
         where = "the cohort has" if given is None else f"{given} has"
-        others = f"It has {', '.join(sorted(there))}." if there else "It has no columns: images alone."
         raise DataError(
             f"{where} no column '{missing[0]}', which the network's input '{name}' needs.",
-            f"{others} Give a table that has it: --input {name}=TABLE.csv.",
+            f"It has {', '.join(sorted(there))}. Give a table that has it: --input {name}=TABLE.csv.",
         )
 
     def look(image: Asked) -> Further:

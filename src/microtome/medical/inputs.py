@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.errors import DataError
+from microtome.errors import DataError, OptionError
 from microtome.medical.declared_inputs import Input
 from microtome.medical.foreground import prepare_labels
 from microtome.types import Array, Batch, Image
@@ -94,13 +94,13 @@ def scores_of(result: Batch, pipeline: Pipeline) -> Array:
     """Return the scores from what a stream returned: the output that the pipeline names, or the first.
 
     Raises:
-        DataError: there is no such output.
+        OptionError: there is no such output.
     """
     if not isinstance(result, Mapping):
         return np.asarray(result)
     name = pipeline.output or next(iter(result))
     if name not in result:
-        raise DataError(f"The network has no output '{name}'.", f"It has {', '.join(result)}: set 'output'.")
+        raise OptionError(f"The network has no output '{name}'.", f"It has {', '.join(result)}: set 'output'.")
     return np.asarray(result[name])
 
 
