@@ -141,11 +141,19 @@ def in_words(hint: Any, *, none: str = "null") -> str:
         return ", ".join(repr(argument) for argument in arguments)
     if origin in (tuple, frozenset):
         kinds = dict.fromkeys(in_words(argument, none=none) for argument in arguments if argument is not Ellipsis)
-        return f"a list of {' and '.join(f'{kind}s' for kind in kinds)}"
+        return f"a list of {' and '.join(_plural(kind) for kind in kinds)}"
     if origin is not None or dataclasses.is_dataclass(hint):
         return "a table"
     words = {str: "text", int: "whole number", float: "number", bool: "true or false", types.NoneType: none}
     return words.get(hint) or f"a {hint.__name__}"
+
+
+def _plural(kind: str) -> str:
+    """Several of what `in_words` says."""
+    for one, several in (("a list ", "lists "), ("a table", "tables")):
+        if kind.startswith(one):
+            return several + kind.removeprefix(one)
+    return f"{kind}s"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from microtome.graph.network import Network
 from microtome.graph.watching.observe import Observed
-from microtome.medical.prepare import resample
+from microtome.medical.resampling import resample
 from microtome.types import Array
 
 SIDE = 8  # of a thumbnail

@@ -12,7 +12,8 @@ from microtome.batches.selection import balanced
 from microtome.errors import MicrotomeError
 from microtome.evidence.candidates import Judge
 from microtome.medical.cohort import Cohort
-from microtome.medical.pipeline import Pipeline, describe
+from microtome.medical.described import describe
+from microtome.medical.pipeline import Pipeline
 from microtome.medical.stream import Stream
 from microtome.metrics import about
 from microtome.progress import Progress

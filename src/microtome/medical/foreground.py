@@ -8,6 +8,7 @@ import numpy as np
 
 from microtome.errors import GeometryError
 from microtome.medical.prepare import Prepared
+from microtome.medical.resampling import nearest
 from microtome.types import Array
 
 
@@ -32,10 +33,9 @@ def prepare_labels(labels: Array, prepared: Prepared) -> Array:
         )
     result = oriented[prepared.box]
     for axis, (source, target) in enumerate(zip(prepared.crop, prepared.content, strict=True)):
-        nearest = ((np.arange(target) + 0.5) * source / target).astype(np.intp)
-        result = np.take(result, nearest, axis=axis)
+        result = np.take(result, nearest(source, target), axis=axis)
     whole = np.zeros(prepared.array.shape[1:], labels.dtype)
-    whole[tuple(slice(0, n) for n in prepared.content)] = result
+    whole[prepared.inner] = result
     return whole
 
 

@@ -15,6 +15,7 @@ from microtome.errors import DataError, OptionError
 from microtome.medical.infer import (
     NAN,
     decided,
+    decided_size,
     finish_segmentation,
     foreground_threshold,
     label_type,
@@ -24,7 +25,7 @@ from microtome.medical.infer import (
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.planes import Blocks, resampled_planes
 from microtome.medical.prepare import Prepared
-from microtome.medical.sliding import require_windows, window_of
+from microtome.medical.sliding import input_of, require_windows
 from microtome.medical.windows import Window, blend, plan_windows, streamable
 from microtome.types import Array
 
@@ -134,9 +135,10 @@ class _Passage:
 
     def inputs(self) -> Iterator[Array]:
         """What the network is given: float32 (batch, C, *patch)."""
-        array, patch, batch = self.plan.array, self.plan.patch, self._batch
+        array, patch, batch, slices = self.plan.array, self.plan.patch, self._batch, self._pipeline.slices
         for group in self._groups:
-            tiles = [window.flip(window_of(array, window.corner, patch)) for window in group]
+            tiles = [window.flip(input_of(array, window.corner, patch, slices)) for window in group]
+            tiles = tiles if slices is None else [tile[:, 0] for tile in tiles]
             yield tiles[0][None] if batch == 1 else np.stack(tiles + tiles[-1:] * (batch - len(tiles)))
 
     def _outputs(self, results: Iterator[Array]) -> Iterator[tuple[Window, Array]]:
@@ -157,7 +159,10 @@ class _Passage:
         for group in self._groups:
             scores = np.asarray(next(results))
             self.left -= 1
-            if self._pipeline.patch is None:
+            if self._pipeline.slices is not None:
+                scores = scores[:, :, None]
+                require_windows(scores, self._batch, self.plan.patch)
+            elif self._pipeline.patch is None:
                 require_size(scores[0], self._prepared)
             else:
                 require_windows(scores, self._batch, self.plan.patch)
@@ -171,8 +176,9 @@ class _Passage:
             _Undecided: they can, but not by the difference of two channels.
         """
         prepared, pipeline, dtype = self._prepared, self._pipeline, label_type(self._pipeline)
+        size = decided_size(prepared, pipeline)
         if not self._groups:  # every window is empty
-            return restored(np.zeros(prepared.crop, dtype), prepared, pipeline)
+            return restored(np.zeros(size, dtype), prepared, pipeline)
         outputs = self._outputs(results)
         first = next(outputs)
         channels = first[1].shape[0]
@@ -187,9 +193,10 @@ class _Passage:
                 scores[:, plane : plane + block.shape[1]] = block
             return finish_segmentation(scores, prepared, pipeline)
         blocks = _checked(blocks, difference)
-        if prepared.crop != prepared.content:
-            blocks = resampled_planes(blocks, prepared.content, prepared.crop)
-        labels = np.empty(prepared.crop, dtype)
+        if size != prepared.content:
+            how = pipeline.score_interpolation
+            blocks = resampled_planes(blocks, prepared.content, size, how=how, apart=prepared.apart)
+        labels = np.empty(size, dtype)
         for plane, block in blocks:
             labels[plane : plane + block.shape[1]] = _labels(block, threshold, pipeline)
         return restored(labels, prepared, pipeline)

@@ -20,9 +20,9 @@ from microtome.evidence.examples import choose, pictures
 from microtome.evidence.same_images import Images, repeated
 from microtome.files import write_json, writing
 from microtome.medical.cohort import Cohort
+from microtome.medical.described import describe as describe_pipeline
 from microtome.medical.formats import title_of
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.medical.stream import Stream
 from microtome.package import SCHEMA, open_package
 from microtome.progress import Progress, Silent

@@ -12,8 +12,8 @@ from microtome.errors import LabelError, OptionError
 from microtome.evidence.same_images import Same, separated
 from microtome.files import writing
 from microtome.medical.cohort import Cohort
+from microtome.medical.described import describe as describe_pipeline
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.progress import Progress
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime, check_network
