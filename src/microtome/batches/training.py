@@ -31,6 +31,7 @@ POINTS = 1000
 # Images that float16 rounds by more, as a share of their standard deviation, are kept in float32.
 HALF_NOISE = 2e-3
 TUNING_BYTES = 1 << 29
+Target = Array | float | tuple[float, ...]
 # Streams of random numbers, apart from one another.
 ORDER, DRAW, READ = 1, 2, 3
 
@@ -151,7 +152,7 @@ class TrainingBatches:
     def _reference(self, case: Case) -> object:
         return case.mask if self._kind.MAPS else case.label
 
-    def _draw(self, position: int, epoch: int) -> tuple[Array, Mapping[str, Array], Array | float | None]:
+    def _draw(self, position: int, epoch: int) -> tuple[Array, Mapping[str, Array], Target | None]:
         """Return image, further numbers and target of a case as they are in one epoch."""
         rng = np.random.default_rng([self.seed, epoch, position, DRAW])
         example = self._example(position)
@@ -249,7 +250,7 @@ class TuningBatches:
         return kept
 
 
-def _target(label: Array | float | None) -> Array:
+def _target(label: Target | None) -> Array:
     """Return a target as an array: labels and classes int64, numbers float32."""
     array = np.asarray(label)
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)

@@ -100,7 +100,9 @@ def evaluate_pair(
         DataError: a case cannot be read or scored. What is finished stays in `store`.
     """
     progress, kind = progress or Silent(), task(pipeline.task)
-    judgement = replace(judgement or Judgement(kind.metric(None)), classes=pipeline.classes)
+    judgement = replace(
+        judgement or Judgement(kind.metric(None)), classes=pipeline.classes, threshold=pipeline.threshold
+    )
     records = _Store(store)
     for case in progress.track(cohort.evaluation, "evaluate", len(cohort.evaluation)):
         if case.id not in records:

@@ -99,6 +99,9 @@ class Pipeline:
             in that order, each written as the label that is its own (no later region has it, and the fewest others);
             or, as nnU-Net's `regions_class_order`, the label of each region in the order of `regions`. None: regions
             of more labels come first.
+        output_scale: what numbers or images that the network returns are multiplied with, to be in the unit of their
+            references: one value, or one for each.
+        output_offset: what is added to them then.
         input: name of the network's input that takes the image; None is the only one that 'inputs' does not name.
         inputs: what the network takes beside the image, by name, and where it comes from: see `declared_inputs.Input`.
         output: name of the network's output that holds the scores; None is the only one that can.
@@ -150,6 +153,8 @@ class Pipeline:
     score_interpolation: Interpolation = "linear"
     decide: Literal["image", "network"] = "image"
     cleanup: tuple[Cleanup, ...] = ()
+    output_scale: tuple[float, ...] = (1.0,)
+    output_offset: tuple[float, ...] = (0.0,)
     input: str | None = None
     inputs: Mapping[str, Input] | None = None
     output: str | None = None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from microtome.errors import OptionError
-from microtome.tasks import task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,6 +119,7 @@ def captured(module: nn.Module, weights: Path | None, shape: tuple[int, ...], wa
 def wish_of(wanted: Wanted) -> Wish:
     """Return what is known of the outputs that are wanted: their names, or what scores look like for the task."""
     from microtome.graph.scores import Wish
+    from microtome.tasks import task
 
     pipeline = wanted.pipeline
     name = wanted.task if pipeline is None else pipeline.task

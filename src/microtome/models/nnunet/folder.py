@@ -8,12 +8,14 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microtome.errors import OptionError, ReadError
-from microtome.medical.cleanup import Cleanup
 from microtome.models.base import Part
 from microtome.models.nnunet.plans import AGAIN, read_object
+
+if TYPE_CHECKING:
+    from microtome.medical.cleanup import Cleanup
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 SPLITS = "splits_final.json"
@@ -168,6 +170,8 @@ class _Names(pickle.Unpickler):
 
 
 def _step(name: str, words: Mapping[str, Any], labels: Mapping[str, Sequence[int]], file: Path) -> Cleanup:
+    from microtome.medical.cleanup import Cleanup
+
     wanted = words.get("labels_or_regions")
     entries = wanted if isinstance(wanted, list) else [wanted]
     numbers: set[Any] = set()

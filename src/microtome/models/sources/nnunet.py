@@ -12,7 +12,6 @@ from microtome.errors import MissingExtraError, ModelError, OptionError, ReadErr
 from microtome.graph.quiet import first_line, quiet
 from microtome.models.base import Loaded, Wanted, captured
 from microtome.models.nnunet.folder import Folder, cleanup_of, find_folder, is_results, read_folder, trained_names
-from microtome.models.nnunet.pipeline import pipeline_of
 from microtome.models.nnunet.plans import Plans, read_plans
 
 if TYPE_CHECKING:
@@ -97,6 +96,8 @@ def _pipeline(
     plans: Plans, checkpoint: Mapping[str, Any], folder: Folder
 ) -> tuple[Pipeline, tuple[str, ...], tuple[Path, ...]]:
     """Return the pipeline, notes on it, and the files beside the plans that it rests on."""
+    from microtome.models.nnunet.pipeline import pipeline_of
+
     steps, file = cleanup_of(folder, plans.labels)
     mirror = tuple(int(axis) for axis in checkpoint.get("inference_allowed_mirroring_axes") or ())
     pipeline = pipeline_of(plans, mirror, steps)
