@@ -44,6 +44,7 @@ def pipeline_of(plans: Plans, mirror: Sequence[int], cleanup: Sequence[Cleanup])
         "crop": "nonzero",
         "normalize_first": True,
         "overlap": 0.5,
+        "blending": "gaussian_voxel",
         "slices": 1 if slices else None,
         "mirror": tuple(axis + slices for axis in mirror),
         "cleanup": tuple(cleanup),
