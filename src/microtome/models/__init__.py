@@ -40,6 +40,7 @@ def load_model(
     input_shape: tuple[int, ...] | None = None,
     pipeline: Pipeline | None = None,
     device: str = "cpu",
+    untrained: bool = False,
     guess: Callable[[], Pipeline] | None = None,
 ) -> Loaded:
     """Load and capture a model.
@@ -52,6 +53,7 @@ def load_model(
         input_shape: (C, *S) to capture with; None takes the pipeline's, or what a bundle says.
         pipeline: used instead of what is declared beside the model.
         device: where the network goes.
+        untrained: where a MONAI bundle's weights are missing, take random ones, to look at the network.
         guess: makes a pipeline to take the shape from where nothing else says it; it is not returned.
 
     Raises:
@@ -63,7 +65,7 @@ def load_model(
         MissingExtraError: a MONAI bundle without MONAI.
     """
     _check_device(device)
-    wanted = Wanted(Path(weights) if weights is not None else None, input_shape, pipeline, device, guess)
+    wanted = Wanted(Path(weights) if weights is not None else None, input_shape, pipeline, device, untrained, guess)
     foreign = FOREIGN.fullmatch(source) if isinstance(source, str) else None
     if foreign is not None:
         place, rest = foreign.groups()

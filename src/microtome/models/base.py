@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from microtome.graph.network import Network
     from microtome.medical.pipeline import Pipeline
+    from microtome.models.bundles.declared import Step
 
     Given = str | Path | nn.Module  # what names a model: text or a path as on the command line, or a module
 
@@ -30,6 +31,7 @@ class Wanted:
         input_shape: (C, *S) to capture with.
         pipeline: instead of what is declared beside the model.
         device: where the network goes.
+        untrained: a model whose weights are missing may have random ones, to be looked at.
         guess: makes a pipeline to take the shape from where nothing else says it.
     """
 
@@ -37,6 +39,7 @@ class Wanted:
     input_shape: tuple[int, ...] | None = None
     pipeline: Pipeline | None = None
     device: str = "cpu"
+    untrained: bool = False
     guess: Callable[[], Pipeline] | None = None
 
 
@@ -50,6 +53,7 @@ class Loaded:
         title: what to call the model in a report.
         files: what it was read from; provenance hashes them.
         notes: what the user should know.
+        steps: what became of each step of processing that the model declares, where it declares any.
         guessed: the pipeline is not known: what is used in its place is a guess from the cohort.
     """
 
@@ -58,6 +62,7 @@ class Loaded:
     title: str
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
     guessed: bool = False
 
 

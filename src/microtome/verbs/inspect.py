@@ -46,6 +46,8 @@ def inspect(
         `title`, `input` and `dynamic` of the image, `inputs` and `outputs` with `name`, `shape` (without the batch) and
         `dynamic` (with it), `parameters`, `macs` (multiply-accumulates for one input), `targets`, `notes`, and `layers`
         with `name`, `op`, `weight` and `output` shapes, `parameters`, `macs`, `executes` (target → `int8` or `f32`).
+        `steps`: what became of each step of processing that a MONAI bundle declares, with `stage`, `name`, `verdict`
+        (`translated`, `harmless` or `noted`) and `what`.
         `pipeline`, where one is known: the fields that say something, see `cohort_view.pipeline_fields`. With a cohort
         also `cohort`, see `cohort_view.view_of`.
 
@@ -90,6 +92,7 @@ def inspect(
         "targets": list(supported),
         "layers": layers,
         "pipeline": [] if found is None else pipeline_fields(found, guessed=loaded.guessed),
+        "steps": [asdict(step) for step in loaded.steps],
         "notes": list(dict.fromkeys((*loaded.notes, *network.notes))),
         **seen,
     }
@@ -101,7 +104,9 @@ def _read(
     """Load the model and the cohort; return both, the pipeline that goes with them, and what is seen of the cohort."""
     if path is None:
         weights = Path(options.weights) if options.weights is not None else None
-        loaded = load_model(model, weights=weights, input_shape=options.input_shape, pipeline=declared(options))
+        loaded = load_model(
+            model, weights=weights, input_shape=options.input_shape, pipeline=declared(options), untrained=True
+        )
         return loaded, loaded.pipeline, {}
     cohort = read_cohort(path, options)
     loaded, pipeline = read_network(model, cohort, options)
