@@ -19,6 +19,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.foreground import foreground_points, prepare_labels, window_at
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.medical.sliding import block_of
 from microtome.tasks import task
 from microtome.tasks.base import Task
 from microtome.types import Array, Case
@@ -30,6 +31,7 @@ POINTS = 1000
 # Images that float16 rounds by more, as a share of their standard deviation, are kept in float32.
 HALF_NOISE = 2e-3
 TUNING_BYTES = 1 << 29
+Target = Array | float | tuple[float, ...]
 # Streams of random numbers, apart from one another.
 ORDER, DRAW, READ = 1, 2, 3
 
@@ -98,8 +100,8 @@ class TrainingBatches:
         self.cases, self.flips = tuple(self.cases), tuple(self.flips)
         if self.batch < 1:
             raise OptionError(f"a batch needs at least one image, not {self.batch}.")
-        if any(not 0 <= axis < self.pipeline.spatial_dims for axis in self.flips):
-            axes = ", ".join(map(str, range(self.pipeline.spatial_dims)))
+        if any(not 0 <= axis < self.pipeline.network_dims for axis in self.flips):
+            axes = ", ".join(map(str, range(self.pipeline.network_dims)))
             raise OptionError(f"there is no spatial axis {self.flips} to mirror.", f"The axes are {axes}.")
         if not 0 <= self.rank < self.world:
             raise OptionError(f"rank {self.rank} does not exist among {self.world} processes.")
@@ -146,15 +148,16 @@ class TrainingBatches:
     def _reference(self, case: Case) -> object:
         return case.mask if self._kind.MAPS else case.label
 
-    def _draw(self, position: int, epoch: int) -> tuple[Array, Array | float | None]:
+    def _draw(self, position: int, epoch: int) -> tuple[Array, Target | None]:
         """Return image and target of a case as they are in one epoch."""
         rng = np.random.default_rng([self.seed, epoch, position, DRAW])
         example = self._example(position)
         image, labels = example.image, example.labels
-        if self.pipeline.patch is not None:
+        patch, slices = block_of(self.pipeline, image.shape[1:]), self.pipeline.slices
+        if patch is not None:
             centre = _centre(example, rng)
-            image = window_at(image, centre, self.pipeline.patch)
-            labels = None if labels is None else window_at(labels[None], centre, self.pipeline.patch)[0]
+            image = window_at(image, centre, patch, slices)
+            labels = None if labels is None else window_at(labels[None], centre, patch, slices and 1)[0]
         if self.augment:
             image, labels = augment(image, labels, Augmentation(flips=self.flips), rng)
         target = self._kind.training_target(self.cases[position], labels) if self.labelled else None
@@ -174,11 +177,12 @@ class TrainingBatches:
         image = self.cohort.image(case)
         prepared = prepare(image, self.pipeline)
         labels: Array | None = None
-        if self._kind.MAPS and (self.labelled or self.pipeline.patch is not None):
+        parts = block_of(self.pipeline, prepared.array.shape[1:]) is not None
+        if self._kind.MAPS and (self.labelled or parts):
             mask = self.cohort.mask(case, image)
             labels = None if mask is None else prepare_labels(_narrow(mask), prepared)
         points: tuple[Array, ...] = ()
-        if labels is not None and self.pipeline.patch is not None:
+        if labels is not None and parts:
             points = tuple(p.astype(np.int32) for p in foreground_points(labels, rng, POINTS))
         return _Example(_halved(prepared.array), labels if self.labelled else None, points)
 
@@ -227,7 +231,7 @@ class TuningBatches:
         return kept
 
 
-def _target(label: Array | float | None) -> Array:
+def _target(label: Target | None) -> Array:
     """Return a target as an array: labels and classes int64, numbers float32."""
     array = np.asarray(label)
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import nibabel
 import numpy as np
 
 from microtome.errors import DataError, GeometryError
+from microtome.medical.inputs import with_inputs
 from microtome.medical.intensities import normalize, shift
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.resampling import resample
@@ -25,7 +26,7 @@ class Prepared:
     """An image as the network gets it, and what the way back needs.
 
     Attributes:
-        array: float32 (C, *S).
+        array: float32 (C, *S); behind the image's channels those of further inputs on its grid, see `medical.inputs`.
         content: size of the image within S; the rest is padding.
         start: where it begins within S.
         box: where the content lies in the oriented image.
@@ -35,6 +36,7 @@ class Prepared:
         steps: per axis, how many voxels of the crop lie between the centres of two of the content, where their first
             ones have one centre; None where both share their outer borders, see `Pipeline.align`.
         apart: the axis of S along which scores come back by nearest neighbour, slice by slice, see `Pipeline.coarse`.
+        numbers: further inputs that are numbers, float32 (K,), by name.
     """
 
     array: Array
@@ -46,6 +48,7 @@ class Prepared:
     order: tuple[int, ...]
     apart: int | None = None
     steps: tuple[float, ...] | None = None
+    numbers: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def inner(self) -> tuple[slice, ...]:
@@ -71,10 +74,18 @@ class Prepared:
 def prepare(image: Image, pipeline: Pipeline) -> Prepared:
     """Turn an image into the network's input: channels, orientation, crop, resampling, intensities, padding.
 
+    What the network takes beside it is prepared with it.
+
     Raises:
         GeometryError: the number of spatial axes differs, or the orientation is needed and unknown.
-        DataError: the number of channels differs, or the image holds NaN or infinity.
+        DataError: the number of channels differs, the image holds NaN or infinity, or a further input is missing.
     """
+    prepared = _prepared(image, pipeline)
+    return with_inputs(prepared, image, pipeline, _prepared) if pipeline.inputs else prepared
+
+
+def _prepared(image: Image, pipeline: Pipeline) -> Prepared:
+    """Prepare an image alone."""
     if len(image.spatial) != pipeline.spatial_dims:
         raise GeometryError(
             f"The image has {len(image.spatial)} spatial axes but the pipeline is {pipeline.spatial_dims}-D.",

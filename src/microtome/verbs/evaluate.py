@@ -69,7 +69,7 @@ def evaluate(
         MicrotomeError: of the kind that says what is wrong; nothing is written to `out`.
     """
     options, progress, out = options or CompressOptions(evaluation=1.0, tuning=0.0), progress or Silent(), Path(out)
-    cases = read_cohort(Path(cohort), options)
+    cases = read_cohort(Path(cohort), options, _own_pipeline(Path(model)))
     predict, pipeline, known = _open(model, cases, options, target)
     cases = as_classes(cases, pipeline)
     check_masks(cases, progress)
@@ -180,6 +180,12 @@ def _another(given: str, own: str | None) -> list[str]:
         f"The parent that was given ({given[:12]}…) is not the one that the package was made from ({own[:12]}…): the "
         "difference is that of two networks, and not what compression lost."
     ]
+
+
+def _own_pipeline(model: Path) -> Pipeline | None:
+    """Return the pipeline of a package; None of what is none."""
+    file = model / "pipeline.json"
+    return Pipeline.from_json(file.read_text()) if (model / "result.json").exists() and file.exists() else None
 
 
 def _open(

@@ -71,7 +71,7 @@ def load(source: Given, wanted: Wanted) -> Loaded:
     weights: Path | None = wanted.weights or bundle.weights
     notes = made.notes if wanted.pipeline is None else ()
     if weights is None or not weights.is_file():
-        if not wanted.untrained or wanted.weights is not None:
+        if not wanted.part.untrained or wanted.weights is not None:
             raise ReadError(
                 f"The bundle has no {weights}.",
                 "Download it whole (python -m monai.bundle download NAME), or give the file as --weights FILE.",
