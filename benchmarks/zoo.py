@@ -1,6 +1,10 @@
 """What microtome understands of a folder of MONAI bundles, such as the model zoo's: one line for each.
 
-    python benchmarks/zoo.py FOLDER [--markdown] [--notes] [--no-networks] [BUNDLE ...]
+    python benchmarks/zoo.py FOLDER [--notes] [--no-networks] [BUNDLE ...]
+    python benchmarks/zoo.py FOLDER --compare BUNDLE FILE[,FILE ...]
+
+With --compare, MONAI's own preprocessing of the bundle and the translated pipeline prepare the same file (or one per
+channel), and the largest difference is printed.
 
 FOLDER holds one folder per bundle, with `configs/` and, where the bundle has them, `scripts/`; weights are not needed.
 Each network is built and captured by `microtome inspect`, in a process of its own. Ends with 1 if a transform or an
@@ -20,7 +24,7 @@ from typing import Any
 from microtome.errors import MicrotomeError
 from microtome.models.bundles.declared import Declared, kind_of
 from microtome.models.bundles.translate import STAGES, Translation, translate
-from microtome.models.sources.bundle import declared_by
+from microtome.models.sources.bundle import CONFIGS, declared_by
 
 PATIENCE = 600  # seconds for one network
 
@@ -62,14 +66,44 @@ def network_of(folder: Path) -> tuple[str, str]:
     return "yes", f"{result['parameters']:,} parameters, input {shape}"
 
 
+def compared(folder: Path, files: list[Path]) -> str:
+    """Return how far the network's input is from what MONAI's own transforms make of the same files."""
+    import numpy as np
+    from monai.bundle import ConfigParser
+
+    from microtome.medical.prepare import prepare
+    from microtome.medical.read import read_image
+
+    parser = ConfigParser()
+    parser.read_config(next(path for name in CONFIGS if (path := folder / "configs" / name).is_file()))
+    parser["bundle_root"] = str(folder)
+    given = [str(file) for file in files] if len(files) > 1 else str(files[0])
+    theirs = parser.get_parsed_content("preprocessing")({"image": given})["image"].numpy()
+    made = translate(declared_by(folder))
+    if made.pipeline is None:
+        return made.problem
+    ours = prepare(read_image(files), made.pipeline).array
+    if made.pipeline.slices:  # MONAI's slices lie along another axis
+        theirs = theirs.transpose(0, *(1 + axis for axis in made.pipeline.transpose or (0, 1, 2)))
+    if ours.shape != theirs.shape:
+        return f"{ours.shape} is not {theirs.shape}"
+    difference = np.abs(ours - theirs)
+    return f"{ours.shape}: {difference.max() / np.ptp(theirs):.1e} of the range at most"
+
+
 def main() -> int:
     """Print the table; return 1 if anything is silent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("bundles", nargs="*")
+    parser.add_argument("--compare", nargs=2, metavar=("BUNDLE", "FILES"), help="the network's input beside MONAI's")
     parser.add_argument("--notes", action="store_true", help="every step and every note")
     parser.add_argument("--no-networks", action="store_true", help="do not build any network")
     arguments = parser.parse_args()
+    if arguments.compare:
+        name, files = arguments.compare
+        print(f"{name}: {compared(arguments.folder / name, [Path(file) for file in files.split(',')])}")
+        return 0
     print("| bundle | captured | task | translated | harmless | noted | silent |\n|---|---|---|---|---|---|---|")
     bad, details = 0, []
     for folder in sorted(path for path in arguments.folder.iterdir() if (path / "configs").is_dir()):
@@ -79,7 +113,7 @@ def main() -> int:
         try:
             declared = declared_by(folder)
         except MicrotomeError as error:
-            print(f"| {folder.name} | {captured} | – | – | – | – | {error.problem} |", flush=True)
+            print(f"| {folder.name} | no: {error.problem} | none | 0 | 0 | 0 | none |", flush=True)
             continue
         made = translate(declared)
         counts = Counter(step.verdict for step in made.steps)
