@@ -37,6 +37,7 @@ def made(before=LOAD, after=(), *, shape=(96, 96, 96), channels=1, others=None, 
         ({"type": "image", "format": "labels", "spatial_shape": [1, 3]}, "classification"),
         ({"type": "image", "format": "labels", "spatial_shape": [96, 96, 96]}, "segmentation"),
         ({"type": "probability", "format": "classification", "spatial_shape": [1, 1]}, "classification"),
+        ({"type": "tuples", "format": "regression", "spatial_shape": [1, 3]}, "regression"),
     ],
 )
 def test_the_task_is_that_of_the_format(facts, task):
@@ -50,6 +51,7 @@ def test_the_task_is_that_of_the_format(facts, task):
         ({"type": "object", "format": "dict"}, "boxes or other objects"),
         ({"type": "image", "format": "magnitude"}, "an image"),
         ({"type": "image", "format": "kspace"}, "of the format 'kspace'"),
+        ({"format": "regression"}, "a map of numbers"),
         ({"format": ""}, "of a format that its metadata do not name"),
         ({"format": "segmentation", "spatial_shape": [40, 40, 40]}, "the size 40×40×40, its input 96×96×96"),
     ],
@@ -171,6 +173,16 @@ def test_one_channel_is_a_foreground():
     raw = made(LOAD, [HALF], channel_def={"0": "a"}).pipeline
     assert (raw.activation, raw.threshold) == ("none", 0.5)
     assert "1 channels, and the metadata name 3" in made(num_channels=1).problem
+
+
+def test_findings_that_are_decided_one_by_one_may_hold_together():
+    facts = {"format": "classes", "spatial_shape": [1, 3]}
+    assert made(LOAD, [SIGMOID, HALF], **facts).pipeline.task == "multi-label"
+    open_ = made(LOAD, [SIGMOID], **facts)
+    assert (open_.pipeline.task, open_.pipeline.activation) == ("classification", "sigmoid")
+    assert "--with task=multi-label" in open_.notes[0]
+    windows = {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": 32}}
+    assert "microtome at the whole of it" in made(LOAD, config=windows, **facts).notes[0]
 
 
 def test_references_with_other_labels_are_said():

@@ -13,7 +13,9 @@ TASKS: Mapping[str, str] = {
     "segmentation": "segmentation",
     "classes": "classification",
     "classification": "classification",
+    "regression": "regression",
 }
+SEVERAL = "multi-label"  # classes with a sigmoid and a threshold for each
 # What microtome has no task for, and what it is.
 NO_TASK: Mapping[str, str] = {
     "points": "points",
@@ -22,7 +24,6 @@ NO_TASK: Mapping[str, str] = {
     "image": "an image",
     "magnitude": "an image",
     "hounsfield": "an image",
-    "regression": "numbers",
     "feature": "features",
     "latent": "features",
 }
@@ -40,6 +41,8 @@ def task_of(declared: Declared) -> tuple[str | None, str]:
     inside, outside = sizes_of(declared.image.get("spatial_shape")), sizes_of(prediction.get("spatial_shape"))
     if word == LABELS:
         word = "segmentation" if outside == inside else "classes"
+    if word == "regression" and outside == inside:
+        return None, "The network's output is a map of numbers, and microtome has no task for that from a bundle."
     if word not in TASKS:
         what = NO_TASK.get(word, f"of the format {word!r}" if word else "of a format that its metadata do not name")
         return None, f"The network's output is {what}, and microtome has no task for that; declare it with --pipeline."
@@ -73,6 +76,8 @@ def settle(draft: Draft, declared: Declared, task: str) -> str:
     draft.fields |= {"task": task}
     if task == TASKS["segmentation"]:
         problem = _maps(draft, declared, names, (activation, decision), written)
+    elif task == TASKS["regression"]:
+        problem = _numbers(draft, names, activation or decision)
     else:
         problem = _classes(draft, names, activation, decision)
     threshold = draft.fields.get("threshold")
@@ -82,17 +87,33 @@ def settle(draft: Draft, declared: Declared, task: str) -> str:
     return problem
 
 
-def _classes(draft: Draft, names: list[str], activation: str | None, decision: str | None) -> str:
+def _whole(draft: Draft) -> None:
+    """The network gets whole images."""
     for field in ("patch", "overlap", "placement", "blending", "sigma"):
         if draft.fields.pop(field, None) is not None and field == "patch":
-            draft.note("The bundle classifies by sliding window, microtome the whole image at once.")
+            draft.note("The bundle looks at an image window by window, microtome at the whole of it.")
+
+
+def _numbers(draft: Draft, names: list[str], step: str | None) -> str:
+    _whole(draft)
+    if step:
+        draft.note(f"The bundle takes numbers through {step}, microtome as the network returns them.")
+    draft.fields |= {"classes": tuple(names), "activation": "none"}
+    draft.fields.pop("threshold", None)
+    return ""
+
+
+def _classes(draft: Draft, names: list[str], activation: str | None, decision: str | None) -> str:
+    _whole(draft)
     single = len(names) == 1
     names = [f"no {names[0]}", names[0]] if single else names
     sigmoid = activation == "sigmoid" if activation else single
-    if sigmoid and not single:
+    if sigmoid and not single and decision == "threshold":
+        draft.fields["task"] = SEVERAL
+    elif sigmoid and not single:
         draft.note(
-            "Each class of the network has a sigmoid of its own; microtome takes them to exclude one another. Declare "
-            "another task with --pipeline if several may hold at once."
+            "Each class of the network has a sigmoid of its own, and the bundle does not decide on them; microtome "
+            f"takes them to exclude one another. If several may hold at once, say --with task={SEVERAL}."
         )
     draft.fields |= {"classes": tuple(names), "activation": "sigmoid" if sigmoid else "softmax"}
     if decision == "argmax" and sigmoid and single:
