@@ -103,6 +103,102 @@ def test_settings_of_several_items_are_those_of_the_image():
     assert at_key(both, ("image",))["pixdim"] == [1, 1, 2]
 
 
+def several(*steps, keys=("t1", "t2")):
+    return [{"_target_": "LoadImaged", "keys": list(keys)}, *steps]
+
+
+def test_channels_of_several_files_are_treated_alike_or_it_is_said():
+    both = {"_target_": "ScaleIntensityd", "keys": ["t1", "t2"]}
+    join = {"_target_": "ConcatItemsd", "keys": ["t2", "t1"], "name": "image"}
+    after = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
+    found = made(several(both, join, after), channels=2)
+    assert [step.verdict for step in found.steps] == ["noted", "translated", "noted", "translated"]
+    assert "t2, t1, in this order" in found.notes[1]
+    assert found.pipeline.normalize == "zscore"
+    alone = made(several({"_target_": "ScaleIntensityd", "keys": "t1"}, join), channels=2)
+    assert any("for t1 alone" in note for note in alone.notes)
+    assert alone.pipeline.normalize == "none"
+    unlike = {**SPACING, "keys": ["t1", "t2"], "mode": ["bilinear", "nearest"]}
+    assert any("differ between the images" in note for note in made(several(unlike, join), channels=2).notes)
+
+
+def test_images_by_another_name_are_images():
+    own = [{"_target_": "scripts.Loadd", "keys": "scan"}, {"_target_": "ScaleIntensityd", "keys": "scan"}]
+    assert made(own).pipeline.normalize == "minmax"
+    other = [{**ARGMAX, "keys": "logits"}, {"_target_": "LabelFilterd", "keys": "logits"}]
+    assert any("LabelFilterd" in note for note in made(LOAD, other).notes)
+    extra = [*LOAD, {"_target_": "Flipd", "keys": "guidance"}, {"_target_": "Flipd", "keys": "label"}]
+    assert [step.what for step in made(extra).steps[2:]] == ["for guidance only", "for label only"]
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"_target_": "LoadImaged", "keys": "image", "affine_lps_to_ras": False}, "as ITK has them"),
+        ({"_target_": "LoadImaged", "keys": "image", "converter": "$lambda x: x.rotate(90)"}, "by code of its own"),
+        ({"_target_": "Orientationd", "axcodes": "RAS", "labels": [["R", "L"], ["A", "P"], ["S", "I"]]}, "letters"),
+        ({**SPACING, "padding_mode": "zeros"}, "beyond the border"),
+        ({**SPACING, "mode": 3}, "other cubic curves"),
+        ({**SPACING, "diagonal": True}, "more than one spacing"),
+        ({**SPACING, "lazy": True}, "is lazy"),
+        ({"_target_": "Resized", "spatial_size": [9, 9, 9], "size_mode": "longest"}, "depends on the image"),
+        ({"_target_": "Resized", "spatial_size": [9, 9, 9], "mode": "trilinear", "align_corners": True}, "corners"),
+        ({"_target_": "Resized", "spatial_size": [9, 9, 9], "mode": "trilinear", "anti_aliasing": True}, "Gaussian"),
+        ({"_target_": "DivisiblePadd", "k": [8, 8, 4]}, "least common"),
+        ({"_target_": "DivisiblePadd", "k": 8, "mode": "reflect"}, "else than zeros"),
+        ({"_target_": "SpatialPadd", "spatial_size": [8, 8, 8]}, "not the window's"),
+        ({"_target_": "CropForegroundd", "source_key": "label"}, "foreground of label"),
+        ({"_target_": "CropForegroundd", "margin": 3}, "pads where its margin"),
+        ({"_target_": "CropForegroundd", "k_divisible": 8}, "to a multiple"),
+        ({"_target_": "ScaleIntensityRangePercentilesd", "lower": 1, "upper": 9, "b_min": 0, "b_max": 1}, "not clip"),
+        ({"_target_": "NormalizeIntensityd", "subtrahend": 1, "divisor": 2, "nonzero": True}, "mixes"),
+        ({"_target_": "RepeatChanneld", "repeats": 3}, "repeats a volume's channel"),
+        ({"_target_": "CastToTyped", "dtype": "$np.uint8"}, "turns values into uint8"),
+    ],
+)
+def test_settings_that_are_not_microtomes_are_said(step, words):
+    found = made([*LOAD, {"keys": "image", **step}])
+    assert found.steps[-1].verdict == "noted"
+    assert any(words in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([SPACING, {"_target_": "CropForegroundd"}], "crops after Spacing"),
+        ([SPACING, {"_target_": "Orientationd", "axcodes": "RAS"}], "resampled or reordered before"),
+        ([{**SPACING, "pixdim": 2}, {"_target_": "Orientationd", "axcodes": "RAS"}], "before Orientation"),
+        ([{"_target_": "Transposed", "indices": [0, 2, 1, 3]}, SPACING], "does not reorder the spacing"),
+        ([SPACING, {"_target_": "Resized", "spatial_size": [9, 9, 9]}], "by Spacing and by Resize, microtome once"),
+        ([{"_target_": "DivisiblePadd", "k": 8}, {"_target_": "ScaleIntensityd"}], "comes after padding"),
+        ([{"_target_": "NormalizeIntensityd"}, {"_target_": "CropForegroundd"}], "depends on the image"),
+        (
+            [
+                {"_target_": "ScaleIntensityd"},
+                {"_target_": "ScaleIntensityRanged", "a_min": 0.2, "a_max": 0.5, "b_min": 0, "b_max": 1, "clip": True},
+            ],
+            "clips values that have been normalized",
+        ),
+        ([{"_target_": "NormalizeIntensityd", "nonzero": True}, {"_target_": "ScaleIntensityd"}], "those of exactly 0"),
+        (
+            [{"_target_": "NormalizeIntensityd", "nonzero": True}, {"_target_": "NormalizeIntensityd"}],
+            "passes over zeros",
+        ),
+        ([{"_target_": "NormalizeIntensityd"}, {"_target_": "ShiftIntensityd", "offset": 1}], "has been normalized"),
+    ],
+)
+def test_an_order_that_is_not_microtomes_is_said(steps, words):
+    assert any(words in note for note in made([*LOAD, *({"keys": "image", **step} for step in steps)]).notes)
+
+
+def test_padding_to_a_multiple_before_windows_is_said():
+    pad = {"_target_": "DivisiblePadd", "keys": "image", "k": 8}
+    windows = {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": 32}}
+    assert "as a whole" in made([*LOAD, pad], config=windows).notes[0]
+    resize = {"_target_": "Resized", "keys": "image", "spatial_size": [16, 16, 24]}
+    assert made([*LOAD, resize, pad]).notes == ()
+
+
 def test_a_network_of_slices_gets_them_along_the_first_axis():
     config = {"inferer": {"_target_": "SliceInferer", "roi_size": [64, 32], "spatial_dim": 2}}
     before = [*LOAD, {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}, SPACING]

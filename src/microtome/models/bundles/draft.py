@@ -31,6 +31,7 @@ class Draft:
         dims: spatial axes of the image.
         channels: of the image.
         keys: of the items that are images, or predictions.
+        loaded: of the images that are read from files, as long as they are not put together.
         fields: of the Pipeline.
         notes: what is not in it, or not quite.
         steps: what became of each transform.
@@ -47,6 +48,7 @@ class Draft:
     dims: int
     channels: int
     keys: tuple[str, ...] = ()
+    loaded: tuple[str, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -114,7 +116,14 @@ def _taken(draft: Draft, kind: str, item: Settings, table: Table) -> Mapping[str
         raise NotExpressibleError("which items it is for is an expression that microtome does not work out")
     if keys and draft.keys and not set(keys) & set(draft.keys):
         return f"for {', '.join(keys)} only"
-    settings = at_key(item, draft.keys)
+    if set(keys) & set(draft.loaded) and not set(draft.loaded) <= set(keys):
+        raise NotExpressibleError(
+            f"it is for {', '.join(keys)} alone, and the network's channels are of several images"
+        )
+    each = [at_key(item, (key,)) for key in draft.keys if key in keys] or [item]
+    if any(settings != each[0] for settings in each):
+        raise NotExpressibleError("its settings differ between the images that are the network's channels")
+    settings = each[0]
     if settings.get("lazy"):
         draft.note(f"the bundle's {kind} is lazy: MONAI resamples once for several transforms, microtome for each.")
     if kind in table:

@@ -14,6 +14,7 @@ from microtome.models.bundles.known import SAME_FILE
 
 Fields = Mapping[str, Any]
 LINEAR = (None, "bilinear", "linear", "trilinear", 1)
+DIRECTIONS = ([["L", "R"], ["P", "A"], ["I", "S"]], (("L", "R"), ("P", "A"), ("I", "S")))
 READERS_IN_ORDER = ("NumpyReader", "NibabelReader", "NrrdReader")  # they keep the order of the axes
 
 
@@ -22,13 +23,15 @@ def load(draft: Draft, settings: Settings) -> Fields | str:
     keys = settings.get("keys", ())
     images = [key for key in ([keys] if isinstance(keys, str) else keys) if key not in LABELS]
     if len(images) > 1:
-        draft.note(f"The network's channels are {', '.join(images)}, in this order: the cohort must give them so.")
+        draft.note(f"The network's channels are of several images, {', '.join(images)}: the cohort must give them so.")
     kind = settings.get("dtype")
     if kind not in NUMBERS and not (kind == "uint8" and draft.dims == 2):
         raise NotExpressibleError(f"it turns values into {kind}")
     converter = settings.get("converter")
     if converter is not None and not _converts(str(converter), draft.channels):
         draft.note("the bundle's LoadImage converts pictures by code of its own; microtome reads them as they are.")
+    if settings.get("affine_lps_to_ras") is False:
+        raise NotExpressibleError("it leaves directions as ITK has them")
     reader = str(settings.get("reader") or "").rpartition(".")[2]
     reversed_ = settings.get("reverse_indexing", True) and reader not in READERS_IN_ORDER
     return {"transpose": (1, 0)} if draft.dims == 2 and reversed_ else SAME_FILE
@@ -47,6 +50,8 @@ def orientation(draft: Draft, settings: Settings) -> Fields:
         raise NotExpressibleError(
             "it needs three axes and their codes" if draft.dims == 3 else "pictures have no codes"
         )
+    if settings.get("labels") not in (None, *DIRECTIONS):
+        raise NotExpressibleError("it has letters of its own for directions")
     if draft.turned or draft.fields.get("size") or draft.fields.get("transpose"):
         raise NotExpressibleError("it turns axes that were resampled or reordered before")
     if draft.resampled:
@@ -71,6 +76,8 @@ def transpose(draft: Draft, settings: Settings) -> Fields:
 def spacing(draft: Draft, settings: Settings) -> Fields:
     """Millimetres per voxel, with the first voxels' centres together."""
     given = settings.get("pixdim")
+    if draft.fields.get("transpose"):
+        raise NotExpressibleError("MONAI does not reorder the spacing with the axes")
     values: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     if draft.dims != 3 or not values or not all(is_number(n) for n in values):
         raise NotExpressibleError("it needs millimetres for each axis of a volume")
@@ -144,6 +151,11 @@ def divisible(draft: Draft, settings: Settings) -> Fields:
     multiple = per_axis(settings.get("k"), draft.dims)
     if not multiple:
         raise NotExpressibleError("it does not name a multiple for each axis")
+    size = draft.fields.get("size")
+    if size and not any(n % k for n, k in zip(size, multiple, strict=True)):
+        return {}
+    if size or draft.fields.get("patch"):
+        raise NotExpressibleError("microtome pads what the network gets as a whole and in its own size")
     if len(set(multiple)) > 1:
         draft.note("the bundle's DivisiblePad has a multiple for each axis, microtome the least common one for all.")
     return {"divisible": math.lcm(*(int(n) for n in multiple)), **_padding(draft, settings)}
@@ -220,9 +232,11 @@ def repeat(draft: Draft, settings: Settings) -> str:
     return "one gray channel is repeated where the network takes more"
 
 
-def concat(draft: Draft, settings: Settings) -> Fields:
+def concat(draft: Draft, settings: Settings) -> str:
     """Images one after the other as channels."""
     if settings.get("dim", 0) != 0:
         raise NotExpressibleError("it puts images side by side")
-    draft.keys = (*draft.keys, str(settings.get("name")))
-    return {}
+    keys = [str(key) for key in settings.get("keys", ())]
+    draft.note(f"The network's channels are {', '.join(keys)}, in this order: the cohort must give them so.")
+    draft.keys, draft.loaded = (str(settings.get("name")),), ()
+    return "images become channels"

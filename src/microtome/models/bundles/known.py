@@ -38,7 +38,6 @@ HARMLESS: Mapping[str, str] = {
     "FgBgToIndices": "for choosing training patches",
     "SaveImage": OWN_OUTPUT,
     "SaveClassification": OWN_OUTPUT,
-    "ConvertToMultiChannelBasedOnBratsClasses": "of references; the channels become regions",
 }
 
 # What known transforms do that no field of a pipeline says.
@@ -84,6 +83,7 @@ UNSUPPORTED: Mapping[str, str] = {
     "GridPatch": "it cuts the image into tiles",
     "OneOf": "it chooses at random",
     "MapLabelValue": "it renames labels",
+    "ConvertToMultiChannelBasedOnBratsClasses": "it is for references",
     "LabelFilter": "it keeps some labels",
     "LabelToContour": "it keeps borders",
     "VoteEnsemble": "it takes the majority of several networks",

@@ -46,12 +46,13 @@ def translate(declared: Declared) -> Translation:
     known = spatial is not None and len(spatial) in (2, 3) and isinstance(channels, int) and channels > 0
     dims, count = (len(spatial), channels) if known and spatial and isinstance(channels, int) else (3, 1)
     sliced = isinstance(inferer, Mapping) and kind_of(inferer) == "SliceInferer" and dims == 2
-    draft = Draft(3 if sliced else dims, count, _images(before or []))
+    images, loaded = _images(before or [])
+    draft = Draft(3 if sliced else dims, count, images, loaded if len(loaded) > 1 else ())
     if isinstance(inferer, Mapping):
         take(draft, "inferer", inferer, inferers.TRANSLATED)
     for item in before or ():
         take(draft, "preprocessing", item, transforms.TRANSLATED)
-    draft.keys = ("pred", *declared.outputs)
+    draft.keys, draft.loaded = _predictions(after or [], images), ()
     for item in after or ():
         take(draft, "postprocessing", item, outputs.TRANSLATED)
     problem = _problem(draft, declared, known=known, readable=before is not None)
@@ -71,10 +72,16 @@ def translate(declared: Declared) -> Translation:
     return Translation(pipeline, notes, steps, problem)
 
 
-def _images(items: list[Settings]) -> tuple[str, ...]:
-    """The keys of what is read, but for references."""
-    keys = [key for item in items if kind_of(item) == "LoadImage" for key in keys_of(item) if key not in LABELS]
-    return tuple(dict.fromkeys((*keys, "image")))
+def _images(items: list[Settings]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of images, and of those among them that are read; without a reader, all keys but those of references."""
+    loaded = [key for item in items if kind_of(item) == "LoadImage" for key in keys_of(item) if key not in LABELS]
+    used = loaded or [key for item in items for key in keys_of(item) if key not in LABELS]
+    return tuple(dict.fromkeys((*used, "image"))), tuple(dict.fromkeys(loaded))
+
+
+def _predictions(items: list[Settings], images: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys of whatever is no image and no reference."""
+    return tuple(dict.fromkeys(key for item in items for key in keys_of(item) if key not in (*images, *LABELS)))
 
 
 def _problem(draft: Draft, declared: Declared, *, known: bool, readable: bool) -> str:
@@ -88,6 +95,13 @@ def _problem(draft: Draft, declared: Declared, *, known: bool, readable: bool) -
         return "The bundle's preprocessing cannot be read as data; declare it with --pipeline."
     if not isinstance(declared.entry("inferer"), Mapping | None):
         draft.note("The bundle's inferer cannot be read as data; microtome gives the network the whole image.")
+    composed = declared.entry("preprocessing", "pre_transforms")
+    if isinstance(composed, Mapping) and composed.get("lazy"):
+        draft.note(
+            "The bundle's preprocessing is lazy: MONAI resamples once for several transforms, microtome for each."
+        )
+    if len(declared.outputs) > 1:
+        draft.note(f"The metadata name several outputs ({', '.join(declared.outputs)}); what they say here is of one.")
     after = ("postprocessing", "post_transforms")
     if declared.entry(*after) is not None and declared.transforms(*after) is None:
         draft.note("The bundle's postprocessing cannot be read as data; microtome takes the highest score.")
@@ -121,7 +135,7 @@ def _channels(draft: Draft, image: Mapping[str, Any]) -> None:
     if draft.dims == 2:
         draft.fields["grayscale"] = draft.channels == 1
     names = meaning.names_of(image.get("channel_def"))
-    if draft.channels < 2 or len(names) != draft.channels or any("in this order" in note for note in draft.notes):
+    if draft.channels < 2 or len(names) != draft.channels or any("must give them so" in note for note in draft.notes):
         return
     if [name.lower() for name in names] not in COLOURS:
         draft.note(f"The network's channels are {', '.join(names)}, in this order: the cohort must give them so.")
