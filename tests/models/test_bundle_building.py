@@ -14,6 +14,7 @@ from microtome.errors import ModelError, OptionError, ReadError
 from microtome.medical.pipeline import Pipeline
 from microtome.models import Part, load_model
 from microtome.models.sources.bundle import declared_by, read_bundle
+from microtome.terminal import inspect_table
 from microtome.verbs.inspect import inspect
 
 SETTINGS = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
@@ -48,11 +49,18 @@ def outputs(**changes):
     return metadata
 
 
-def test_without_weights_it_can_be_looked_at_and_nothing_else(tmp_path):
-    folder = bundle(tmp_path / "b", weights=None)
+def test_without_weights_it_can_be_looked_at_and_nothing_else(tmp_path, capsys):
+    largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}
+    after = [{"_target_": "AsDiscreted", "keys": "pred", "argmax": True}, largest]
+    folder = bundle(tmp_path / "b", weights=None, config={**CONFIG, "postprocessing": {"transforms": after}})
     result = inspect(folder)
+    assert json.loads(json.dumps(result))["steps"] == result["steps"]  # what --json prints
+    inspect_table(result)
     assert any("random weights" in note and "model.pt" in note for note in result["notes"])
-    assert [step["verdict"] for step in result["steps"]] == ["translated"]
+    assert [step["verdict"] for step in result["steps"]] == ["translated"] * 3
+    printed = capsys.readouterr().out
+    assert "KeepLargestConnectedComponentd" in printed
+    assert "translated" in printed
     with pytest.raises(ReadError, match=r"has no .*model\.pt"):
         load_model(folder)
     with pytest.raises(ReadError, match=r"has no .*else\.pt"):

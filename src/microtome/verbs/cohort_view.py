@@ -11,6 +11,7 @@ import numpy as np
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.records import plain
 from microtome.verbs.roles import cohort_notes
 
 ROLES = ("train", "tuning", "evaluation")
@@ -23,7 +24,7 @@ def pipeline_fields(pipeline: Pipeline, *, guessed: bool) -> list[dict[str, Any]
     for field in dataclasses.fields(pipeline):
         value = getattr(pipeline, field.name)
         if value != field.default:
-            rows.append({"name": field.name, "value": value, "guessed": guessed and field.name not in KNOWN})
+            rows.append({"name": field.name, "value": plain(value), "guessed": guessed and field.name not in KNOWN})
     return rows
 
 
