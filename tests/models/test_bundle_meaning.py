@@ -94,6 +94,25 @@ def test_settings_are_worked_out():
     assert unknown.pipeline.spacing is None
 
 
+def test_what_the_evaluator_takes_goes_before_what_is_called_so():
+    config = {
+        "inferer": {"_target_": "SimpleInferer"},
+        "windows": {"_target_": "SlidingWindowInferer", "roi_size": 32},
+        "evaluator": {"_target_": "SupervisedEvaluator", "inferer": "@windows", "postprocessing": "@after"},
+        "after": {"_target_": "Compose", "transforms": [{**HALF, "threshold": 0.25}]},
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "$@files",
+            "transform": {"_target_": "Compose", "transforms": [SPACING]},
+        },
+    }
+    found = made(LOAD, config=config, channel_def={"0": "a"})
+    assert [step.name for step in found.steps] == ["Spacingd", "SlidingWindowInferer", "AsDiscreted"]
+    assert (found.pipeline.patch, found.pipeline.threshold) == ((32, 32, 32), 0.25)
+    config["other"] = {**config["evaluator"], "inferer": "@inferer"}
+    assert made(LOAD, config=config, channel_def={"0": "a"}).pipeline.patch is None
+
+
 def test_settings_of_several_items_are_those_of_the_image():
     both = {"_target_": "Spacingd", "keys": ["image", "label"], "pixdim": [1, 1, 2], "mode": ["bilinear", "nearest"]}
     assert made([*LOAD, both]).notes == ()

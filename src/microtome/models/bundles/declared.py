@@ -11,6 +11,12 @@ from microtome.models.bundles.expressions import REFERENCE, UnknownError, evalua
 
 Settings = Mapping[str, Any]
 DEEPEST = 24  # levels of lists and tables in a config, and of references that point to references
+# Who takes an entry, and as which argument: where there is one of them alone, this is what counts.
+USED = {
+    "preprocessing": ("Dataset", "transform"),
+    "inferer": ("Evaluator", "inferer"),
+    "postprocessing": ("Evaluator", "postprocessing"),
+}
 LABELS = frozenset(("label", "labels", "seg", "segmentation", "mask", "gt"))  # keys of references
 
 
@@ -68,7 +74,17 @@ class Declared:
         return self._found[name]
 
     def entry(self, *names: str) -> Any:
-        """Return the first entry there is, from the config or its `validate` part; None if there is none."""
+        """Return what the evaluator or the data set takes, or else the first entry there is; None if there is none.
+
+        Args:
+            names: of an entry of the config or of its `validate` part, in this order.
+        """
+        kind, argument = USED[names[0]]
+        users = [item for item in tables(self.config) if kind_of(item).endswith(kind) and item.get(argument)]
+        if len(users) == 1:
+            found = self.plain(users[0][argument])
+            if not is_open(found) or isinstance(found, Mapping):
+                return found
         validate = self.config.get("validate")
         for part in (self.config, validate if isinstance(validate, Mapping) else {}):
             for name in names:

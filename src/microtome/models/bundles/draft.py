@@ -34,6 +34,7 @@ class Draft:
         loaded: of the images that are read from files, as long as they are not put together.
         fields: of the Pipeline.
         notes: what is not in it, or not quite.
+        said: what was noted of the present step, also if it had been noted before.
         steps: what became of each transform.
         values: what the intensities have become so far.
         before: what they had become before the first resampling; None as long as there was none.
@@ -51,6 +52,7 @@ class Draft:
     loaded: tuple[str, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     values: Values = field(init=False)
     before: Values | None = None
@@ -67,6 +69,7 @@ class Draft:
 
     def note(self, text: str) -> None:
         """Tell the user."""
+        self.said.append(text)
         if text not in self.notes:
             self.notes.append(text)
 
@@ -81,7 +84,7 @@ Table = Mapping[str, tuple[Handler, tuple[str, ...]]]
 def take(draft: Draft, stage: str, item: Settings, table: Table) -> None:
     """Put one transform into the draft: translated, known to be harmless, or noted."""
     kind, name = kind_of(item), name_of(item)
-    noted = len(draft.notes)
+    draft.said.clear()
     try:
         what = _taken(draft, kind, item, table)
     except NotExpressibleError as reason:
@@ -92,8 +95,8 @@ def take(draft: Draft, stage: str, item: Settings, table: Table) -> None:
     if not isinstance(what, str):
         draft.fields |= what
         verdict, words = "translated", in_words(what)
-    if len(draft.notes) > noted:
-        verdict, words = "noted", "; ".join([str(words), *draft.notes[noted:]])
+    if draft.said:
+        verdict, words = "noted", "; ".join([str(words), *draft.said])
     draft.steps.append(Step(stage, name, verdict, str(words)))
 
 

@@ -137,13 +137,13 @@ def _interpolation(draft: Draft, kind: str, settings: Settings, default: Any) ->
 
 def _resampled(draft: Draft, kind: str, *, turned: bool = False) -> None:
     """Remember that the grid has changed, and what the values were before."""
+    if draft.padded:
+        raise NotExpressibleError("it comes after padding")
     if draft.resampled:
         draft.note(f"The bundle resamples by {draft.resampled} and by {kind}, microtome once.")
     else:
         draft.before = draft.values
     draft.resampled, draft.turned = kind, turned
-    if draft.padded:
-        raise NotExpressibleError("it comes after padding")
 
 
 def divisible(draft: Draft, settings: Settings) -> Fields:
