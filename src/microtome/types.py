@@ -151,6 +151,26 @@ Label = int | float | tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
+class Further:
+    """What a network takes beside an image: one of these.
+
+    Attributes:
+        numbers: such as an age, as the network takes them.
+        images: one file, or one per channel, on the image's grid.
+        labels: a label map on the image's grid.
+    """
+
+    numbers: tuple[float, ...] = ()
+    images: tuple[Path, ...] = ()
+    labels: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return self.images if self.labels is None else (self.labels,)
+
+
+@dataclass(frozen=True)
 class Case:
     """One examination: where its files are and whose it is.
 
@@ -166,8 +186,7 @@ class Case:
         role: what the case may be used for. `train` cases may have been seen in training; calibration takes from them.
         subgroups: further columns (site, sex, device, …) by which results are also shown.
         further_masks: other parts of the reference, where it lies in several files.
-        inputs: what the network takes beside the image, by name: numbers, or files on the image's grid. Filled in when
-            the pipeline that declares it is known.
+        inputs: what the network takes beside the image, by name; filled in when the pipeline is known that declares it.
         target: the image that a network ought to make of this one.
     """
 
@@ -180,7 +199,7 @@ class Case:
     role: Role = "evaluation"
     subgroups: Mapping[str, str] = field(default_factory=dict)
     further_masks: tuple[Path, ...] = ()
-    inputs: Mapping[str, tuple[float, ...] | tuple[Path, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, Further] = field(default_factory=dict)
     target: Path | None = None
 
     @property

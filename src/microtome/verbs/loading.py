@@ -39,6 +39,22 @@ def load(
         OptionError: the pipeline that the options name does not exist, or makes no sense.
         MicrotomeError: see `load_model`.
     """
+    loaded = _changed(model, options, guess, task)
+    pipeline = loaded.pipeline
+    if pipeline is None or not pipeline.mirror:
+        return loaded
+    times = 2 ** len(pipeline.mirror)
+    note = (
+        f"Each window is predicted {times} times, mirrored, and the scores are averaged, as the pipeline says. Once is "
+        f"{times} times faster, and may be less accurate: --with mirror=[]"
+    )
+    return replace(loaded, notes=(*loaded.notes, note))
+
+
+def _changed(
+    model: str | Path | nn.Module, options: CompressOptions, guess: Callable[[], Pipeline] | None, task: str | None
+) -> Loaded:
+    """Load a model, with the pipeline that the options declare, or its own with the fields that they change."""
     given = declared(options)
     part = Part(options.fold, options.configuration, options.output, untrained)
     loaded = _load(model, options, given, guess, task, part)
