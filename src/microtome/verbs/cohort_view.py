@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import nibabel
@@ -25,17 +24,8 @@ def pipeline_fields(pipeline: Pipeline, *, guessed: bool) -> list[dict[str, Any]
     for field in dataclasses.fields(pipeline):
         value = getattr(pipeline, field.name)
         if value != field.default:
-            rows.append({"name": field.name, "value": _plain(value), "guessed": guessed and field.name not in KNOWN})
+            rows.append({"name": field.name, "value": plain(value), "guessed": guessed and field.name not in KNOWN})
     return rows
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; of records that are declared by name, what they say."""
-    if isinstance(value, tuple):
-        return [_said(one) for one in value] if any(map(dataclasses.is_dataclass, value)) else value
-    if not isinstance(value, Mapping):
-        return value
-    return {name: _said(one) if dataclasses.is_dataclass(one) else one for name, one in value.items()}
 
 
 def _said(record: Any) -> dict[str, Any]:
