@@ -28,6 +28,7 @@ PIPELINES = {
     "classification": Pipeline("classification", ("dark", "light"), size=(8, 8)),
     "multi-label": Pipeline("multi-label", ("nodule", "oedema"), size=(8, 8), activation="sigmoid"),
     "regression": Pipeline("regression", ("age",), size=(8, 8), activation="none"),
+    "image-to-image": Pipeline("image-to-image", ("image",), activation="none"),
 }
 
 
@@ -69,6 +70,8 @@ def test_a_task_of_another_package_is_found_when_named() -> None:
         ("regression", {"mirror": (0,)}, "'mirror' and 'skip_empty' are for maps only"),
         ("regression", {"output_scale": (1.0, 2.0)}, "'output_scale' must hold one value, or one for each of age"),
         ("regression", {"output_scale": (0.0,)}, "'output_scale' is 0"),
+        ("image-to-image", {"activation": "softmax"}, "'activation' is for label maps; with image-to-image it must be"),
+        ("image-to-image", {"skip_empty": True}, "'skip_empty' is for label maps"),
     ],
 )
 def test_a_pipeline_that_makes_no_sense_is_refused(name: str, fields: dict, reason: str) -> None:

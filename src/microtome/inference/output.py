@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +15,6 @@ from microtome.errors import MicrotomeError, OutputError
 from microtome.files import write_json, writing
 from microtome.inference.jobs import Job
 from microtome.medical.remarks import Remarks
-from microtome.medical.write import write_labels
-from microtome.types import Array, Image
 from microtome.version import __version__
 
 SCHEMA = 1
@@ -122,8 +120,8 @@ class Predictions:
             )
         return bool(path.exists())
 
-    def add_labels(self, job: Job, file: str, labels: Array, image: Image, seconds: dict[str, float]) -> None:
-        """Write a label map; a map that cannot be written for its own sake is a failed image.
+    def add_file(self, job: Job, file: str, write: Callable[[Path], None], seconds: dict[str, float]) -> None:
+        """Have a map written; one that cannot be written for its own sake is a failed image.
 
         Raises:
             OutputError: the place cannot be written.
@@ -131,7 +129,7 @@ class Predictions:
         begin = time.perf_counter()
         with writing(self.out):
             try:
-                write_labels(labels, image, self.out / file)
+                write(self.out / file)
             except MicrotomeError as error:
                 self.fail(job, error)
                 return

@@ -191,7 +191,8 @@ def examples(result: Result, arrays: Examples) -> list[dict[str, Any]]:
     shown = []
     for entry in entries:
         panels = arrays.get(str(entry.get("case")), {})
-        drawn = {label for name, array in panels.items() if name != "image" for label in structures(array)}
+        maps = [array for name, array in panels.items() if name != "image" and array.dtype.kind != "f"]
+        drawn = {label for array in maps for label in structures(array)}
         place = words.number(entry.get("slice"))
         shown.append(
             {

@@ -7,6 +7,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
+from microtome.medical.write import write_labels
 from microtome.metrics import Metric, base, part
 from microtome.types import Array, Case, Image
 
@@ -60,6 +62,8 @@ class Task(ABC):
         OWN: descriptions of metrics that are not in `microtome.metrics`.
         RULE: how absent structures count, for the report; empty where that cannot be.
         AGREEMENT: the two halves of "99 % … the … that the parent gives them"; `{voxels}` is pixels or voxels.
+        DRAWS: whether a report can draw predictions, see `drawn`.
+        PICTURES: ending of the files that predictions for pictures are written to, where they are maps.
         MUCH: of the usual metric, more than what chance does on a few cases.
     """
 
@@ -69,6 +73,8 @@ class Task(ABC):
     OWN: ClassVar[Mapping[str, Metric]] = MappingProxyType({})
     RULE: ClassVar[str] = ""
     AGREEMENT: ClassVar[tuple[str, str]]
+    DRAWS: ClassVar[bool] = False
+    PICTURES: ClassVar[str] = "png"
     MUCH: ClassVar[float] = 0.2
 
     def metric(self, asked: str | None, pipeline: Pipeline | None = None) -> str:
@@ -151,8 +157,26 @@ class Task(ABC):
         """
 
     def label_map(self, prediction: Array, pipeline: Pipeline) -> Array:
-        """Return a prediction as the one label map that is written and drawn. Only where predictions are maps."""
+        """Return a prediction as the one map that is written. Only where predictions are maps."""
         return prediction
+
+    def write(self, prediction: Array, source: Image, path: Path, pipeline: Pipeline) -> None:
+        """Write a prediction to a file of its own. Only where predictions are maps.
+
+        Raises:
+            OutputError: the file's kind does not fit, or cannot hold it.
+        """
+        write_labels(self.label_map(prediction, pipeline), source, path)
+
+    def drawn(self, prediction: Any, image: Image, pipeline: Pipeline) -> Array | None:
+        """Return what a report draws of a prediction: a label map (*S) of whole numbers, whose structures are outlined,
+        or an image of real ones; None where that is nothing.
+        """
+        return None
+
+    def drawn_reference(self, reference: Any, image: Image, pipeline: Pipeline) -> Array | None:
+        """Return what a report draws of a reference, likewise."""
+        return None if reference is None else self.drawn(reference, image, pipeline)
 
     @abstractmethod
     def compare(

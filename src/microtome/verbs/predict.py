@@ -37,8 +37,9 @@ def predict(
     """Run a package on image files.
 
     Predictions that are maps are written one file per image, on the image's own grid: NIfTI for volumes, PNG for
-    pictures. Others fill `predictions.csv`, one row per image, such as its name, the decision at the package's
-    operating point (without one, the class of highest probability), and the probability of each class. The next image
+    pictures, and TIFF where the network makes pictures. Others fill `predictions.csv`, one row per image, such as its
+    name, the decision at the package's operating point (without one, the class of highest probability), and the
+    probability of each class. The next image
     is read and the last one written while the network runs; one image waits at most, beside those in the network,
     however many there are. Windows, overlap, mirroring and what is skipped are the package's own: with others nothing
     was measured.
@@ -53,7 +54,7 @@ def predict(
         target: which of the package's targets; None is the first.
         threads: of the runtime; 0 lets it choose.
         overwrite: do everything anew, into a folder that may hold something else.
-        extension: of label maps of volumes: `nii.gz` or `nii`.
+        extension: of maps of volumes: `nii.gz` or `nii`.
         progress: told of each image.
 
     Returns:
@@ -74,9 +75,9 @@ def predict(
     opened = open_package(package, target=target, threads=threads)
     jobs = jobs_of(inputs, opened.pipeline.channels)
     place = Predictions(out, {"package": _identity(opened), "extension": extension}, overwrite=overwrite)
-    suffix = "png" if opened.pipeline.spatial_dims == 2 else extension
-    maps = task(opened.pipeline.task).MAPS
-    files = {job.name: f"{job.name}.{suffix}" if maps else TABLE for job in jobs}
+    kind = task(opened.pipeline.task)
+    suffix = kind.PICTURES if opened.pipeline.spatial_dims == 2 else extension
+    files = {job.name: f"{job.name}.{suffix}" if kind.MAPS else TABLE for job in jobs}
     todo = [job for job in jobs if not place.has(job, files[job.name])]
     begin = time.perf_counter()
     with place:
