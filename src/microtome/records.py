@@ -84,7 +84,7 @@ def native(value: Any, hint: Any, where: str = "", readers: Readers | None = Non
     if isinstance(value, list | tuple | set) and origin is frozenset:
         return frozenset(native(v, arguments[0], where, readers) for v in value)
     if isinstance(value, Mapping) and origin is not None and issubclass(origin, Mapping):
-        return {native(k, arguments[0], where): native(v, arguments[1], where, readers) for k, v in value.items()}
+        return {native(k, arguments[0]): native(v, arguments[1], f"{where}.{k}", readers) for k, v in value.items()}
     if readers and hint in readers:
         return value if isinstance(value, hint) else readers[hint](value)
     if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):

@@ -16,6 +16,8 @@ Role = Literal["train", "tuning", "evaluation"]
 ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "kl"]
 CalibrationChoice = Literal["first", "random", "stratified", "foreground", "diverse"]
 Array = np.ndarray
+Batch = Array | Mapping[str, Array]
+"""What a network takes or returns: float32 (N, C, *S), its first input or output; or all of them by name."""
 Bits = tuple[int | None, int | None]
 """Widths of a layer's weight and of its input; None is float."""
 
@@ -165,6 +167,8 @@ class Case:
         subgroups: further columns (site, sex, device, …) by which results are also shown.
         further_masks: other parts of the reference, where it lies in several files.
         target: the image that a network ought to make of this one.
+        inputs: what the network takes beside the image, by name: numbers, or files on the image's grid. Filled in when
+            the pipeline that declares it is known.
     """
 
     id: str
@@ -177,6 +181,7 @@ class Case:
     subgroups: Mapping[str, str] = field(default_factory=dict)
     further_masks: tuple[Path, ...] = ()
     target: Path | None = None
+    inputs: Mapping[str, tuple[float, ...] | tuple[Path, ...]] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
@@ -220,13 +225,15 @@ class Image:
     `array` is (channels, *spatial) with the stored numeric type after rescaling: pictures (C, H, W), volumes
     (C, I, J, K) in nibabel's axis order. `affine` is 4×4, voxel indices → RAS+ millimetres; None for pictures, which
     have no physical grid (their spacing then is 1 pixel). `forms` are those of a NIfTI file; `affine` is the one of
-    them that nibabel takes. `notes` say what had to be assumed to read it; they name no file.
+    them that nibabel takes. `notes` say what had to be assumed to read it; they name no file. `inputs` are what the
+    network takes beside it, by name: numbers (K,); an image (C, *spatial) or a label map (*spatial) on the same grid.
     """
 
     array: Array
     affine: Array | None = None
     forms: Forms | None = None
     notes: tuple[str, ...] = ()
+    inputs: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def spatial(self) -> tuple[int, ...]:

@@ -20,12 +20,12 @@ from microtome.results import Result
 from microtome.runtimes.base import one_by_one
 from microtome.tasks import task
 from microtome.tasks.base import Judgement, Task, predict_one
-from microtome.types import Array, Case
+from microtome.types import Case
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two networks that are compared, each as a stream of inputs float32 (N, C, *S)."""
+    """The two networks that are compared, each as a stream of inputs."""
 
     parent: Stream
     compressed: Stream
@@ -39,7 +39,7 @@ class Evaluation:
     stages: dict[str, float]
 
 
-def streamed(run: Callable[[Array], Array]) -> Stream:
+def streamed(run: Callable[[Any], Any]) -> Stream:
     """Return a network that runs one input at a time as a stream."""
 
     return partial(one_by_one, run)

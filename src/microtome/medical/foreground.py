@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from microtome.errors import GeometryError
-from microtome.medical.prepare import Prepared
 from microtome.medical.resampling import nearest
 from microtome.types import Array
+
+if TYPE_CHECKING:
+    from microtome.medical.prepare import Prepared
 
 
 def prepare_labels(labels: Array, prepared: Prepared) -> Array:

@@ -19,9 +19,9 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, restore
 from microtome.medical.read import read_image
 from microtome.medical.resampling import resample
-from microtome.medical.stream import Stream, _Passage, _through
+from microtome.medical.stream import Passage, Stream, passed
 from microtome.medical.windows import blend, streamable
-from microtome.types import Array, Case, Image
+from microtome.types import Array, Batch, Case, Image
 
 
 def map_each(
@@ -34,25 +34,20 @@ def map_each(
     Yields:
         An image, or what was wrong with the network's output for it; the others go on.
     """
-    passages = (_Map(prepared, pipeline, 1) for prepared in images)
-    if pipeline.input_shape is not None:
-        yield from _through(stream, passages)
-        return
-    for passage in passages:
-        yield from _through(stream, [passage])
+    return passed(stream, (_Map(prepared, pipeline, 1) for prepared in images), pipeline)
 
 
-class _Map(_Passage):
+class _Map(Passage):
     """One image on its way through the network, of which an image comes back."""
 
-    def labels(self, results: Iterator[Array], *, difference: bool = True) -> Array:
+    def labels(self, results: Iterator[Batch], *, difference: bool = True) -> Array:
         """The image on its own grid, from the results for the inputs.
 
         Raises:
             DataError: they cannot be used.
         """
-        prepared, pipeline = self._prepared, self._pipeline
-        outputs = self._outputs(results)
+        prepared, pipeline = self.prepared, self.pipeline
+        outputs = self.outputs(results)
         first = next(outputs)
         channels = first[1].shape[0]
         if channels != len(pipeline.classes):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from microtome.errors import OptionError
 from microtome.medical.cleanup import Cleanup
+from microtome.medical.declared_inputs import Input, inputs_of
 from microtome.medical.sound import check, require
 from microtome.records import fits, in_words, native, nearest, plain
 
@@ -98,8 +99,10 @@ class Pipeline:
         output_scale: what numbers or images that the network returns are multiplied with, to be in the unit of their
             references: one value, or one for each.
         output_offset: what is added to them then.
-        input: name of the network's input that takes the image; None is the only one.
-        output: name of the network's output that holds the scores; None is the first.
+        input: name of the network's input that takes the image; None is the only one that 'inputs' does not name.
+        inputs: what the network takes beside the image, by name, and where it comes from: see `declared_inputs.Input`.
+        output: name of the network's output that holds the scores; None is the only one that can.
+        keep: names of further outputs that are kept: those that the task reads too, or that another pipeline reads.
 
     Raises:
         OptionError: a value of the wrong type, out of range, or in conflict with another one.
@@ -149,12 +152,15 @@ class Pipeline:
     output_scale: tuple[float, ...] = (1.0,)
     output_offset: tuple[float, ...] = (0.0,)
     input: str | None = None
+    inputs: Mapping[str, Input] | None = None
     output: str | None = None
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, before any image is read."""
         if isinstance(self.regions, Mapping):
             object.__setattr__(self, "regions", {name: _numbers(labels) for name, labels in self.regions.items()})
+        object.__setattr__(self, "inputs", inputs_of(self.inputs))
         for name, hint in typing.get_type_hints(Pipeline).items():
             value = getattr(self, name)
             require(fits(value, hint), f"'{name}' must be {in_words(hint)}, not {value!r}")
@@ -179,6 +185,18 @@ class Pipeline:
         return tuple(plan)
 
     @property
+    def image_channels(self) -> int:
+        """Channels of the image, with what is put behind the image's own."""
+        beside = [one.channels_beside(self.channels) for one in (self.inputs or {}).values() if one.into is not None]
+        return self.channels + sum(beside)
+
+    @property
+    def apart(self) -> tuple[tuple[str, int, bool], ...]:
+        """Of each input beside the image's: its name, its channels or numbers, and whether it has axes of space."""
+        named = [(name, one) for name, one in (self.inputs or {}).items() if one.into is None]
+        return tuple((name, one.channels_beside(self.channels), one.spatial) for name, one in named)
+
+    @property
     def kinds(self) -> tuple[Normalize, ...]:
         """How each channel is normalized."""
         return (self.normalize,) * self.channels if isinstance(self.normalize, str) else self.normalize
@@ -198,8 +216,8 @@ class Pipeline:
 
     @property
     def network_channels(self) -> int:
-        """Channels of what the network takes."""
-        return self.channels * (self.slices or 1)
+        """Channels of the input that takes the image."""
+        return self.image_channels * (self.slices or 1)
 
     @property
     def tile(self) -> tuple[int, ...] | None:
@@ -208,7 +226,7 @@ class Pipeline:
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """(channels, *spatial) of every array that the network gets, or None where it varies with the image."""
+        """(channels, *spatial) of every image that the network gets, or None where it varies with the image."""
         spatial = self.patch or self.size
         return None if spatial is None else (self.network_channels, *spatial)
 
@@ -236,14 +254,14 @@ class Pipeline:
         for name, field in fields.items():
             require(name in values or field.default is not dataclasses.MISSING, f"the field '{name}' is missing")
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _native(value, hints[name]) for name, value in values.items()})
+        return cls(**{name: _native(value, hints[name], f"pipeline.json: {name}") for name, value in values.items()})
 
 
-def _native(value: Any, hint: Any) -> Any:
+def _native(value: Any, hint: Any, where: str) -> Any:
     """A list as a tuple and a table as its record; whatever does not fit is left as it is, to be refused."""
     if not isinstance(value, list | dict):
         return value
-    made = native(value, hint, "pipeline.json")
+    made = native(value, hint, where)
     return tuple(made) if isinstance(made, list) else made
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import nibabel
 import numpy as np
 
 from microtome.errors import DataError, GeometryError
+from microtome.medical.inputs import with_inputs
 from microtome.medical.intensities import normalize, shift
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.resampling import resample
@@ -23,7 +24,7 @@ class Prepared:
     """An image as the network gets it, and what the way back needs.
 
     Attributes:
-        array: float32 (C, *S).
+        array: float32 (C, *S); behind the image's channels those of further inputs on its grid, see `medical.inputs`.
         content: size of the image within S; the rest is padding.
         start: where it begins within S.
         box: where the content lies in the oriented image.
@@ -31,6 +32,7 @@ class Prepared:
         flips: per axis of the original image, whether it was reversed.
         order: the original axis behind each axis of the oriented image.
         apart: the axis of S along which scores come back by nearest neighbour, slice by slice, see `Pipeline.coarse`.
+        numbers: further inputs that are numbers, float32 (K,), by name.
     """
 
     array: Array
@@ -41,6 +43,7 @@ class Prepared:
     flips: tuple[bool, ...]
     order: tuple[int, ...]
     apart: int | None = None
+    numbers: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def inner(self) -> tuple[slice, ...]:
@@ -56,10 +59,18 @@ class Prepared:
 def prepare(image: Image, pipeline: Pipeline) -> Prepared:
     """Turn an image into the network's input: channels, orientation, crop, resampling, intensities, padding.
 
+    What the network takes beside it is prepared with it.
+
     Raises:
         GeometryError: the number of spatial axes differs, or the orientation is needed and unknown.
-        DataError: the number of channels differs, or the image holds NaN or infinity.
+        DataError: the number of channels differs, the image holds NaN or infinity, or a further input is missing.
     """
+    prepared = _prepared(image, pipeline)
+    return with_inputs(prepared, image, pipeline, _prepared) if pipeline.inputs else prepared
+
+
+def _prepared(image: Image, pipeline: Pipeline) -> Prepared:
+    """Prepare an image alone."""
     if len(image.spatial) != pipeline.spatial_dims:
         raise GeometryError(
             f"The image has {len(image.spatial)} spatial axes but the pipeline is {pipeline.spatial_dims}-D.",

@@ -25,6 +25,7 @@ def check(pipeline: Pipeline) -> None:
     _fixed(pipeline)
     _regions(pipeline)
     _cleanup(pipeline)
+    _ports(pipeline)
 
 
 def require(truth: object, problem: str) -> None:
@@ -127,3 +128,15 @@ def _cleanup(p: Pipeline) -> None:
     for step in p.cleanup:
         fits = all(1 <= label <= top for label in step.labels)
         require(fits, f"the labels of '{step.step}' in 'cleanup' must be numbers of 1 to {top}, not {step.labels}")
+
+
+def _ports(p: Pipeline) -> None:
+    names = [p.output, *p.keep] if p.output else list(p.keep)
+    require(len(set(names)) == len(names), f"'output' and 'keep' must name different outputs, not {', '.join(names)}")
+    for name, one in (p.inputs or {}).items():
+        require(name != p.input, f"'inputs' declares '{name}', which 'input' says takes the image")
+        slices = one.spatial and (p.slices or 1) > 1
+        require(not slices, f"inputs.{name} has axes of space, which does not go with 'slices' above 1")
+        apart = isinstance(p.normalize, tuple) or p.window != p.windows[0] or "fixed" in p.kinds
+        alike = one.images is None or one.channels_beside(p.channels) == p.channels
+        require(alike or not apart, f"inputs.{name} needs as many channels as the image, each of which is told apart")

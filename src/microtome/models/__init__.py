@@ -41,6 +41,8 @@ def load_model(
     pipeline: Pipeline | None = None,
     device: str = "cpu",
     guess: Callable[[], Pipeline] | None = None,
+    output: str | None = None,
+    task: str | None = None,
 ) -> Loaded:
     """Load and capture a model.
 
@@ -53,6 +55,8 @@ def load_model(
         pipeline: used instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it; it is not returned.
+        output: name of the network's output with the scores, whatever the pipeline says.
+        task: what the network is for, where no pipeline says it: of several outputs the one that fits is taken.
 
     Raises:
         ReadError: a file is missing, broken or of an unknown kind.
@@ -63,7 +67,7 @@ def load_model(
         MissingExtraError: a MONAI bundle without MONAI.
     """
     _check_device(device)
-    wanted = Wanted(Path(weights) if weights is not None else None, input_shape, pipeline, device, guess)
+    wanted = Wanted(Path(weights) if weights is not None else None, input_shape, pipeline, device, guess, output, task)
     foreign = FOREIGN.fullmatch(source) if isinstance(source, str) else None
     if foreign is not None:
         place, rest = foreign.groups()

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from microtome.errors import DataError, OptionError
 from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort
+from microtome.medical.inputs import batch_of_one, scores_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
@@ -284,11 +283,11 @@ def outputs_each(
     stream: Stream, images: Iterable[Prepared], pipeline: Pipeline, finish: Callable[[Array], Array]
 ) -> Generator[Array | DataError, None, None]:
     """Run whole images, and yield what `finish` makes of each output (1, K), or what was wrong with it."""
-    inputs = (prepared.array[None] for prepared in images)
+    inputs = (batch_of_one(prepared, pipeline) for prepared in images)
     streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
     for result in itertools.chain.from_iterable(streams):
         try:
-            outcome: Array | DataError = finish(np.asarray(result)[:1])
+            outcome: Array | DataError = finish(scores_of(result, pipeline)[:1])
         except DataError as error:
             outcome = error
         yield outcome

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
 from microtome.metrics import CLASSES, named
 from microtome.report import drawing, plots, words
-from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.tasks.base import Judgement, Record, Task, examples, outputs_each
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
@@ -68,14 +67,7 @@ class Classification(Task):
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
         """Yield class probabilities, float64 (classes,)."""
-        inputs = (prepared.array[None] for prepared in images)
-        streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
-        for result in itertools.chain.from_iterable(streams):
-            try:
-                outcome: Array | DataError = probabilities(np.asarray(result)[:1], pipeline)[0]
-            except DataError as error:
-                outcome = error
-            yield outcome
+        return outputs_each(stream, images, pipeline, lambda output: probabilities(output, pipeline)[0])
 
     def compare(
         self,

@@ -25,6 +25,9 @@ class CompressOptions:
         weights: weights for a model given as `file.py:factory`.
         input_shape: (C, *S) that the network is captured with; None takes it from the pipeline.
         pipeline: pre- and post-processing, or a pipeline.json; None takes the model's, or guesses from the cohort.
+        output: name of the network's output that holds the scores; None goes by the pipeline, or finds it.
+        inputs: where further inputs of the network come from, by name, instead of what the pipeline says: a folder of
+            images, or a CSV table.
         format: layout of the cohort; None looks.
         patient_pattern: regular expression for the patient in a file name.
         trained_on: a list of names, or a folder of images, that the network was trained on: see
@@ -59,6 +62,8 @@ class CompressOptions:
     weights: Path | None = None
     input_shape: tuple[int, ...] | None = None
     pipeline: Pipeline | Path | None = None
+    output: str | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
     format: str | None = None
     patient_pattern: str | None = None
     trained_on: Path | None = None

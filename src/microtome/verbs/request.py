@@ -21,6 +21,7 @@ from microtome.tasks import task as kind
 from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
 from microtome.verbs.fit import channels_of
+from microtome.verbs.named import check_inputs, with_names
 from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
 from microtome.verbs.roles import as_classes, calibration_of, check_masks, read_cohort, stamps
 from microtome.version import __version__
@@ -141,9 +142,11 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
         pipeline=given,
         device=options.device,
         guess=lambda: default_pipeline(cohort),
+        output=options.output,
+        task=None if cohort.also else cohort.task,
     )
-    _check_inputs(loaded.network)
     pipeline = given or loaded.pipeline
+    check_inputs(loaded.network, pipeline)
     if pipeline is not None:
         _check_task(pipeline, cohort.of_task(pipeline.task))
     else:
@@ -156,6 +159,7 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
             f"taken for {', '.join(pipeline.classes)}, in that order. Declare it with --pipeline."
         )
         loaded = replace(loaded, notes=(*loaded.notes, note), guessed=True)
+    pipeline = with_names(pipeline, loaded.network, options.output)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
     notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
@@ -176,16 +180,6 @@ def declared(options: CompressOptions) -> Pipeline | None:
     return Pipeline.from_json(path.read_text())
 
 
-def _check_inputs(network: Network) -> None:
-    """Raise OptionError if a network takes more than an image: nothing says where the rest comes from."""
-    if len(network.inputs) > 1:
-        names = ", ".join(port.name for port in network.inputs)
-        raise OptionError(
-            f"the network takes {len(network.inputs)} inputs ({names}), and a cohort has one image per case.",
-            "Wrap it so that all but the image are constants.",
-        )
-
-
 def _for_output(network: Network, cohort: Cohort) -> Cohort:
     """Return the cohort for the task that the network's output speaks of, where it has references for several."""
     maps = len(network.outputs[0].shape) > 1
@@ -203,10 +197,10 @@ def _check_task(pipeline: Pipeline, cohort: Cohort) -> None:
 
 def _check_fit(network: Network, pipeline: Pipeline, outputs: int) -> None:
     """Check that network and pipeline speak of the same thing."""
-    if network.shape[0] != pipeline.channels or network.spatial_dims != pipeline.spatial_dims:
+    if network.shape[0] != pipeline.network_channels or network.spatial_dims != pipeline.network_dims:
         raise OptionError(
             f"the network takes {network.shape[0]} channels in {network.spatial_dims}-D, the pipeline gives "
-            f"{pipeline.channels} in {pipeline.spatial_dims}-D.",
+            f"{pipeline.network_channels} in {pipeline.network_dims}-D.",
             "Give a --pipeline that declares what the network was trained with.",
         )
     if outputs not in kind(pipeline.task).outputs(pipeline):
