@@ -95,8 +95,9 @@ class _Run:
             assert grid is not None
             write = functools.partial(self._kind.write, outcome, grid, pipeline=self._package.pipeline)
             return lambda: self._place.add_file(case.job, file, write, case.seconds)
-        row = self._kind.row(outcome, self._package.pipeline, self._package.result.get("operating_point"))
-        return lambda: self._place.add_row(case.job, row, case.seconds)
+        pipeline = self._package.pipeline
+        rows = self._kind.rows(outcome, pipeline, self._package.result.get("operating_point"))
+        return lambda: self._place.add_rows(case.job, rows, self._kind.columns(pipeline), case.seconds)
 
     def _fail(self, case: Pending, error: MicrotomeError) -> None:
         self._place.fail(case.job, error)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from microtome.errors import OptionError
 from microtome.medical.cleanup import Cleanup
 from microtome.medical.declared_inputs import Input, inputs_of
+from microtome.medical.detector import Detector
 from microtome.medical.sound import check, require
 from microtome.records import fits, in_words, native, nearest, plain
 
@@ -99,6 +100,7 @@ class Pipeline:
         output_scale: what numbers or images that the network returns are multiplied with, to be in the unit of their
             references: one value, or one for each.
         output_offset: what is added to them then.
+        detector: how raw heads become boxes: see `medical.detector`.
         input: name of the network's input that takes the image; None is the only one that 'inputs' does not name.
         inputs: what the network takes beside the image, by name, and where it comes from: see `declared_inputs.Input`.
         output: name of the network's output that holds the scores; None is the only one that can.
@@ -151,6 +153,7 @@ class Pipeline:
     cleanup: tuple[Cleanup, ...] = ()
     output_scale: tuple[float, ...] = (1.0,)
     output_offset: tuple[float, ...] = (0.0,)
+    detector: Detector | None = None
     input: str | None = None
     inputs: Mapping[str, Input] | None = None
     output: str | None = None

@@ -12,6 +12,7 @@ TASKS = {
     "multi-label": "microtome.tasks.multilabel:MultiLabel",
     "regression": "microtome.tasks.regression:Regression",
     "image-to-image": "microtome.tasks.image:ImageToImage",
+    "detection": "microtome.tasks.detection:Detection",
 }
 
 

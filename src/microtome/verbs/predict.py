@@ -13,7 +13,7 @@ from microtome.environment import peak_memory_mib
 from microtome.errors import OptionError
 from microtome.files import sha256
 from microtome.inference.jobs import Job, jobs_of
-from microtome.inference.output import TABLE, Predictions
+from microtome.inference.output import Predictions
 from microtome.inference.stream import predict_all
 from microtome.package import Package, open_package
 from microtome.progress import Progress, Silent
@@ -74,14 +74,16 @@ def predict(
         raise OptionError(f"The extension must be {' or '.join(EXTENSIONS)}, not {extension!r}.")
     opened = open_package(package, target=target, threads=threads)
     jobs = jobs_of(inputs, opened.pipeline.channels)
-    place = Predictions(out, {"package": _identity(opened), "extension": extension}, overwrite=overwrite)
     kind = task(opened.pipeline.task)
+    identity = {"package": _identity(opened), "extension": extension}
+    place = Predictions(out, identity, table=kind.TABLE, overwrite=overwrite)
     suffix = kind.PICTURES if opened.pipeline.spatial_dims == 2 else extension
-    files = {job.name: f"{job.name}.{suffix}" if kind.MAPS else TABLE for job in jobs}
+    files = {job.name: f"{job.name}.{suffix}" if kind.MAPS else kind.TABLE for job in jobs}
     todo = [job for job in jobs if not place.has(job, files[job.name])]
     begin = time.perf_counter()
     with place:
         predict_all(opened, place, progress, todo, files)
+        place.collect(lambda rows, names: kind.collected(rows, names, opened.pipeline))
     return _numbers(place, jobs, todo, time.perf_counter() - begin)
 
 
