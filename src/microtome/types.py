@@ -201,9 +201,9 @@ class Case:
     role: Role = "evaluation"
     subgroups: Mapping[str, str] = field(default_factory=dict)
     further_masks: tuple[Path, ...] = ()
+    inputs: Mapping[str, tuple[float, ...] | tuple[Path, ...]] = field(default_factory=dict)
     target: Path | None = None
     boxes: Boxes | None = None
-    inputs: Mapping[str, tuple[float, ...] | tuple[Path, ...]] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:

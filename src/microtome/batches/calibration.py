@@ -14,7 +14,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.foreground import foreground_points, prepare_labels, window_at
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
-from microtome.medical.sliding import tiles
+from microtome.medical.sliding import block_of, tiles
 from microtome.progress import Progress
 from microtome.types import Array, Case
 
@@ -63,7 +63,8 @@ def inputs(
     """
     image = cohort.image(case)
     prepared = prepare(image, pipeline)
-    mask = cohort.mask(case, image) if foreground and pipeline.patch is not None else None
+    parts = block_of(pipeline, prepared.array.shape[1:]) is not None
+    mask = cohort.mask(case, image) if foreground and parts else None
     return windows(prepared.array, pipeline, rng, None if mask is None else prepare_labels(mask, prepared))
 
 
@@ -73,15 +74,16 @@ def windows(array: Array, pipeline: Pipeline, rng: np.random.Generator, labels: 
     Of many windows those with most contrast come first: empty corners say nothing about ranges. With `labels`, a label
     map on the same grid that holds foreground, they stand around random voxels of its structures instead.
     """
-    if pipeline.patch is None:
+    patch, slices = block_of(pipeline, array.shape[1:]), pipeline.slices
+    if patch is None:
         return [np.ascontiguousarray(array, np.float32)]
-    found = list(tiles(array, patch=pipeline.patch, overlap=0.0))
+    found = list(tiles(array, patch=patch, overlap=0.0, slices=slices))
     if len(found) > WINDOWS_PER_CASE:
         points = () if labels is None else foreground_points(labels, rng, WINDOWS_PER_CASE)
         if points:
             structures = (points[k] for k in rng.permutation(len(points)))
             centres = itertools.islice(itertools.cycle(structures), WINDOWS_PER_CASE)
-            found = [window_at(array, voxels[rng.integers(len(voxels))], pipeline.patch) for voxels in centres]
+            found = [window_at(array, voxels[rng.integers(len(voxels))], patch, slices) for voxels in centres]
         else:
             contrast = np.array([window.std() for window in found])
             likely = np.argsort(contrast, kind="stable")[len(found) // 2 :]

@@ -19,6 +19,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.foreground import foreground_points, prepare_labels, window_at
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.medical.sliding import block_of
 from microtome.tasks import task
 from microtome.tasks.base import Task
 from microtome.types import Array, Case
@@ -99,8 +100,8 @@ class TrainingBatches:
         self.cases, self.flips = tuple(self.cases), tuple(self.flips)
         if self.batch < 1:
             raise OptionError(f"a batch needs at least one image, not {self.batch}.")
-        if any(not 0 <= axis < self.pipeline.spatial_dims for axis in self.flips):
-            axes = ", ".join(map(str, range(self.pipeline.spatial_dims)))
+        if any(not 0 <= axis < self.pipeline.network_dims for axis in self.flips):
+            axes = ", ".join(map(str, range(self.pipeline.network_dims)))
             raise OptionError(f"there is no spatial axis {self.flips} to mirror.", f"The axes are {axes}.")
         if not 0 <= self.rank < self.world:
             raise OptionError(f"rank {self.rank} does not exist among {self.world} processes.")
@@ -149,10 +150,11 @@ class TrainingBatches:
         rng = np.random.default_rng([self.seed, epoch, position, DRAW])
         example = self._example(position)
         image, labels = example.image, example.labels
-        if self.pipeline.patch is not None:
+        patch, slices = block_of(self.pipeline, image.shape[1:]), self.pipeline.slices
+        if patch is not None:
             centre = _centre(example, rng)
-            image = window_at(image, centre, self.pipeline.patch)
-            labels = None if labels is None else window_at(labels[None], centre, self.pipeline.patch)[0]
+            image = window_at(image, centre, patch, slices)
+            labels = None if labels is None else window_at(labels[None], centre, patch, slices and 1)[0]
         if self.augment:
             image, labels = augment(image, labels, Augmentation(flips=self.flips), rng)
         target = self._kind.training_target(self.cases[position], labels) if self.labelled else None
@@ -172,11 +174,12 @@ class TrainingBatches:
         image = self.cohort.image(case)
         prepared = prepare(image, self.pipeline)
         labels: Array | None = None
-        if self._kind.MAPS and (self.labelled or self.pipeline.patch is not None):
+        parts = block_of(self.pipeline, prepared.array.shape[1:]) is not None
+        if self._kind.MAPS and (self.labelled or parts):
             mask = self.cohort.mask(case, image)
             labels = None if mask is None else prepare_labels(_narrow(mask), prepared)
         points: tuple[Array, ...] = ()
-        if labels is not None and self.pipeline.patch is not None:
+        if labels is not None and parts:
             points = tuple(p.astype(np.int32) for p in foreground_points(labels, rng, POINTS))
         return _Example(_halved(prepared.array), labels if self.labelled else None, points)
 

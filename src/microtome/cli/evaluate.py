@@ -9,6 +9,8 @@ import typer
 from microtome.cli.app import app
 from microtome.cli.options import (
     CohortPath,
+    Configuration,
+    Fold,
     Format,
     InputShape,
     Json,
@@ -19,6 +21,7 @@ from microtome.cli.options import (
     Out,
     PackageTarget,
     PatientPattern,
+    PipelineFields,
     PipelineFile,
     Seed,
     Threads,
@@ -39,6 +42,9 @@ def evaluate(
     package_target: PackageTarget = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
+    with_: PipelineFields = None,
+    fold: Fold = None,
+    configuration: Configuration = None,
     input_shape: InputShape = None,
     format_: Format = None,
     patient_pattern: PatientPattern = None,

@@ -10,12 +10,15 @@ import typer
 from microtome.cli.app import app
 from microtome.cli.options import (
     COHORT,
+    Configuration,
     Evaluation,
+    Fold,
     Format,
     InputShape,
     Json,
     Model,
     PatientPattern,
+    PipelineFields,
     PipelineFile,
     Seed,
     TrainedOn,
@@ -34,6 +37,9 @@ def inspect(
     ] = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
+    with_: PipelineFields = None,
+    fold: Fold = None,
+    configuration: Configuration = None,
     input_shape: InputShape = None,
     cohort: Annotated[
         Path | None,

@@ -49,6 +49,23 @@ PipelineFile = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+PipelineFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="FIELD=VALUE",
+        help="A field of the pipeline in place of the declared or guessed one, such as mirror=[]; may be repeated.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Fold = Annotated[
+    str | None,
+    typer.Option(help="Of an nnU-Net folder: 0, or 0,1,2 for their mean; otherwise all.", rich_help_panel=NETWORK),
+]
+Configuration = Annotated[
+    str | None,
+    typer.Option(help="Of an nnU-Net folder that holds several: such as 3d_fullres.", rich_help_panel=NETWORK),
+]
 InputShape = Annotated[
     str | None, typer.Option(help="C,H,W or C,D,H,W that the network can take.", rich_help_panel=NETWORK)
 ]
@@ -150,9 +167,13 @@ def options_of(given: Mapping[str, Any]) -> CompressOptions:
     for width in ("weight_bits", "activation_bits"):
         if width in given:
             read[width] = bits(given[width], f"--{width.replace('_', '-')}")
-    if given.get("set_"):
-        from microtome.recipes.files import assignments
+    for parameter, field, example in (
+        ("set_", "set", "--set METHOD.FIELD=VALUE, such as quantize.weight_bits=4"),
+        ("with_", "pipeline_fields", "--with FIELD=VALUE, such as mirror=[]"),
+    ):
+        if given.get(parameter):
+            from microtome.recipes.files import assignments
 
-        read["set"] = assignments(given["set_"])
+            read[field] = assignments(given[parameter], example)
     names = {field.name for field in dataclasses.fields(CompressOptions)}
     return CompressOptions(**{name: value for name, value in given.items() if name in names} | read)

@@ -34,7 +34,8 @@ def describe(pipeline: Pipeline) -> str:
 
 def _grid(p: Pipeline) -> list[str]:
     how = "" if p.interpolation == "linear" else f" ({p.interpolation})"
-    steps = [f"resample to {_times(p.spacing)} mm{how}"] if p.spacing else []
+    centres = ", first centres together" if p.align == "centres" else ""
+    steps = [f"resample to {_times(p.spacing)} mm{how}{centres}"] if p.spacing else []
     return steps + ([f"resize to {_times(p.size)}{how}"] if p.size else [])
 
 

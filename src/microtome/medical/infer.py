@@ -12,7 +12,7 @@ import numpy as np
 from microtome.errors import DataError, GeometryError
 from microtome.medical.cleanup import cleaned
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.prepare import Prepared, restore
+from microtome.medical.prepare import Prepared, antialiased, restore
 from microtome.medical.regions import code_type, codes, masks_of_codes
 from microtome.medical.resampling import nearest, resample
 from microtome.types import Array
@@ -81,10 +81,11 @@ def finish_segmentation(scores: Array, prepared: Prepared, pipeline: Pipeline) -
     if math.isnan(low):
         raise DataError(*NAN)
     size, dtype = decided_size(prepared, pipeline), label_type(pipeline)
-    if size != prepared.content:
+    if goes_back(prepared, pipeline):
         scores = np.clip(scores, -HUGE, HUGE) if math.isinf(low) or math.isinf(high) else scores
         how: dict[str, Any] = {"how": pipeline.score_interpolation, "apart": prepared.apart}
-        how["antialias"] = pipeline.spatial_dims == 2 and pipeline.score_interpolation == "linear"
+        how["steps"] = prepared.steps_back
+        how["antialias"] = pipeline.spatial_dims == 2 and antialiased(pipeline, pipeline.score_interpolation)
         resampled = (resample(channel[None], size, **how)[0] for channel in scores)
         return restored(decided(resampled, threshold, pipeline), prepared, pipeline)
     labels = np.empty(size, dtype)
@@ -103,6 +104,11 @@ def decided(channels: Iterable[Array], threshold: float | None, pipeline: Pipeli
     return codes(channels, threshold, label_type(pipeline))
 
 
+def goes_back(prepared: Prepared, pipeline: Pipeline) -> bool:
+    """Whether scores are resampled to the crop before labels are chosen."""
+    return pipeline.decide == "image" and prepared.resampled
+
+
 def decided_size(prepared: Prepared, pipeline: Pipeline) -> tuple[int, ...]:
     """The size of the grid on which labels are chosen: the crop of the image, or the network's."""
     return prepared.crop if pipeline.decide == "image" else prepared.content
@@ -110,9 +116,10 @@ def decided_size(prepared: Prepared, pipeline: Pipeline) -> tuple[int, ...]:
 
 def restored(labels: Array, prepared: Prepared, pipeline: Pipeline) -> Array:
     """What was decided, cleaned, on the image's own grid: a label map (*S), or bool masks (regions, *S)."""
-    for axis, size in enumerate(prepared.crop):
-        if labels.shape[axis] != size:
-            labels = np.take(labels, nearest(labels.shape[axis], size), axis=axis)
+    if prepared.resampled and not goes_back(prepared, pipeline):
+        steps = prepared.steps_back or (None,) * labels.ndim
+        for axis, (size, step) in enumerate(zip(prepared.crop, steps, strict=True)):
+            labels = np.take(labels, nearest(labels.shape[axis], size, step), axis=axis)
     whole = restore(labels, prepared)
     found = whole if pipeline.regions is None else masks_of_codes(whole, len(pipeline.regions))
     return cleaned(found, pipeline.cleanup)

@@ -23,7 +23,7 @@ from microtome.records import fits, in_words, native, nearest, plain
 
 SCHEMA = 1
 Normalize = Literal["none", "unit", "minmax", "zscore", "zscore_nonzero", "zscore_masked", "fixed"]
-Interpolation = Literal["nearest", "linear", "cubic"]
+Interpolation = Literal["nearest", "linear", "cubic", "area"]
 Activation = Literal["softmax", "sigmoid", "none"]
 
 
@@ -51,12 +51,15 @@ class Pipeline:
         crop_threshold: in the image's own units.
         crop_margin: voxels that the box is wider on each side, as far as the image goes.
         size: resize the whole (cropped) image to this size.
-        interpolation: of the image: `nearest`, `linear`, or `cubic` (splines of order 3, cut to the image's range).
+        align: with `spacing`: the two grids share their outer `borders`, as in nnU-Net; or the `centres` of their first
+            voxels, as in MONAI, where spacings that differ by 0.001 mm at most count as the same.
+        interpolation: of the image: `nearest`, `linear`, `cubic` (splines of order 3, cut to the image's range), or
+            `area` (the mean of all voxels that a new one reaches into, as torch's adaptive pooling).
         antialias: average over what shrinks (with linear interpolation); null does so for pictures.
         coarse: where the largest spacing is more than so many times the smallest, in the image or else in the network's
             grid, its axis is resampled by nearest neighbour and each slice by itself (3 in nnU-Net).
         normalize_first: clip and normalize before resampling, not after.
-        window: clip to (low, high), in the image's own units (HU for CT); or one such pair per channel.
+        window: clip to (low, high), in the image's own units (HU for CT); or one such pair, or null, per channel.
         percentiles: clip each channel to these percentiles (0 to 100) of itself.
         normalize: `none`; `unit` divides integers by the largest value of their type (floats stay as they are);
             `minmax` maps the window, or each channel's own range, to `range`; `zscore` gives each channel mean 0 and
@@ -122,11 +125,12 @@ class Pipeline:
     crop_threshold: float = 0.0
     crop_margin: int = 0
     size: tuple[int, ...] | None = None
+    align: Literal["borders", "centres"] = "borders"
     interpolation: Interpolation = "linear"
     antialias: bool | None = None
     coarse: float | None = None
     normalize_first: bool = False
-    window: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    window: tuple[float, float] | tuple[tuple[float, float] | None, ...] | None = None
     percentiles: tuple[float, float] | None = None
     normalize: Normalize | tuple[Normalize, ...] = "none"
     together: bool = False
@@ -207,10 +211,9 @@ class Pipeline:
     @property
     def windows(self) -> tuple[tuple[float, float] | None, ...]:
         """What each channel is clipped to."""
-        first = self.window[0] if self.window else None
-        if isinstance(first, tuple):
-            return typing.cast(tuple[tuple[float, float], ...], self.window)
-        return (typing.cast("tuple[float, float] | None", self.window),) * self.channels
+        window: Any = self.window
+        several = window is not None and not isinstance(window[0], int | float)
+        return tuple(window) if several else (window,) * self.channels
 
     @property
     def network_dims(self) -> int:
@@ -258,6 +261,17 @@ class Pipeline:
             require(name in values or field.default is not dataclasses.MISSING, f"the field '{name}' is missing")
         hints = typing.get_type_hints(cls)
         return cls(**{name: _native(value, hints[name], f"pipeline.json: {name}") for name, value in values.items()})
+
+
+def with_fields(pipeline: Pipeline, values: Mapping[str, Any]) -> Pipeline:
+    """Return a pipeline with other values of some fields, as its file would have them.
+
+    Raises:
+        OptionError: there is no such field, or a value does not fit.
+    """
+    if not values:
+        return pipeline
+    return Pipeline.from_json(json.dumps(json.loads(pipeline.to_json()) | dict(values)))
 
 
 def _native(value: Any, hint: Any, where: str) -> Any:

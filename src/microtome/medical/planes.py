@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -41,14 +42,27 @@ def shift_planes(slab: Array, planes: int, base: float) -> None:
 
 
 def resampled_planes(
-    blocks: Blocks, content: Sequence[int], size: Sequence[int], *, how: str = "linear", apart: int | None = None
+    blocks: Blocks,
+    content: Sequence[int],
+    size: Sequence[int],
+    *,
+    how: str = "linear",
+    apart: int | None = None,
+    steps: Sequence[float] | None = None,
 ) -> Blocks:
     """Interpolate planes from `content` to `size`, as `resample` does, holding the open ones only.
 
     What is cheaper comes first: planes are made before rows and columns where they get fewer.
     """
-    matrix = interpolation(content[0], size[0], False, "nearest" if apart == 0 else how)
-    across = None if apart in (None, 0) else apart
+    along = "nearest" if apart == 0 else how
+    matrix = interpolation(content[0], size[0], False, along, None if steps is None else steps[0])
+    rest = functools.partial(
+        resample,
+        antialias=False,
+        how=how,
+        apart=None if apart in (None, 0) else apart,
+        steps=None if steps is None else (1.0, *steps[1:]),
+    )
     lows = np.argmax(matrix != 0, axis=1)  # the first and the last plane that each new one rests on
     highs = content[0] - 1 - np.argmax(matrix[:, ::-1] != 0, axis=1)
     step = max(1, SLAB // math.prod(size[1:]))
@@ -58,7 +72,7 @@ def resampled_planes(
     for plane, block in blocks:
         finite = math.isfinite(block.min()) and math.isfinite(block.max())
         new = block if finite else np.clip(block, -HUGE, HUGE)
-        new = new if shrinks else _rest(new, size, how, across)
+        new = new if shrinks else rest(new, (new.shape[1], *size[1:]))
         held = np.concatenate([held, new], axis=1) if held.size else np.array(new)
         ready = int(np.searchsorted(highs, plane + new.shape[1]))
         while made < ready:
@@ -67,13 +81,8 @@ def resampled_planes(
             band = held[:, used.start - first : used.stop - first]
             planes = np.matmul(matrix[rows, used], band.reshape(*band.shape[:2], -1))
             planes = planes.reshape(*planes.shape[:2], *held.shape[2:])
-            yield made, _rest(planes, size, how, across)
+            yield made, rest(planes, (planes.shape[1], *size[1:])) if shrinks else planes
             made = rows.stop
         if made < size[0]:
             drop = min(int(lows[made]) - first, held.shape[1])
             held, first = held[:, drop:], first + drop
-
-
-def _rest(planes: Array, size: Sequence[int], how: str, apart: int | None) -> Array:
-    """Planes (K, n, *rest) with the other axes resampled."""
-    return resample(planes, (planes.shape[1], *size[1:]), antialias=False, how=how, apart=apart)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import nibabel
@@ -16,6 +17,7 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.resampling import resample
 from microtome.types import Array, Image
 
+SAME_SPACING = 1e-3  # mm: MONAI's tolerance; an axis that is closer than that to its new spacing keeps its own
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL's convert("L")
 
 
@@ -31,6 +33,8 @@ class Prepared:
         oriented: spatial size of the oriented image.
         flips: per axis of the original image, whether it was reversed.
         order: the original axis behind each axis of the oriented image.
+        steps: per axis, how many voxels of the crop lie between the centres of two of the content, where their first
+            ones have one centre; None where both share their outer borders, see `Pipeline.align`.
         apart: the axis of S along which scores come back by nearest neighbour, slice by slice, see `Pipeline.coarse`.
         numbers: further inputs that are numbers, float32 (K,), by name.
     """
@@ -43,12 +47,23 @@ class Prepared:
     flips: tuple[bool, ...]
     order: tuple[int, ...]
     apart: int | None = None
+    steps: tuple[float, ...] | None = None
     numbers: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def inner(self) -> tuple[slice, ...]:
         """Where the content lies within S."""
         return tuple(slice(begin, begin + size) for begin, size in zip(self.start, self.content, strict=True))
+
+    @property
+    def steps_back(self) -> tuple[float, ...] | None:
+        """How many voxels of the content lie between the centres of two of the crop."""
+        return None if self.steps is None else tuple(1 / step for step in self.steps)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the content is on another grid than the crop."""
+        return self.content != self.crop or self.steps is not None
 
     @property
     def crop(self) -> tuple[int, ...]:
@@ -88,26 +103,38 @@ def _prepared(image: Image, pipeline: Pipeline) -> Prepared:
     if image.array.dtype.kind == "f" and not (math.isfinite(array.min()) and math.isfinite(array.max())):
         raise DataError("The image holds NaN or infinite values.", "Remove the case or repair the file.")
     spacing = [image.spacing[axis] for axis in order]
-    content = _size(array.shape[1:], spacing, pipeline)
+    steps = _steps(spacing, pipeline)
+    content = _size(array.shape[1:], spacing, pipeline, steps)
     wanted = [new or old for old, new in zip(spacing, pipeline.spacing or spacing, strict=True)]
-    array = _values(array, image.array.dtype, pipeline, content, _apart(spacing, wanted, pipeline))
+    resampled = functools.partial(
+        resample,
+        size=content,
+        antialias=antialiased(pipeline, pipeline.interpolation),
+        how=pipeline.interpolation,
+        apart=_apart(spacing, wanted, pipeline),
+        steps=steps,
+    )
+    array = _values(array, image.array.dtype, pipeline, resampled)
     array, start = _pad(array, pipeline)
-    return Prepared(array, content, start, box, oriented, flips, order, _apart(wanted, spacing, pipeline))
+    apart = _apart(wanted, spacing, pipeline)
+    return Prepared(array, content, start, box, oriented, flips, order, apart, _moved(steps))
 
 
-def _values(array: Array, stored: np.dtype, pipeline: Pipeline, content: tuple[int, ...], apart: int | None) -> Array:
+def _values(array: Array, stored: np.dtype, pipeline: Pipeline, resampled: Callable[[Array], Array]) -> Array:
     """Bring a crop (C, *S) to its new size, clip and normalize it, in the pipeline's order."""
-    antialias = pipeline.spatial_dims == 2 if pipeline.antialias is None else pipeline.antialias
-    antialias = antialias and pipeline.interpolation == "linear"
     if not pipeline.normalize_first:
-        array = resample(array, content, antialias=antialias, how=pipeline.interpolation, apart=apart)
+        array = resampled(array)
     normalize(array, stored, pipeline)
     if array.shape[0] < pipeline.channels:
         array = np.repeat(array, pipeline.channels, axis=0)
     shift(array, pipeline)
-    if pipeline.normalize_first:
-        array = resample(array, content, antialias=antialias, how=pipeline.interpolation, apart=apart)
-    return array
+    return resampled(array) if pipeline.normalize_first else array
+
+
+def antialiased(pipeline: Pipeline, how: str) -> bool:
+    """Whether what shrinks is averaged: if that is wanted, or of pictures, and interpolation is linear."""
+    wanted = pipeline.spatial_dims == 2 if pipeline.antialias is None else pipeline.antialias
+    return wanted and how == "linear"
 
 
 def restore(labels: Array, prepared: Prepared) -> Array:
@@ -172,13 +199,30 @@ def _box(array: Array, pipeline: Pipeline) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _size(size: Sequence[int], spacing: Sequence[float], pipeline: Pipeline) -> tuple[int, ...]:
+def _steps(spacing: Sequence[float], pipeline: Pipeline) -> tuple[float, ...] | None:
+    """Per axis, the new spacing in old voxels, where the first voxels of both grids have one centre."""
+    if pipeline.align == "borders" or pipeline.spacing is None:
+        return None
+    pairs = zip(spacing, pipeline.spacing, strict=True)
+    return tuple(1.0 if new is None or abs(new - old) <= SAME_SPACING else new / old for old, new in pairs)
+
+
+def _moved(steps: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """The steps, unless every voxel stays where it is."""
+    return None if steps is None or set(steps) == {1.0} else steps
+
+
+def _size(
+    size: Sequence[int], spacing: Sequence[float], pipeline: Pipeline, steps: tuple[float, ...] | None
+) -> tuple[int, ...]:
     if pipeline.size is not None:
         return (*size[: len(size) - len(pipeline.size)], *pipeline.size)
     if pipeline.spacing is None:
         return tuple(size)
-    steps = zip(size, spacing, pipeline.spacing, strict=True)
-    return tuple(n if new is None else max(1, round(n * old / new)) for n, old, new in steps)
+    if steps is not None:
+        return tuple(round((n - 1) / step + 1) for n, step in zip(size, steps, strict=True))
+    axes = zip(size, spacing, pipeline.spacing, strict=True)
+    return tuple(n if new is None else max(1, round(n * old / new)) for n, old, new in axes)
 
 
 def _apart(source: Sequence[float], target: Sequence[float], pipeline: Pipeline) -> int | None:

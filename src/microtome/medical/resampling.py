@@ -16,9 +16,15 @@ NEGLIGIBLE = 1e-7  # a spline rests on all values of its axis, but on those far 
 
 
 def resample(
-    array: Array, size: Sequence[int], *, antialias: bool, how: str = "linear", apart: int | None = None
+    array: Array,
+    size: Sequence[int],
+    *,
+    antialias: bool,
+    how: str = "linear",
+    apart: int | None = None,
+    steps: Sequence[float] | None = None,
 ) -> Array:
-    """Resize (C, *S) to (C, *size) along each axis; the grids share their outer borders.
+    """Resize (C, *S) to (C, *size) along each axis; the grids share their outer borders, unless `steps` are given.
 
     Linear interpolation is that of `torch.nn.functional.interpolate(align_corners=False)`. With `antialias`, an axis
     that shrinks is averaged over a triangle as wide as the scale asks for (as PIL's BILINEAR). Cubic interpolation is
@@ -29,20 +35,24 @@ def resample(
         array: of any type.
         size: of the result.
         antialias: for linear interpolation.
-        how: `nearest`, `linear` or `cubic`.
+        how: `nearest`, `linear`, `cubic` or `area`.
         apart: an axis of S that is resampled last and by nearest neighbour, each slice by itself.
+        steps: per axis, how many old voxels lie between the centres of new ones. The first of both have one centre, and
+            beyond the last old one its value goes on.
 
     Returns:
         float32 (C, *size); the array itself where nothing changes.
     """
-    if tuple(array.shape[1:]) == tuple(size):
+    moves: Sequence[float | None] = (None,) * len(size) if steps is None else steps
+    same = [old == new and step in (None, 1) for old, new, step in zip(array.shape[1:], size, moves, strict=True)]
+    if all(same):
         return array
     axes = [axis for axis in range(len(size)) if axis != apart]
     before = array
     for axis in sorted(axes, key=lambda axis: size[axis] / array.shape[1 + axis]):  # what shrinks comes first
         length = array.shape[1 + axis]
-        if size[axis] != length:
-            matrix = interpolation(length, size[axis], antialias, how)
+        if not same[axis]:
+            matrix = interpolation(length, size[axis], antialias, how, moves[axis])
             array = _apply(matrix, np.asarray(array, np.float32), 1 + axis)
     if how == "cubic" and array is not before:
         kept = (0,) if apart is None else (0, 1 + apart)
@@ -54,36 +64,47 @@ def resample(
     return np.asarray(array, np.float32)
 
 
-def nearest(source: int, target: int) -> Array:
-    """For each place of an axis of the size `target`, the nearest of one of the size `source`."""
-    places: Array = ((np.arange(target) + 0.5) * source / target).astype(np.intp)
-    return places
+def nearest(source: int, target: int, step: float | None = None) -> Array:
+    """For each place of an axis of the size `target`, the nearest of one of the size `source`; `step` as `resample`."""
+    if step is None:
+        places = (np.arange(target) + 0.5) * source / target
+    else:
+        places = np.rint(_centres(source, target, step))
+    whole: Array = places.astype(np.intp)
+    return whole
+
+
+def _centres(source: int, target: int, step: float | None) -> Array:
+    """Where the centres of `target` voxels lie among those of `source` ones."""
+    places: Array = (np.arange(target) + 0.5) * source / target - 0.5
+    return places if step is None else np.clip(np.arange(target) * step, 0, source - 1)
 
 
 @functools.lru_cache(maxsize=64)
-def interpolation(source: int, target: int, antialias: bool, how: str = "linear") -> Array:
-    """Banded matrix (target, source) of interpolation with half-pixel centres; rows add up to one. Read-only."""
+def interpolation(source: int, target: int, antialias: bool, how: str = "linear", step: float | None = None) -> Array:
+    """Banded matrix (target, source) of interpolation, half-pixel centres or `step`; rows add up to one. Read-only."""
+    centres = _centres(source, target, step)
     if how == "cubic" and source > 1:
-        matrix = _splines(source, target)
+        matrix = _splines(source, centres)
     elif how == "nearest":
         matrix = np.zeros((target, source))
-        matrix[np.arange(target), nearest(source, target)] = 1
+        matrix[np.arange(target), nearest(source, target, step)] = 1
+    elif how == "area":
+        rows, columns = np.arange(target)[:, None], np.arange(source)
+        matrix = ((columns >= rows * source // target) & (columns * target < (rows + 1) * source)).astype(np.float64)
     else:
-        scale = source / target
-        width = max(1.0, scale) if antialias else 1.0
-        centres = (np.arange(target) + 0.5) * scale - 0.5
+        width = max(1.0, source / target) if antialias else 1.0
         matrix = np.maximum(0.0, 1 - np.abs(np.arange(source) - centres[:, None]) / width)
-    rows: Array = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
-    rows.setflags(write=False)
-    return rows
+    weights: Array = (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights.setflags(write=False)
+    return weights
 
 
-def _splines(source: int, target: int) -> Array:
-    """Cubic splines through the values of an axis, whose ends go on as they are."""
+def _splines(source: int, centres: Array) -> Array:
+    """Cubic splines through the values of an axis, whose ends go on as they are, at these places."""
     pad = 12  # as scipy has it: the filter's memory is 0.27 per step
     unit = np.pad(np.eye(source), ((pad, pad), (0, 0)), mode="edge")
     coefficients = ndimage.spline_filter1d(unit, order=3, axis=0, mode="mirror")
-    centres = (np.arange(target) + 0.5) * source / target - 0.5
     places = centres + pad
     first = np.floor(places).astype(np.intp) - 1
     offset = places - first - 1

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from microtome.errors import GeometryError
+from microtome.medical.pipeline import Pipeline
 from microtome.types import Array
 
 FAR = 20.0  # a Gaussian is no narrower: the weights at the border of a window must not vanish in float32
@@ -89,6 +90,13 @@ def input_of(array: Array, corner: Sequence[int], patch: Sequence[int], slices: 
     planes = np.clip(np.arange(slices) - slices // 2 + corner[0], 0, array.shape[1] - 1)
     parts = [window_of(array, (int(plane), *corner[1:]), patch) for plane in planes]
     return np.concatenate(parts)
+
+
+def block_of(pipeline: Pipeline, sizes: Sequence[int]) -> tuple[int, ...] | None:
+    """The part of a prepared image of these sizes that the network gets at once; None where that is all of it."""
+    if pipeline.slices is None or pipeline.patch is not None:
+        return pipeline.tile
+    return (1, *sizes[1:])
 
 
 def pad(array: Array, patch: Sequence[int]) -> tuple[Array, tuple[slice, ...]]:

@@ -59,6 +59,10 @@ def _grid(p: Pipeline) -> None:
     require(not (p.spacing and p.size), "'spacing' and 'size' exclude one another: both set the size of the grid")
     require(p.crop_margin >= 0, f"'crop_margin' must not be negative, but is {p.crop_margin}")
     require(p.coarse is None or p.coarse >= 1, f"'coarse' is a ratio of at least 1, not {p.coarse}")
+    centres = p.align == "centres"
+    require(not centres or (p.spacing and p.coarse is None), "'align': 'centres' goes with 'spacing', without 'coarse'")
+    area = "area" in (p.interpolation, p.score_interpolation)
+    require(not (centres and area), "'area' and 'align': 'centres' exclude one another")
     require(p.coarse is None or p.spacing, "'coarse' goes with 'spacing'")
     linear = not p.antialias or p.interpolation == "linear"
     require(linear, f"'antialias' goes with linear interpolation, not {p.interpolation}")

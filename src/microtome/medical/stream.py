@@ -19,6 +19,7 @@ from microtome.medical.infer import (
     decided_size,
     finish_segmentation,
     foreground_threshold,
+    goes_back,
     label_type,
     require_size,
     restored,
@@ -204,9 +205,9 @@ class Passage:
                 scores[:, plane : plane + block.shape[1]] = block
             return finish_segmentation(scores, prepared, pipeline)
         blocks = _checked(blocks, difference)
-        if size != prepared.content:
-            how = pipeline.score_interpolation
-            blocks = resampled_planes(blocks, prepared.content, size, how=how, apart=prepared.apart)
+        if goes_back(prepared, pipeline):
+            grid: dict[str, Any] = {"apart": prepared.apart, "steps": prepared.steps_back}
+            blocks = resampled_planes(blocks, prepared.content, size, how=pipeline.score_interpolation, **grid)
         labels = np.empty(size, dtype)
         for plane, block in blocks:
             labels[plane : plane + block.shape[1]] = _labels(block, threshold, pipeline)

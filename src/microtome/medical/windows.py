@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from microtome.medical.infer import decided_size
+from microtome.medical.infer import goes_back
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.planes import Blocks, kept_planes, shift_planes
 from microtome.medical.prepare import Prepared
-from microtome.medical.sliding import blending, input_of, pad, starts, window_of
+from microtome.medical.sliding import blending, block_of, input_of, pad, starts, window_of
 from microtome.types import Array
 
 CHUNK = 1 << 16  # voxels per step of blending: weights, products and sums stay in the cache
@@ -64,7 +64,7 @@ def streamable(prepared: Prepared, pipeline: Pipeline) -> bool:
     They cannot where pictures come back from another size: antialiasing mixes many rows, and a picture's scores are
     small; nor by splines, which rest on all rows. Then `finish_segmentation` gets the scores of the whole image.
     """
-    same = decided_size(prepared, pipeline) == prepared.content
+    same = not goes_back(prepared, pipeline)
     return same or (pipeline.spatial_dims == 3 and pipeline.score_interpolation != "cubic")
 
 
@@ -76,7 +76,7 @@ def plan_windows(prepared: Prepared, pipeline: Pipeline) -> WindowPlan:
     """
     mirror = pipeline.mirror
     sizes = prepared.array.shape[1:]
-    patch = pipeline.tile or (*(1,) * bool(pipeline.slices), *sizes[len(sizes) - pipeline.network_dims :])
+    patch = block_of(pipeline, sizes) or sizes
     array, inner = pad(prepared.array, patch)
     even = pipeline.placement == "even"
     begins = [starts(n, p, pipeline.overlap, even=even) for n, p in zip(array.shape[1:], patch, strict=True)]

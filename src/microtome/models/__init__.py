@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, cast
 
 from microtome.errors import OptionError, ReadError
 from microtome.graph.quiet import first_line
-from microtome.models.base import Loaded, Source, Wanted
+from microtome.models.base import Loaded, Part, Source, Wanted
 from microtome.plugins import find
 
 if TYPE_CHECKING:
     from microtome.medical.pipeline import Pipeline
     from microtome.models.base import Given
 
-__all__ = ["SOURCES", "Loaded", "Wanted", "load_model", "looked_for"]
+__all__ = ["SOURCES", "Loaded", "Part", "Wanted", "load_model", "looked_for"]
 
 # Asked in this order.
 SOURCES = {
     "module": "microtome.models.sources.module",
     "bundle": "microtome.models.sources.bundle",
+    "nnunet": "microtome.models.sources.nnunet",
     "package": "microtome.models.sources.package",
     "pt2": "microtome.models.sources.pt2",
     "factory": "microtome.models.sources.factory",
@@ -41,7 +42,7 @@ def load_model(
     pipeline: Pipeline | None = None,
     device: str = "cpu",
     guess: Callable[[], Pipeline] | None = None,
-    output: str | None = None,
+    part: Part | None = None,
     task: str | None = None,
 ) -> Loaded:
     """Load and capture a model.
@@ -55,7 +56,7 @@ def load_model(
         pipeline: used instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it; it is not returned.
-        output: name of the network's output with the scores, whatever the pipeline says.
+        part: which fold, configuration or output is meant, where there are several.
         task: what the network is for, where no pipeline says it: of several outputs the one that fits is taken.
 
     Raises:
@@ -67,7 +68,8 @@ def load_model(
         MissingExtraError: a MONAI bundle without MONAI.
     """
     _check_device(device)
-    wanted = Wanted(Path(weights) if weights is not None else None, input_shape, pipeline, device, guess, output, task)
+    file, part = Path(weights) if weights is not None else None, part or Part()
+    wanted = Wanted(file, input_shape, pipeline, device, guess, task, part)
     foreign = FOREIGN.fullmatch(source) if isinstance(source, str) else None
     if foreign is not None:
         place, rest = foreign.groups()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from microtome.errors import OptionError
-from microtome.tasks import task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +25,22 @@ SIDE = 64  # of the example, where neither the user nor the pipeline says a size
 
 
 @dataclass(frozen=True)
+class Part:
+    """What is meant of a model that holds several networks, or whose network has several outputs.
+
+    Attributes:
+        fold: of nnU-Net: one or several, as `0` or `0,1,2`; `all` is the fold of that name. None takes what the path
+            says, or all folds that are there.
+        configuration: of nnU-Net, such as `3d_fullres`.
+        output: name of the output with the scores, whatever the pipeline says.
+    """
+
+    fold: str | None = None
+    configuration: str | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True)
 class Wanted:
     """How a model is wanted, see `load_model`.
 
@@ -35,8 +50,8 @@ class Wanted:
         pipeline: instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it.
-        output: name of the output with the scores, whatever the pipeline says.
         task: what the network is for, where no pipeline says it.
+        part: which fold, configuration or output is meant, where there are several.
     """
 
     weights: Path | None = None
@@ -44,8 +59,8 @@ class Wanted:
     pipeline: Pipeline | None = None
     device: str = "cpu"
     guess: Callable[[], Pipeline] | None = None
-    output: str | None = None
     task: str | None = None
+    part: Part = field(default_factory=Part)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class Loaded:
         files: what it was read from; provenance hashes them.
         notes: what the user should know.
         guessed: the pipeline is not known: what is used in its place is a guess from the cohort.
+        trained_on: names of the cases that it was trained on, as their files have them; None if nothing says it.
     """
 
     network: Network
@@ -67,6 +83,7 @@ class Loaded:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     guessed: bool = False
+    trained_on: tuple[str, ...] | None = None
 
 
 class Source(Protocol):
@@ -102,12 +119,13 @@ def captured(module: nn.Module, weights: Path | None, shape: tuple[int, ...], wa
 def wish_of(wanted: Wanted) -> Wish:
     """Return what is known of the outputs that are wanted: their names, or what scores look like for the task."""
     from microtome.graph.scores import Wish
+    from microtome.tasks import task
 
     pipeline = wanted.pipeline
     name = wanted.task if pipeline is None else pipeline.task
     kind = None if name is None else task(name)
     return Wish(
-        wanted.output or (None if pipeline is None else pipeline.output),
+        wanted.part.output or (None if pipeline is None else pipeline.output),
         () if pipeline is None else pipeline.keep,
         None if kind is None else kind.MAPS,
         frozenset() if kind is None or pipeline is None else kind.outputs(pipeline),

@@ -12,7 +12,7 @@ from microtome.evidence.same_images import Images, Same, without
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.reference_boxes import boxes_on
-from microtome.medical.trained_on import without_trained
+from microtome.medical.trained_on import evaluating_unseen, without_trained
 from microtome.progress import Progress, Silent
 from microtome.tasks import task as kind
 from microtome.types import Case
@@ -34,7 +34,7 @@ def read_cohort(path: Path, options: CompressOptions, pipeline: Pipeline | None 
         pipeline: of the network, where it is known before; None is the one of the options. It says which columns are
             references, where they are called after what the network gives.
     """
-    from microtome.verbs.request import declared
+    from microtome.verbs.loading import declared
 
     known = pipeline or declared(options)
     columns = None if known is None else (known.task, known.classes)
@@ -69,6 +69,17 @@ def _tunes(cohort: Cohort, options: CompressOptions) -> bool:
     if kind(cohort.task).tunes(cohort.classes) or options.recipe == AUTO:
         return True
     return any(recipe.trains for recipe in asked(options))
+
+
+def unseen(cohort: Cohort, trained_on: Sequence[str] | None, options: CompressOptions) -> Cohort:
+    """Return the cohort split by what a model says it was trained on, where the options do not say it.
+
+    Raises:
+        SplitError: it was trained on all of it.
+    """
+    if trained_on is None or options.trained_on is not None:
+        return cohort
+    return evaluating_unseen(cohort, trained_on)
 
 
 def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
