@@ -75,6 +75,8 @@ def _case(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
     if case.mask is not None:
         mask = cohort.mask(case, image)
         found["labels"] = [] if mask is None else [int(value) for value in np.unique(mask)]
+    elif case.boxes is not None:
+        found["labels"] = [cohort.classes[label] for label in case.boxes.labels]
     elif case.label is not None:
         found["labels"] = list(case.label) if isinstance(case.label, tuple) else [case.label]
     return found
