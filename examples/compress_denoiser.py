@@ -74,7 +74,7 @@ def write_cohort(folder: Path, rng: np.random.Generator) -> None:
             table.writerow([f"noisy{number:04d}.png", f"clean{number:04d}.png", split])
 
 
-def train(network: nn.Module, folder: Path, epochs: int = 12) -> None:
+def train(network: nn.Module, folder: Path, epochs: int = 40) -> None:
     """Fit the network to the training pairs."""
     noisy, clean = (
         torch.stack(

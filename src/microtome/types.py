@@ -171,6 +171,26 @@ class Boxes:
 
 
 @dataclass(frozen=True)
+class Further:
+    """What a network takes beside an image: one of these.
+
+    Attributes:
+        numbers: such as an age, as the network takes them.
+        images: one file, or one per channel, on the image's grid.
+        labels: a label map on the image's grid.
+    """
+
+    numbers: tuple[float, ...] = ()
+    images: tuple[Path, ...] = ()
+    labels: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return self.images if self.labels is None else (self.labels,)
+
+
+@dataclass(frozen=True)
 class Case:
     """One examination: where its files are and whose it is.
 
@@ -201,7 +221,7 @@ class Case:
     role: Role = "evaluation"
     subgroups: Mapping[str, str] = field(default_factory=dict)
     further_masks: tuple[Path, ...] = ()
-    inputs: Mapping[str, tuple[float, ...] | tuple[Path, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, Further] = field(default_factory=dict)
     target: Path | None = None
     boxes: Boxes | None = None
 

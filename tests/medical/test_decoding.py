@@ -119,6 +119,7 @@ def test_boxes_come_back_through_padding_resizing_cropping_and_orientation() -> 
         {"orientation": "RAS", "spacing": (1.0, 1.0, 1.0), "divisible": 16, "padding": "both"},
         {"transpose": (2, 0, 1), "crop": "nonzero", "crop_margin": 2},
         {"size": (40, 60, 32)},
+        {"orientation": "RAS", "spacing": (0.5, 1.0, 0.5), "align": "centres"},
     )
     for how in changes:
         detector = Detector("corners", ("s",), ("b",))

@@ -108,6 +108,24 @@ Margin = Annotated[
     float | None,
     typer.Option(help=f"Acceptable loss (default: {MARGINS}).", rich_help_panel=EVIDENCE),
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The network's output that holds the scores, where it has several that might.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=PATH",
+        help="Where another input of the network comes from: a folder of files called like the images, or a CSV table "
+        "with a column image. May be repeated.",
+        rich_help_panel=COHORT,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.", rich_help_panel=RUN)]
 Key = Annotated[
     Path | None,
@@ -143,6 +161,17 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
+def places(given: Iterable[str] | None) -> dict[str, Path]:
+    """Parse `NAME=PATH`."""
+    found = {}
+    for text in given or ():
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(f"{text!r} is not NAME=PATH", param_hint="--input")
+        found[name] = Path(path)
+    return found
+
+
 def bits(text: str | None, option: str) -> int | Literal["float"] | None:
     """Parse a width, or `float`; None is not given."""
     if text is None or text == "float":
@@ -161,6 +190,7 @@ def options_of(given: Mapping[str, Any]) -> CompressOptions:
         "format": given["format_"],
         "flips": tuple(given.get("flip") or ()),
         "skip": tuple(given.get("skip") or ()),
+        "inputs": places(given.get("input_")),
     }
     if "target" in given:
         read["target"] = tuple(given["target"] or ("openvino",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from microtome.results import Result
 from microtome.runtimes.base import one_by_one
 from microtome.tasks import task
 from microtome.tasks.base import Judgement, Task, predict_one
-from microtome.types import Case
+from microtome.types import Batch, Case
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,34 @@ def streamed(run: Callable[[Any], Any]) -> Stream:
     """Return a network that runs one input at a time as a stream."""
 
     return partial(one_by_one, run)
+
+
+def of_output(stream: Stream, image: str, output: str) -> Stream:
+    """Return a stream that gives another output than the first.
+
+    Args:
+        stream: of a network of several outputs.
+        image: name of the input that takes the image.
+        output: which one to give.
+    """
+
+    def run(batches: Iterable[Batch]) -> Iterator[Any]:
+        named: list[bool] = []
+
+        def inputs() -> Iterator[Batch]:
+            for x in batches:
+                named.append(isinstance(x, Mapping))
+                yield x if isinstance(x, Mapping) else {image: x}
+
+        results = stream(inputs())
+        try:
+            for place, result in enumerate(results):
+                yield result if named[place] else result[output]
+        finally:
+            if isinstance(results, Generator):
+                results.close()
+
+    return run
 
 
 def evaluate_pair(

@@ -20,7 +20,7 @@ from microtome.medical.formats.patients import PatientsByPattern
 from microtome.medical.formats.table import Row, Table
 from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
 from microtome.medical.pseudonyms import Key, Name, by_key, case_of, named, real_name
-from microtome.medical.read import read_image
+from microtome.medical.read import read_image, with_further
 from microtome.medical.readers.detached import voxel_files
 from microtome.medical.remarks import Remarks
 from microtome.medical.split import assign_roles
@@ -110,8 +110,8 @@ class Cohort:
         return tuple(_spread(self.train))[:count]
 
     def image(self, case: Case) -> Image:
-        """Read a case's image. Raises what `read_image` raises."""
-        image = read_image(case.image, case.index)
+        """Read a case's image, with what the network takes beside it. Raises what `read.with_further` raises."""
+        image = with_further(read_image(case.image, case.index), case.inputs)
         self.remarks.add(case.id, image.notes)
         return image
 

@@ -67,10 +67,12 @@ def on_image(found: Array, prepared: Prepared) -> Array:
     d = len(prepared.oriented)
     low, high = found[:, 2 : 2 + d], found[:, 2 + d :]
     begin = np.array(prepared.start, float)
-    scale = np.array(prepared.crop, float) / np.array(prepared.content, float)
+    scale, half = np.array(prepared.crop, float) / np.array(prepared.content, float), 0.0
+    if prepared.steps is not None:  # the centres of the first voxels are one place, not the borders
+        scale, half = np.array(prepared.steps), 0.5
     corner = np.array([part.start for part in prepared.box], float)
     size = np.array(prepared.oriented, float)
-    low, high = (np.clip((side - begin) * scale + corner, 0, size) for side in (low, high))
+    low, high = (np.clip((side - begin - half) * scale + half + corner, 0, size) for side in (low, high))
     back = np.empty((len(found), 2 * d))
     for axis, own in enumerate(prepared.order):
         flipped = prepared.flips[own]

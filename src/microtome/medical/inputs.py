@@ -6,13 +6,13 @@ mirroring and augmentation treat all of it alike. It is split where the network 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.errors import DataError
+from microtome.errors import DataError, OptionError
 from microtome.medical.declared_inputs import Input
 from microtome.medical.foreground import prepare_labels
 from microtome.types import Array, Batch, Image
@@ -75,7 +75,7 @@ def batch_of(x: Array, numbers: Mapping[str, Array], pipeline: Pipeline) -> Batc
             last = first + declared.channels_beside(pipeline.channels)
             apart[name], first = x[:, first:last], last
         elif declared.columns:
-            apart[name] = np.broadcast_to(numbers[name], (len(x), len(declared.columns)))
+            apart[name] = np.array(np.broadcast_to(numbers[name], (len(x), len(declared.columns))))
     image = x[:, : pipeline.network_channels]
     return {image_name(pipeline): image} | {name: apart[name] for name in inputs if name in apart}
 
@@ -94,13 +94,13 @@ def scores_of(result: Batch, pipeline: Pipeline) -> Array:
     """Return the scores from what a stream returned: the output that the pipeline names, or the first.
 
     Raises:
-        DataError: there is no such output.
+        OptionError: there is no such output.
     """
     if not isinstance(result, Mapping):
         return np.asarray(result)
     name = pipeline.output or next(iter(result))
     if name not in result:
-        raise DataError(f"The network has no output '{name}'.", f"It has {', '.join(result)}: set 'output'.")
+        raise OptionError(f"The network has no output '{name}'.", f"It has {', '.join(result)}: set 'output'.")
     return np.asarray(result[name])
 
 
@@ -134,8 +134,16 @@ def _boxed(array: Array, image: Image, prepared: Prepared) -> Image:
     return replace(image, array=array[(slice(None), *box)], inputs={})
 
 
-def stacked(arrays: Sequence[Batch]) -> Batch:
-    """Return batches of one as one batch."""
-    if isinstance(arrays[0], Mapping):
-        return {name: np.concatenate([one[name] for one in arrays]) for name in arrays[0]}
-    return np.concatenate(arrays)  # type: ignore[arg-type]
+def each(x: Batch, change: Callable[[Array], Array]) -> Batch:
+    """Return a batch with each of its arrays changed."""
+    return {name: change(array) for name, array in x.items()} if isinstance(x, Mapping) else change(x)
+
+
+def arrays_of(x: Batch) -> tuple[Array, ...]:
+    """Return the arrays of a batch, in order."""
+    return tuple(x.values()) if isinstance(x, Mapping) else (x,)
+
+
+def image_of(x: Batch) -> Array:
+    """Return the image of a batch: the first of its inputs."""
+    return arrays_of(x)[0]

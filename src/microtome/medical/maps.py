@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from microtome.medical.cohort import Cohort
 from microtome.medical.grid import on_grid, same_grid, size_text
 from microtome.medical.outputs import in_units
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.prepare import Prepared, restore
+from microtome.medical.prepare import Prepared, antialiased, restore
 from microtome.medical.read import read_image
 from microtome.medical.resampling import resample
 from microtome.medical.stream import Passage, Stream, passed
@@ -61,10 +62,10 @@ class _Map(Passage):
         for plane, block in blend(itertools.chain([first], outputs), self.plan):
             values[:, plane : plane + block.shape[1]] = block
         values = in_units(values[(slice(None), *prepared.inner)] if whole else values, pipeline)
-        if prepared.crop != prepared.content:
-            how = pipeline.score_interpolation
-            smooth = pipeline.spatial_dims == 2 and how == "linear"
-            values = resample(values, prepared.crop, antialias=smooth, how=how, apart=prepared.apart)
+        if prepared.resampled:
+            how: dict[str, Any] = {"how": pipeline.score_interpolation, "apart": prepared.apart}
+            how["antialias"] = pipeline.spatial_dims == 2 and antialiased(pipeline, pipeline.score_interpolation)
+            values = resample(values, prepared.crop, steps=prepared.steps_back, **how)
         return np.stack([restore(channel, prepared) for channel in values])
 
 

@@ -169,8 +169,9 @@ class Passage:
     def _runs(self, results: Iterator[Batch]) -> Iterator[Array]:
         """The network's scores (K, *patch) for every window that it is given."""
         for group in self._groups:
-            scores = scores_of(next(results), self.pipeline)
+            result = next(results)
             self.left -= 1
+            scores = scores_of(result, self.pipeline)
             if self.pipeline.slices is not None:
                 scores = scores[:, :, None]
                 require_windows(scores, self._batch, self.plan.patch)

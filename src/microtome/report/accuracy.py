@@ -147,7 +147,9 @@ def _operating_point(result: Result) -> str:
         sentence += f", rule “{words.text(point['rule'])}”"
     if point.get("fixed_on"):
         sentence += f", fixed on {words.text(point['fixed_on'])}"
-    return sentence + ". Sensitivity and specificity of both networks are taken there."
+    measured = words.mapping(result["parent"].get("metrics"))
+    what = "Sensitivity and specificity" if "sensitivity" in measured else "Found and false findings"
+    return f"{sentence}. {what} of both networks are taken there."
 
 
 def case_table(result: Result, view: View) -> dict[str, Any]:

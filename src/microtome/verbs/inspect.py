@@ -12,6 +12,7 @@ from microtome.graph.choosing.placement import supported_layers
 from microtome.graph.network import Network
 from microtome.graph.quantizers import weight_quantizer
 from microtome.graph.watching.macs import layer_sizes
+from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
 from microtome.models import Loaded
 from microtome.progress import Progress, Silent
@@ -106,6 +107,7 @@ def _read(
     cohort = read_cohort(path, options)
     loaded, pipeline = read_network(model, cohort, options)
     cohort = as_classes(unseen(cohort, loaded.trained_on, options), pipeline)
+    cohort = with_further(cohort, pipeline, options.inputs)
     doubt = doubt_of(loaded, cohort, pipeline, options, progress)
     return loaded, pipeline, {"cohort": view_of(cohort, pipeline), "warnings": [doubt] if doubt else []}
 

@@ -13,6 +13,7 @@ from microtome.evidence.same_images import Same, separated
 from microtome.files import writing
 from microtome.medical.cohort import Cohort
 from microtome.medical.described import describe as describe_pipeline
+from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline, with_fields
 from microtome.progress import Progress
 from microtome.runtimes import runtime
@@ -93,6 +94,7 @@ def read_request(
     check_network(target, loaded.network)
     kind(pipeline.task).metric(options.metric, pipeline)
     cohort = as_classes(unseen(cohort, loaded.trained_on, options), pipeline)
+    cohort = with_further(cohort, pipeline, options.inputs)
     check_masks(cohort, progress)
     cohort, same, images = separated(cohort, progress)
     calibration, more = calibration_of(cohort, images, pipeline, options, progress)

@@ -10,6 +10,7 @@ from typing import Any
 from microtome.errors import DataError, LabelError
 from microtome.evidence.same_images import Images, Same, without
 from microtome.medical.cohort import Cohort, load_cohort
+from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.reference_boxes import boxes_on
 from microtome.medical.trained_on import evaluating_unseen, without_trained
@@ -87,10 +88,13 @@ def cohort_notes(cohort: Cohort) -> tuple[str, ...]:
     return (*cohort.notes, *cohort.remarks.sentences, *([DRAWN] if cohort.drawn else []))
 
 
-def stamps(cohort: Cohort) -> list[tuple[int, int]]:
-    """Return size and time of each file of a cohort, images and masks."""
+def stamps(cohort: Cohort) -> list[tuple[float, ...]]:
+    """Return size and time of each file of a cohort, and the numbers that networks take beside images."""
+    further = [one for case in cohort.cases for one in case.inputs.values()]
     files = {file for case in cohort.cases for file in (*case.image, *case.reference_files)}
-    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
+    files |= {file for one in further for file in one.files}
+    numbers = [one.numbers for one in further if one.numbers]
+    return [*numbers, *((file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file())]
 
 
 def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
@@ -137,6 +141,7 @@ def calibration_of(
         return (cohort, select(cohort, cohort.train, **asked)), Same()
     other = load_cohort(options.calibration, seed=options.seed, evaluation=1.0, tuning=0.0)
     other = _references_of(other, pipeline, needed=options.calibration_choice in BY_REFERENCE)
+    other = with_further(other, pipeline, options.inputs)
     other = replace(other, cases=tuple(replace(case, role="train") for case in other.cases))
     other, found = without(other, cohort, images, progress)
     return (other, select(other, other.cases, **asked)), found
