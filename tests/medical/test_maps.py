@@ -54,6 +54,31 @@ def test_outputs_come_back_in_the_unit_of_the_reference_and_at_the_images_own_si
     assert found[inner] == pytest.approx(10 * rows[2:-2, 2:-2] - 5, rel=1e-4)
 
 
+KINDS = (
+    {"normalize": "zscore"},
+    {"normalize": "minmax", "range": (-1.0, 1.0)},
+    {"normalize": "minmax", "window": (-500.0, 500.0)},
+    {"normalize": "fixed", "mean": (10.0,), "std": (3.0,), "scale": 2.0},
+    {"normalize": "zscore", "normalize_first": True, "spacing": (1.0, 2.0, 1.5)},
+)
+
+
+@pytest.mark.parametrize("how", KINDS)
+def test_normalization_is_undone_by_the_images_own_numbers(how: dict) -> None:
+    image = oblique()
+    image = Image(image.array * 40 + 100, image.affine)
+    pipeline = replace(VOLUMES, undo_normalize=True, **how)
+    found = next(map_each(same, [prepare(image, pipeline)], pipeline))
+    assert found == pytest.approx(image.array, abs=1e-2)
+    integers = Image(np.arange(24, dtype=np.uint8).reshape(1, 4, 6))
+    unit = Pipeline("image-to-image", ("image",), normalize="unit", activation="none", undo_normalize=True)
+    assert next(map_each(same, [prepare(integers, unit)], unit)) == pytest.approx(integers.array, abs=1e-3)
+    repeated = replace(unit, channels=3, classes=("r", "g", "b"))
+    assert next(map_each(same, [prepare(integers, repeated)], repeated))[2] == pytest.approx(
+        integers.array[0], abs=1e-3
+    )
+
+
 def test_what_is_wrong_with_one_image_is_said_and_the_others_go_on() -> None:
     pipeline = replace(VOLUMES, patch=None, divisible=1)
     broken = oblique()

@@ -75,6 +75,7 @@ def test_a_task_of_another_package_is_found_when_named() -> None:
         ("regression", {"output_scale": (0.0,)}, "'output_scale' is 0"),
         ("image-to-image", {"activation": "softmax"}, "'activation' is for label maps; with image-to-image it must be"),
         ("image-to-image", {"skip_empty": True}, "'skip_empty' is for label maps"),
+        ("image-to-image", {"undo_normalize": True, "normalize": "zscore_nonzero"}, "cannot undo 'zscore_nonzero'"),
         ("detection", {"detector": None}, "'detector' must say how the network's heads become boxes"),
         ("detection", {"mirror": (0,)}, "'mirror', 'skip_empty', .* are for label maps only"),
         ("detection", {"detector": Detector("corners", ("s",), ("b",))}, "'output' and 'keep' must name the outputs"),

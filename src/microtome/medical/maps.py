@@ -61,12 +61,24 @@ class _Map(Passage):
         values = np.empty((channels, *(prepared.array.shape[1:] if whole else prepared.content)), np.float32)
         for plane, block in blend(itertools.chain([first], outputs), self.plan):
             values[:, plane : plane + block.shape[1]] = block
-        values = in_units(values[(slice(None), *prepared.inner)] if whole else values, pipeline)
+        values = values[(slice(None), *prepared.inner)] if whole else values
+        if pipeline.undo_normalize:
+            values = _undone(values, prepared)
+        values = in_units(values, pipeline)
         if prepared.resampled:
             how: dict[str, Any] = {"how": pipeline.score_interpolation, "apart": prepared.apart}
             how["antialias"] = pipeline.spatial_dims == 2 and antialiased(pipeline, pipeline.score_interpolation)
             values = resample(values, prepared.crop, steps=prepared.steps_back, **how)
         return np.stack([restore(channel, prepared) for channel in values])
+
+
+def _undone(values: Array, prepared: Prepared) -> Array:
+    """An image (K, *S) with the normalization of the one that it was made of undone, channel by channel."""
+    lines = prepared.back if len(prepared.back) == len(values) else prepared.back[:1] * len(values)
+    axes = (1,) * (values.ndim - 1)
+    gain, offset = (np.array(part, np.float32).reshape(-1, *axes) for part in zip(*lines, strict=True))
+    undone: Array = values * gain + offset
+    return undone
 
 
 def read_target(cohort: Cohort, case: Case, image: Image) -> Array | None:

@@ -100,6 +100,8 @@ class Pipeline:
             in that order, each written as the label that is its own (no later region has it, and the fewest others);
             or, as nnU-Net's `regions_class_order`, the label of each region in the order of `regions`. None: regions
             of more labels come first.
+        undo_normalize: an image that the network makes is in the unit of the normalized one: what was done to a channel
+            of the image is undone for that of the output (of one channel, for all), before `output_scale`.
         output_scale: what numbers or images that the network returns are multiplied with, to be in the unit of their
             references: one value, or one for each.
         output_offset: what is added to them then.
@@ -155,6 +157,7 @@ class Pipeline:
     score_interpolation: Interpolation = "linear"
     decide: Literal["image", "network"] = "image"
     cleanup: tuple[Cleanup, ...] = ()
+    undo_normalize: bool = False
     output_scale: tuple[float, ...] = (1.0,)
     output_offset: tuple[float, ...] = (0.0,)
     detector: Detector | None = None

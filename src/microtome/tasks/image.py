@@ -67,6 +67,17 @@ class ImageToImage(Task):
                     f"{getattr(pipeline, name)!r}.",
                     "Correct pipeline.json.",
                 )
+        partly = {"zscore_nonzero", "zscore_masked"} & set(pipeline.kinds)
+        if pipeline.undo_normalize and partly:
+            raise OptionError(
+                f"Pipeline: 'undo_normalize' cannot undo '{partly.pop()}', which leaves voxels as they are.",
+                "Give 'output_scale' and 'output_offset' instead.",
+            )
+        if pipeline.undo_normalize and len(set(pipeline.kinds)) > 1 and len(pipeline.classes) != pipeline.channels:
+            raise OptionError(
+                "Pipeline: 'undo_normalize' needs as many output channels as the image has, or one 'normalize'.",
+                "Correct pipeline.json.",
+            )
         check_units(pipeline, pipeline.classes)
 
     def parts(self, pipeline: Pipeline) -> tuple[str, ...]:
