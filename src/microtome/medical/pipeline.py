@@ -17,6 +17,7 @@ from typing import Any, Literal
 from microtome.errors import OptionError
 from microtome.medical.cleanup import Cleanup
 from microtome.medical.declared_inputs import Input, inputs_of
+from microtome.medical.detector import Detector
 from microtome.medical.sound import check, require
 from microtome.records import fits, in_words, native, nearest, plain
 
@@ -100,9 +101,12 @@ class Pipeline:
             in that order, each written as the label that is its own (no later region has it, and the fewest others);
             or, as nnU-Net's `regions_class_order`, the label of each region in the order of `regions`. None: regions
             of more labels come first.
+        undo_normalize: an image that the network makes is in the unit of the normalized one: what was done to a channel
+            of the image is undone for that of the output (of one channel, for all), before `output_scale`.
         output_scale: what numbers or images that the network returns are multiplied with, to be in the unit of their
             references: one value, or one for each.
         output_offset: what is added to them then.
+        detector: how raw heads become boxes: see `medical.detector`.
         input: name of the network's input that takes the image; None is the only one that 'inputs' does not name.
         inputs: what the network takes beside the image, by name, and where it comes from: see `declared_inputs.Input`.
         output: name of the network's output that holds the scores; None is the only one that can.
@@ -154,8 +158,10 @@ class Pipeline:
     score_interpolation: Interpolation = "linear"
     decide: Literal["image", "network"] = "image"
     cleanup: tuple[Cleanup, ...] = ()
+    undo_normalize: bool = False
     output_scale: tuple[float, ...] = (1.0,)
     output_offset: tuple[float, ...] = (0.0,)
+    detector: Detector | None = None
     input: str | None = None
     inputs: Mapping[str, Input] | None = None
     output: str | None = None
