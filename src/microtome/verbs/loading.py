@@ -39,7 +39,8 @@ def load(
         OptionError: the pipeline that the options name does not exist, or makes no sense.
         MicrotomeError: see `load_model`.
     """
-    loaded = _changed(model, options, guess, task)
+    part = Part(options.fold, options.configuration, options.output, untrained)
+    loaded = _changed(model, options, guess, task, part)
     pipeline = loaded.pipeline
     if pipeline is None or not pipeline.mirror:
         return loaded
@@ -52,11 +53,14 @@ def load(
 
 
 def _changed(
-    model: str | Path | nn.Module, options: CompressOptions, guess: Callable[[], Pipeline] | None, task: str | None
+    model: str | Path | nn.Module,
+    options: CompressOptions,
+    guess: Callable[[], Pipeline] | None,
+    task: str | None,
+    part: Part,
 ) -> Loaded:
     """Load a model, with the pipeline that the options declare, or its own with the fields that they change."""
     given = declared(options)
-    part = Part(options.fold, options.configuration, options.output, untrained)
     loaded = _load(model, options, given, guess, task, part)
     if given is not None:
         return replace(loaded, pipeline=given)
