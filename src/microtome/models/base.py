@@ -156,6 +156,25 @@ def shapes_of(
     return {pipeline.input or _image_input(module, list(others)): shape} | others
 
 
+def with_image_first(network: Network, pipeline: Pipeline | None, title: str) -> Network:
+    """Return a network whose first input takes the image: the one that a pipeline names, or does not declare.
+
+    Raises:
+        OptionError: there is no such input.
+    """
+    from microtome.graph.program import image_first
+
+    names = [port.name for port in network.inputs]
+    if pipeline is None or not (pipeline.input or pipeline.apart):
+        return network
+    left = [name for name in names if name not in {name for name, _, _ in pipeline.apart}]
+    image = pipeline.input or (left[0] if len(left) == 1 else None)
+    if image not in names:
+        what = "no input left" if image is None else f"no input {image!r}"
+        raise OptionError(f"{title} has {what} for the image.", f"It takes {', '.join(names)}: set 'input'.")
+    return image_first(network, image)
+
+
 def _image_input(module: nn.Module, others: Sequence[str]) -> str:
     parameters = inspect.signature(module.forward).parameters.values()
     left = [one.name for one in parameters if one.default is one.empty and one.kind in NAMED and one.name not in others]
