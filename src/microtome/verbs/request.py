@@ -155,7 +155,8 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     pipeline = with_names(pipeline, loaded.network, options.output)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
-    notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
+    cases = with_further(cohort.of_task(pipeline.task), pipeline, options.inputs)
+    notes = overlap_notes(loaded.network, pipeline, cases)
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
 
 
