@@ -30,12 +30,12 @@ def pipeline_fields(pipeline: Pipeline, *, guessed: bool) -> list[dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; of records that are declared by name, what they say."""
+    """Return a value as JSON can hold it; of records, what they say beyond their defaults."""
     if isinstance(value, tuple):
-        return [_said(one) for one in value] if any(map(dataclasses.is_dataclass, value)) else value
+        return [_said(one) if dataclasses.is_dataclass(one) else plain(one) for one in value]
     if not isinstance(value, Mapping):
-        return value
-    return {name: _said(one) if dataclasses.is_dataclass(one) else one for name, one in value.items()}
+        return plain(value)
+    return {name: _said(one) if dataclasses.is_dataclass(one) else plain(one) for name, one in value.items()}
 
 
 def _said(record: Any) -> dict[str, Any]:
@@ -91,6 +91,8 @@ def _case(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
     if case.mask is not None:
         mask = cohort.mask(case, image)
         found["labels"] = [] if mask is None else [int(value) for value in np.unique(mask)]
+    elif case.boxes is not None:
+        found["labels"] = [cohort.classes[label] for label in case.boxes.labels]
     elif case.label is not None:
         found["labels"] = list(case.label) if isinstance(case.label, tuple) else [case.label]
     return found

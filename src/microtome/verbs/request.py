@@ -21,7 +21,7 @@ from microtome.runtimes.base import Runtime, check_network
 from microtome.tasks import task as kind
 from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
-from microtome.verbs.fit import channels_of
+from microtome.verbs.fit import channels_of, check_heads
 from microtome.verbs.loading import load
 from microtome.verbs.named import check_inputs, with_names
 from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
@@ -155,6 +155,7 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     pipeline = with_names(pipeline, loaded.network, options.output)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
+    check_heads(loaded.network, kind(pipeline.task), pipeline)
     cases = with_further(cohort.of_task(pipeline.task), pipeline, options.inputs)
     notes = overlap_notes(loaded.network, pipeline, cases)
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
