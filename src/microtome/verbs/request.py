@@ -156,7 +156,8 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
     check_heads(loaded.network, kind(pipeline.task), pipeline)
-    notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
+    cases = with_further(cohort.of_task(pipeline.task), pipeline, options.inputs)
+    notes = overlap_notes(loaded.network, pipeline, cases)
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
 
 
