@@ -78,7 +78,8 @@ class Pipeline:
         overlap: share of the patch by which neighbouring windows overlap at least, in [0, 1).
         placement: windows stand `even`ly spaced, as in nnU-Net, or `stepwise`, the last one moved to the border, as in
             MONAI.
-        blending: scores of windows that overlap are averaged with `gaussian` weights, or `constant` ones.
+        blending: scores of windows that overlap are averaged with `gaussian` weights, with `gaussian_voxel` ones, which
+            peak on the voxel behind the middle of an even size (nnU-Net), or `constant` ones.
         sigma: of these weights, as a share of the patch.
         mirror: spatial axes of the network's grid along which scores are averaged over both directions, all 2^n ways.
         skip_empty: do not run windows that hold one value only; they count as background, less than any other window.
@@ -144,7 +145,7 @@ class Pipeline:
     patch: tuple[int, ...] | None = None
     overlap: float = 0.5
     placement: Literal["even", "stepwise"] = "even"
-    blending: Literal["gaussian", "constant"] = "gaussian"
+    blending: Literal["gaussian", "gaussian_voxel", "constant"] = "gaussian"
     sigma: float = 0.125
     mirror: tuple[int, ...] = ()
     skip_empty: bool = False

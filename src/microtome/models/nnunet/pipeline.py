@@ -7,6 +7,7 @@ from typing import Any
 
 from microtome.errors import OptionError
 from microtome.medical.cleanup import Cleanup
+from microtome.medical.declared_inputs import Input
 from microtome.medical.pipeline import Pipeline
 from microtome.models.nnunet.plans import Plans
 
@@ -16,6 +17,7 @@ RESAMPLING = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet", "resa
 PICTURES = ("NaturalImage2DIO",)
 STORED = ("SimpleITKIO", "NibabelIO", "Tiff3DIO", "NaturalImage2DIO")
 TURNED = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")
+PREVIOUS = "previous_stage"
 OWN_WAY = "Declare the pipeline yourself with --pipeline."
 
 
@@ -42,12 +44,16 @@ def pipeline_of(plans: Plans, mirror: Sequence[int], cleanup: Sequence[Cleanup])
         "crop": "nonzero",
         "normalize_first": True,
         "overlap": 0.5,
+        "blending": "gaussian_voxel",
         "slices": 1 if slices else None,
         "mirror": tuple(axis + slices for axis in mirror),
         "cleanup": tuple(cleanup),
     }
     if entries.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
         raise OptionError(f"{entries['preprocessor_name']} is a preprocessor of its own.", OWN_WAY)
+    if plans.previous:
+        labels = Input(labels=PREVIOUS, one_hot=len(plans.numbers) - 1, interpolation="linear", into="image")
+        fields["inputs"] = {PREVIOUS: labels}
     fields |= _axes(plans, slices) | _intensities(plans) | _resampling(entries) | _labels(plans)
     return Pipeline(**fields)
 

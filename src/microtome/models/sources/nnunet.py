@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,40 @@ def matches(source: Given) -> bool:
     return is_results(Path(str(source)))
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a folder holds.
+
+    Attributes:
+        module: the network, or the mean of those of several folds.
+        shape: (C, *S) of its windows.
+        pipeline: the one that is wanted, or the plans' own.
+        title: data set and configuration.
+        files: what was read.
+        notes: what the user should know.
+        trained_on: names of the cases that it was trained on; None if nothing says it.
+    """
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    pipeline: Pipeline
+    title: str
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+    trained_on: tuple[str, ...] | None
+
+
 def load(source: Given, wanted: Wanted) -> Loaded:
     """Read a folder and capture the network of its folds."""
+    found = read_results(source, wanted)
+    shape = wanted.input_shape or found.shape
+    loaded = captured(found.module, None, shape, replace(wanted, pipeline=found.pipeline))
+    notes = (*found.notes, *loaded.notes)
+    return replace(loaded, title=found.title, files=found.files, notes=notes, trained_on=found.trained_on)
+
+
+def read_results(source: Given, wanted: Wanted) -> Read:
+    """Read a folder, and build its network."""
     if wanted.weights is not None:
         raise OptionError(f"{source} has its own weights.", "Leave --weights out, or give one of its checkpoints.")
     folder = find_folder(Path(str(source)), wanted.part)
@@ -65,15 +97,15 @@ def load(source: Given, wanted: Wanted) -> Loaded:
         pipeline, more, found = _pipeline(plans, checkpoints[0], folder)
         files += found
     module = members[0] if len(members) == 1 else _mean(members)
-    shape = wanted.input_shape or (plans.inputs, *plans.patch)
-    loaded = captured(module, None, shape, replace(wanted, pipeline=pipeline))
     names = trained_names(folder)
-    return replace(
-        loaded,
-        title=f"{plans.plans.get('dataset_name', folder.path.parent.name)} {plans.configuration}",
-        files=(*files, folder.path / "plans.json", folder.path / "dataset.json"),
-        notes=(*folder.notes, *_trainer_note(trainer), *more, *loaded.notes),
-        trained_on=names[0] if names else None,
+    return Read(
+        module.eval(),
+        (len(plans.channels), *plans.patch),
+        pipeline,
+        f"{plans.plans.get('dataset_name', folder.path.parent.name)} {plans.configuration}",
+        (*files, folder.path / "plans.json", folder.path / "dataset.json"),
+        (*folder.notes, *_trainer_note(trainer), *more),
+        names[0] if names else None,
     )
 
 
@@ -96,16 +128,16 @@ def _pipeline(
     plans: Plans, checkpoint: Mapping[str, Any], folder: Folder
 ) -> tuple[Pipeline, tuple[str, ...], tuple[Path, ...]]:
     """Return the pipeline, notes on it, and the files beside the plans that it rests on."""
-    from microtome.models.nnunet.pipeline import pipeline_of
+    from microtome.models.nnunet.pipeline import PREVIOUS, pipeline_of
 
     steps, file = cleanup_of(folder, plans.labels)
     mirror = tuple(int(axis) for axis in checkpoint.get("inference_allowed_mirroring_axes") or ())
     pipeline = pipeline_of(plans, mirror, steps)
     notes: tuple[str, ...] = ()
-    if pipeline.mirror:
+    if plans.previous:
         notes = (
-            f"As nnU-Net does, each window is predicted {2 ** len(mirror)} times, mirrored, and the scores are "
-            "averaged. Once is as many times faster: --with mirror=[]",
+            f"The network takes the label maps of {plans.previous} beside the image: name their folder with --input "
+            f"{PREVIOUS}=FOLDER.",
         )
     return pipeline, notes, (file,) if file else ()
 
