@@ -54,7 +54,7 @@ class TestFinding:
             load_cohort(tmp_path, format="manifest")
 
     def test_unknown_name_lists_the_names(self, tmp_path):
-        with pytest.raises(OptionError, match=r"no cohort format 'nrrd'.*medmnist, boxes, manifest, decathlon, image_masks"):
+        with pytest.raises(OptionError, match=r"no cohort format 'nrrd'.*medmnist, boxes, manifest, decathlon"):
             find_format(tmp_path, "nrrd")
 
     def test_nothing_matches_lists_what_was_looked_for(self, tmp_path):
