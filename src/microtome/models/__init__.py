@@ -28,6 +28,7 @@ SOURCES = {
     "bundle": "microtome.models.sources.bundle",
     "package": "microtome.models.sources.package",
     "pt2": "microtome.models.sources.pt2",
+    "onnx": "microtome.models.sources.onnx_file",
     "factory": "microtome.models.sources.factory",
 }
 FOREIGN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)::(.*)", re.DOTALL)
