@@ -33,7 +33,7 @@ from microtome.runtimes.base import Session
 from microtome.types import Array
 from suite import SUITE, phantoms, prepare
 
-SMALL = {"unet_3d": (4, 32, 32, 32), "dynunet": (1, 32, 32, 32), "segresnet": (4, 32, 32, 32), "swin_unetr": (1, 32, 32, 32)}
+SMALL = {"unet_3d": (4, 32, 32, 32), "dynunet": (1, 32, 32, 32), "segresnet": (4, 32, 32, 32), "swin_unetr": (1, 64, 64, 64)}
 OPSET = 20
 
 

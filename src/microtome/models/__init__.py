@@ -24,11 +24,14 @@ __all__ = ["SOURCES", "Loaded", "Wanted", "load_model", "looked_for"]
 
 # Asked in this order.
 SOURCES = {
+    "torchscript": "microtome.models.sources.torchscript",
     "module": "microtome.models.sources.module",
     "bundle": "microtome.models.sources.bundle",
     "package": "microtome.models.sources.package",
     "pt2": "microtome.models.sources.pt2",
     "onnx": "microtome.models.sources.onnx_file",
+    "keras": "microtome.models.sources.keras_model",
+    "tflite": "microtome.models.sources.tflite",
     "factory": "microtome.models.sources.factory",
 }
 FOREIGN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)::(.*)", re.DOTALL)

@@ -24,6 +24,8 @@ from microtome.models.foreign.tidy import tidied
 if TYPE_CHECKING:
     from microtome.graph.network import Network
 
+QUANTIZED = "quantized"  # the state in which methods that quantize leave a network
+
 
 def network_of(model: Any, path: Path, wanted: Wanted, *, reference: tuple[Reference, str] | None = None) -> Loaded:
     """Translate, capture and check a model.
@@ -61,8 +63,20 @@ def network_of(model: Any, path: Path, wanted: Wanted, *, reference: tuple[Refer
     notes += [f"{path.name} has channels last; the network takes and gives them first."] if last_in or last_out else []
     count = sum(1 for _ in quantizers(network))
     notes += [f"{path.name} is quantized: its {count} grids are taken as they are."] if count else []
-    network = replace(network, notes=(*network.notes, *notes))
+    state = frozenset({QUANTIZED}) if count else network.state
+    network = replace(network, notes=(*network.notes, *notes), state=state)
     return Loaded(on_device(network, wanted.device), wanted.pipeline, path.stem, (), network.notes)
+
+
+def plain_module(model: Any, shape: tuple[int, ...]) -> torch.nn.Module:
+    """Return a model of one input as a module that can be captured, its parameters made for an input of a shape."""
+    graph = put_together(read_graph(model))
+    if lacking := missing(graph):
+        raise unknown(lacking)
+    module = Graphed(graph)
+    with torch.no_grad():
+        module(torch.zeros(shape))
+    return Single(module)
 
 
 def _captured(module: Graphed, shapes: Mapping[str, tuple[int, ...]], wanted: Wanted) -> Network:

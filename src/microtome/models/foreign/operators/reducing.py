@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from microtome.models.foreign.values import Turned, Value
@@ -86,8 +87,15 @@ def _cumulative(run: Run) -> Value:
     return torch.cumsum(run.tensor(0), int(run.sizes(1)[0]))
 
 
+def _mean(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+    """Return the mean; over all axes of space as the pooling that modules have for it."""
+    if keep and x.ndim in (4, 5) and sorted(axes) == list(range(2, x.ndim)):
+        return F.adaptive_avg_pool2d(x, 1) if x.ndim == 4 else F.adaptive_avg_pool3d(x, 1)
+    return x.mean(axes, keepdim=keep)
+
+
 TABLE: dict[str, Callable[[Run], Value | list[Value]]] = {
-    "ReduceMean": _reduced(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
+    "ReduceMean": _reduced(_mean),
     "ReduceSum": _reduced(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
     "ReduceMax": _reduced(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
     "ReduceMin": _reduced(lambda x, axes, keep: x.amin(axes, keepdim=keep)),
