@@ -88,6 +88,10 @@ class TFLite:
         """Return a tensor's name."""
         return f"{self.tensors[number].name.decode(errors='replace')}"
 
+    def title(self, op: str) -> str:
+        """Return a name for the node that the operator at hand becomes: that of the layer, and what it is."""
+        return f"{self.name(self.operator.outputs[0]).partition(';')[0]}/{op}"
+
     @property
     def settings(self) -> Any:
         """The options of the operator at hand."""

@@ -39,7 +39,7 @@ def _conv(f: TFLite) -> None:
     inputs = _weighted(f, 0, 1, 2, [0, 3, 1, 2])
     settings = {"strides": [o.strideH, o.strideW], "dilations": [o.dilationHFactor, o.dilationWFactor]}
     groups = f.shape(0)[3] // f.shape(1)[3]
-    made = f.emit("Conv", inputs, group=groups, auto_pad=_padding(o), **settings)
+    made = f.emit("Conv", inputs, f.title("Conv"), group=groups, auto_pad=_padding(o), **settings)
     f.done(_last(f, made), o.fusedActivationFunction)
 
 
@@ -47,14 +47,14 @@ def _depthwise(f: TFLite) -> None:
     o = f.settings
     inputs = _weighted(f, 0, 1, 2, [3, 0, 1, 2])
     settings = {"strides": [o.strideH, o.strideW], "dilations": [o.dilationHFactor, o.dilationWFactor]}
-    made = f.emit("Conv", inputs, group=f.shape(0)[3], auto_pad=_padding(o), **settings)
+    made = f.emit("Conv", inputs, f.title("Conv"), group=f.shape(0)[3], auto_pad=_padding(o), **settings)
     f.done(_last(f, made), o.fusedActivationFunction)
 
 
 def _transpose_conv(f: TFLite) -> None:
     o = f.settings
     inputs = _weighted(f, 2, 1, 3, [3, 0, 1, 2])
-    made = f.emit("ConvTranspose", inputs, strides=[o.strideH, o.strideW], auto_pad=_padding(o))
+    made = f.emit("ConvTranspose", inputs, f.title("ConvTranspose"), strides=[o.strideH, o.strideW], auto_pad=_padding(o))
     f.done(_last(f, made), getattr(o, "fusedActivationFunction", 0))
 
 
@@ -65,7 +65,7 @@ def _conv_3d(f: TFLite) -> None:
         "strides": [o.strideD, o.strideH, o.strideW],
         "dilations": [o.dilationDFactor, o.dilationHFactor, o.dilationWFactor],
     }
-    f.done(_last(f, f.emit("Conv", inputs, auto_pad=_padding(o), **settings), 5), o.fusedActivationFunction)
+    f.done(_last(f, f.emit("Conv", inputs, f.title("Conv"), auto_pad=_padding(o), **settings), 5), o.fusedActivationFunction)
 
 
 def _pool(op: str) -> Operator:
@@ -85,7 +85,7 @@ def _fully_connected(f: TFLite) -> None:
     x = f.value(0)
     if not o.keepNumDims:
         x = f.emit("Reshape", [x, _sizes(f, [-1, f.shape(1)[1]])])
-    made = f.emit("MatMul", [x, f.constant(f.operator.inputs[1], stored, [1, 0], f"_{len(f.nodes)}")])
+    made = f.emit("MatMul", [x, f.constant(f.operator.inputs[1], stored, [1, 0], f"_{len(f.nodes)}")], f.title("MatMul"))
     made = f.emit("Add", [made, f.value(2)]) if f.has(2) else made
     f.done(made, o.fusedActivationFunction)
 

@@ -29,7 +29,12 @@ def padding(run: Run, x: Tensor, kernel: Sequence[int], strides: Sequence[int], 
     before, after = [], []
     for axis in range(dims):
         size, reach = x.shape[2 + axis], (kernel[axis] - 1) * dilations[axis] + 1
-        total = max(0, (-(-size // strides[axis]) - 1) * strides[axis] + reach - size)
+        if strides[axis] == 1:
+            total = reach - 1
+        elif isinstance(size, int):
+            total = max(0, (-(-size // strides[axis]) - 1) * strides[axis] + reach - size)
+        else:  # the padding of each layer would depend on the size of all before it
+            raise run.refuse("pads as the size asks, and that is free")
         less, more = total // 2, total - total // 2
         before.append(less if auto == "SAME_UPPER" else more)
         after.append(more if auto == "SAME_UPPER" else less)
