@@ -87,7 +87,7 @@ class Subject:
         self.cases: tuple[Case, ...] = tuple(balanced(held_out, cases, np.random.default_rng(0)))
         parent = eager(self.network, threads)
         rng = np.random.default_rng(0)
-        self.inputs = [x[None] for case in self.cases for x in inputs(self.cohort, case, self.pipeline, rng)]
+        self.inputs = [x for case in self.cases for x in inputs(self.cohort, case, self.pipeline, rng)]
         self.outputs: list[Array] = [parent(x) for x in self.inputs]
         self.judge = Judge(streamed(parent), self.cohort, self.cases, self.pipeline)
 

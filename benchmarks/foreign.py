@@ -33,7 +33,12 @@ from microtome.runtimes.base import Session
 from microtome.types import Array
 from suite import SUITE, phantoms, prepare
 
-SMALL = {"unet_3d": (4, 32, 32, 32), "dynunet": (1, 32, 32, 32), "segresnet": (4, 32, 32, 32), "swin_unetr": (1, 64, 64, 64)}
+SMALL = {
+    "unet_3d": (4, 32, 32, 32),
+    "dynunet": (1, 32, 32, 32),
+    "segresnet": (4, 32, 32, 32),
+    "swin_unetr": (1, 64, 64, 64),
+}
 OPSET = 20
 
 
@@ -88,17 +93,23 @@ def line(name: str, folder: Path, options: argparse.Namespace) -> str:
     said = f"{name}: outputs differ by {off:.1e} of the largest, {layers[1]} layers ({layers[0]} directly), "
     said += f"{grids[1]} quantizers ({grids[0]} directly)"
     with torch.no_grad():
-        errors = [float((network(image) - wanted).pow(2).mean().sqrt() / wanted.pow(2).mean().sqrt()) for network in pair]
+        errors = [
+            float((network(image) - wanted).pow(2).mean().sqrt() / wanted.pow(2).mean().sqrt()) for network in pair
+        ]
     said += f", int8 off by {errors[1]:.4f} ({errors[0]:.4f} directly)"
     kinds = [operators(network) for network in pair]
     more, less = kinds[1] - kinds[0], kinds[0] - kinds[1]
-    said += f"\n    only by ONNX: {dict(more)}\n    only directly: {dict(less)}" if more or less else ", the same operators"
+    said += (
+        f"\n    only by ONNX: {dict(more)}\n    only directly: {dict(less)}" if more or less else ", the same operators"
+    )
     if options.time:
         sessions = []
         for which, network in enumerate(pair):
             place = folder / str(which)
             place.mkdir()
-            sessions.append(target.open_session(target.export(network, place), threads=options.threads, precision="f32"))
+            sessions.append(
+                target.open_session(target.export(network, place), threads=options.threads, precision="f32")
+            )
         times = medians(sessions, images[-1], options.rounds)
         said += f"\n    int8 in OpenVINO: {times[1]:.2f} ms, {times[0]:.2f} ms directly ({times[1] / times[0]:.2f}×)"
     return said

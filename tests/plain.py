@@ -76,7 +76,7 @@ def sliding_window(predict: Predict, array: Array, *, patch: Sequence[int], over
     """
     padded, inner = pad(array, patch)
     axes = [starts(size, p, overlap) for size, p in zip(padded.shape[1:], patch, strict=True)]
-    weights = [blending(begins, p) for begins, p in zip(axes, patch, strict=True)]
+    weights = [blending(begins, p, 1 / 8) for begins, p in zip(axes, patch, strict=True)]
     windows = list(itertools.product(*(range(len(begins)) for begins in axes)))
     blended: Array | None = None
     for first in range(0, len(windows), batch):

@@ -2,7 +2,8 @@
 
 A metric of a structure compares two masks of one case; `computed_by` names its function of `clinical.masks.Masks`. A
 metric of classes is one number for a cohort; its function takes probabilities, labels, a threshold and weights, as
-`clinical.classification.auroc` does. Metrics of other kinds belong to a task of their own.
+`clinical.classification.auroc` does. A metric of numbers takes predictions, references, weights and their spread, as
+`clinical.numbers.mae` does; one of images two arrays, as `clinical.pixels.psnr`. Others belong to a task of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-STRUCTURE, CLASSES = "structure", "classes"
+STRUCTURE, CLASSES, NUMBERS, IMAGES = "structure", "classes", "numbers", "images"
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class Metric:
     Attributes:
         title: as it is written in tables and sentences.
         words: what it says, for people who do not know it.
-        of: `structure`, `classes`, or a task's own kind.
+        of: `structure`, `classes`, `numbers`, `images`, or a task's own kind.
         computed_by: `module:function`; empty where the task computes it.
         unit: empty for shares, `length` for what is measured in millimetres (or pixels), or a unit's own symbol.
         better: which values are better.
         margin: the acceptable loss by default; None where a user must say it.
-        guard: the loss that no verdict on another metric may hide; None is the margin, where there is one.
+        guard: the loss that no verdict on another metric may hide; None is the margin, where there is one, 0 is none.
         best: what a perfect result has.
         worst: what stands for a structure that only one of two masks has; None is the diagonal of the image.
     """
@@ -61,6 +62,13 @@ METRICS: Mapping[str, Metric] = {
     "auprc": Metric("AUPRC", "area under the precision-recall curve", CLASSES, "microtome.clinical.classification:auprc", guard=0.02),
     "sensitivity": Metric("Sensitivity", "share of the positive cases found, at the operating point", CLASSES, "microtome.clinical.classification:sensitivity", guard=0.02),
     "specificity": Metric("Specificity", "share of the negative cases left alone, at the operating point", CLASSES, "microtome.clinical.classification:specificity", guard=0.02),
+    "nmae": Metric("NMAE", "mean absolute error in standard deviations (SD) of the references; lower is better", NUMBERS, "microtome.clinical.numbers:nmae", unit="SD", better="lower", margin=0.05, guard=0.0, best=0.0, worst=None),
+    "mae": Metric("MAE", "mean absolute error, in the reference's own units; lower is better", NUMBERS, "microtome.clinical.numbers:mae", unit="units", better="lower", best=0.0, worst=None),
+    "rmse": Metric("RMSE", "root of the mean squared error, in the reference's own units; lower is better", NUMBERS, "microtome.clinical.numbers:rmse", unit="units", better="lower", best=0.0, worst=None),
+    "concordance": Metric("Concordance", "Lin's concordance correlation coefficient, 1 is perfect", NUMBERS, "microtome.clinical.numbers:concordance", guard=0.02),
+    "psnr": Metric("PSNR", "peak signal to noise ratio", IMAGES, "microtome.clinical.pixels:psnr", unit="dB", margin=0.5, best=100.0, worst=None),
+    "ssim": Metric("SSIM", "structural similarity, 1 is perfect", IMAGES, "microtome.clinical.pixels:ssim", guard=0.01),
+    "nrmse": Metric("NRMSE", "root mean squared error over the root mean square of the reference; lower is better", IMAGES, "microtome.clinical.pixels:nrmse", guard=0.02, better="lower", best=0.0, worst=None),
 }
 # fmt: on
 

@@ -39,7 +39,10 @@ class Package:
     result: Result
 
     def predict(self, image: Image) -> Array:
-        """Return what the task predicts: a label map on the image's own grid, masks (regions, *grid), probabilities."""
+        """Return what the task predicts: a label map on the image's own grid, masks (regions, *grid), probabilities.
+
+        What the network takes beside the image comes with it: `Image.inputs`, numbers as the network takes them.
+        """
         return predict_one(task(self.pipeline.task), self.session.stream, prepare(image, self.pipeline), self.pipeline)
 
     def label_map(self, prediction: Array) -> Array:

@@ -84,7 +84,7 @@ def native(value: Any, hint: Any, where: str = "", readers: Readers | None = Non
     if isinstance(value, list | tuple | set) and origin is frozenset:
         return frozenset(native(v, arguments[0], where, readers) for v in value)
     if isinstance(value, Mapping) and origin is not None and issubclass(origin, Mapping):
-        return {native(k, arguments[0], where): native(v, arguments[1], where, readers) for k, v in value.items()}
+        return {native(k, arguments[0]): native(v, arguments[1], f"{where}.{k}", readers) for k, v in value.items()}
     if readers and hint in readers:
         return value if isinstance(value, hint) else readers[hint](value)
     if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
@@ -141,11 +141,19 @@ def in_words(hint: Any, *, none: str = "null") -> str:
         return ", ".join(repr(argument) for argument in arguments)
     if origin in (tuple, frozenset):
         kinds = dict.fromkeys(in_words(argument, none=none) for argument in arguments if argument is not Ellipsis)
-        return f"a list of {' and '.join(f'{kind}s' for kind in kinds)}"
+        return f"a list of {' and '.join(_plural(kind) for kind in kinds)}"
     if origin is not None or dataclasses.is_dataclass(hint):
         return "a table"
     words = {str: "text", int: "whole number", float: "number", bool: "true or false", types.NoneType: none}
     return words.get(hint) or f"a {hint.__name__}"
+
+
+def _plural(kind: str) -> str:
+    """Several of what `in_words` says."""
+    for one, several in (("a list ", "lists "), ("a table", "tables")):
+        if kind.startswith(one):
+            return several + kind.removeprefix(one)
+    return f"{kind}s"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

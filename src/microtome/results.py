@@ -124,7 +124,7 @@ class CaseRow(TypedDict, total=False):
     case: str
     patient: str
     subgroups: dict[str, str]
-    label: int | float | None
+    label: int | float | list[float | None] | None
     parent: dict[str, Any]
     compressed: dict[str, Any]
     agreement: float | None

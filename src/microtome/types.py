@@ -16,6 +16,8 @@ Role = Literal["train", "tuning", "evaluation"]
 ObserverName = Literal["minmax", "moving_average", "percentile", "mse", "kl"]
 CalibrationChoice = Literal["first", "random", "stratified", "foreground", "diverse"]
 Array = np.ndarray
+Batch = Array | Mapping[str, Array]
+"""What a network takes or returns: float32 (N, C, *S), its first input or output; or all of them by name."""
 Bits = tuple[int | None, int | None]
 """Widths of a layer's weight and of its input; None is float."""
 
@@ -144,6 +146,30 @@ class Interval:
     high: float | None
 
 
+Label = int | float | tuple[float | None, ...]
+"""The number of a class; or several numbers, None where one is missing."""
+
+
+@dataclass(frozen=True)
+class Further:
+    """What a network takes beside an image: one of these.
+
+    Attributes:
+        numbers: such as an age, as the network takes them.
+        images: one file, or one per channel, on the image's grid.
+        labels: a label map on the image's grid.
+    """
+
+    numbers: tuple[float, ...] = ()
+    images: tuple[Path, ...] = ()
+    labels: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return self.images if self.labels is None else (self.labels,)
+
+
 @dataclass(frozen=True)
 class Case:
     """One examination: where its files are and whose it is.
@@ -154,22 +180,46 @@ class Case:
     Attributes:
         image: one file; one file per channel; or the slices of one DICOM series.
         mask: the reference segmentation, on the image's grid.
-        label: the reference class, an index into the cohort's class names; or a reference number.
+        label: the reference class, an index into the cohort's class names; or reference numbers (or answers 0 and 1) in
+            the order of the cohort's names, None where one is missing.
         index: position within the file, where one file holds the whole cohort (MedMNIST).
         role: what the case may be used for. `train` cases may have been seen in training; calibration takes from them.
         subgroups: further columns (site, sex, device, …) by which results are also shown.
         further_masks: other parts of the reference, where it lies in several files.
+        inputs: what the network takes beside the image, by name; filled in when the pipeline is known that declares it.
+        target: the image that a network ought to make of this one.
     """
 
     id: str
     patient: str
     image: tuple[Path, ...]
     mask: Path | None = None
-    label: int | float | None = None
+    label: Label | None = None
     index: int | None = None
     role: Role = "evaluation"
     subgroups: Mapping[str, str] = field(default_factory=dict)
     further_masks: tuple[Path, ...] = ()
+    inputs: Mapping[str, Further] = field(default_factory=dict)
+    target: Path | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a reference, of whatever kind."""
+        return self.mask is not None or self.label is not None or self.target is not None
+
+    @property
+    def number(self) -> int | float | None:
+        """The label where it is a single number, as that of a class is."""
+        return None if isinstance(self.label, tuple) else self.label
+
+    @property
+    def reference_files(self) -> tuple[Path, ...]:
+        """The files that the reference lies in."""
+        return tuple(path for path in (self.mask, *self.further_masks, self.target) if path is not None)
+
+    def without_reference(self) -> Case:
+        """Return the same examination, of which nothing is known."""
+        return replace(self, mask=None, further_masks=(), label=None, target=None)
 
 
 @dataclass(frozen=True)
@@ -194,13 +244,15 @@ class Image:
     `array` is (channels, *spatial) with the stored numeric type after rescaling: pictures (C, H, W), volumes
     (C, I, J, K) in nibabel's axis order. `affine` is 4×4, voxel indices → RAS+ millimetres; None for pictures, which
     have no physical grid (their spacing then is 1 pixel). `forms` are those of a NIfTI file; `affine` is the one of
-    them that nibabel takes. `notes` say what had to be assumed to read it; they name no file.
+    them that nibabel takes. `notes` say what had to be assumed to read it; they name no file. `inputs` are what the
+    network takes beside it, by name: numbers (K,); an image (C, *spatial) or a label map (*spatial) on the same grid.
     """
 
     array: Array
     affine: Array | None = None
     forms: Forms | None = None
     notes: tuple[str, ...] = ()
+    inputs: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def spatial(self) -> tuple[int, ...]:

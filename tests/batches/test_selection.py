@@ -163,12 +163,12 @@ def test_windows_on_the_foreground(volumes):
     values = {array.tobytes() for array in inputs(volumes, case, VOLUMES, np.random.default_rng(0))}
     found = inputs(volumes, case, VOLUMES, np.random.default_rng(0), foreground=True)
     assert len(found) == WINDOWS_PER_CASE
-    assert {array.shape for array in found} == {(1, 6, 6, 6)}
+    assert {array.shape for array in found} == {(1, 1, 6, 6, 6)}
     assert {array.tobytes() for array in found} != values
     spot = prepared.array[0][labels == 1].min()
-    assert all(array[0, 3, 3, 3] >= spot for array in found)
+    assert all(array[0, 0, 3, 3, 3] >= spot for array in found)
     batches = CalibrationBatches(volumes, [case], VOLUMES, Silent(), foreground=True)
-    assert [x.numpy()[0].tobytes() for x in batches] == [array.tobytes() for array in found]
+    assert [x.numpy().tobytes() for x in batches] == [array.tobytes() for array in found]
 
 
 def test_diverse_finds_the_odd_ones(pictures, monkeypatch):
@@ -197,7 +197,7 @@ def test_diverse_looks_into_the_network(cohort, pipeline, dims, request):
 def test_features_of_a_network_are_mean_inputs():
     network = capture(tiny.Brightness().eval(), shape=(1, 8, 8))
     image = np.full((1, 8, 8), 0.5, np.float32)
-    features = NetworkFeatures(network)([image, image + 0.5])
+    features = NetworkFeatures(network)([image[None], image[None] + 0.5])
     assert features.shape == (1 + 4,)
     assert features[0] == pytest.approx(0.75)
     module = tiny.Brightness()

@@ -74,11 +74,11 @@ def test_layers_are_named_as_in_the_module_and_counted():
     assert network.parameters == 4 * 9 + 4 + 2 * 4 + 1 + 2 * 4 + 2  # running statistics are no parameters
 
 
-def test_of_several_outputs_the_first_stays_and_a_note_says_so():
+def test_what_is_there_for_training_only_is_left_out_and_a_note_says_so():
     module = TwoOutputs().eval()
     network = capture(module, (1, 8, 8))
-    note = "The network has 2 outputs; only the first is kept: main, not deep supervision.0."
-    assert network.notes == (note,)
+    left = "deep supervision.0 (for training only)"
+    assert network.notes == (f"The network has 2 outputs: the scores are taken from 'main'; left out: {left}.",)
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(network(x), module(x)["main"])

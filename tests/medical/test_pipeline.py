@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from microtome.errors import DataError, GeometryError, OptionError, ReadError
+from microtome.medical.described import describe
 from microtome.medical.infer import finish_segmentation, probabilities
-from microtome.medical.pipeline import Pipeline, describe
+from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare, resample
 from microtome.tasks.guess import default_pipeline
 from microtome.types import Case, Image
@@ -93,10 +94,10 @@ def test_json_needs_only_what_has_no_default():
         ({"grayscale": 1}, "'grayscale' must be true or false, not 1"),
         ({"size": [256, 256.5]}, "'size' must be a list of whole numbers or null"),
         ({"size": 256}, "'size' must be a list of whole numbers or null, not 256"),
-        ({"window": [0, 1, 2]}, "'window' must be a list of numbers or null"),
+        ({"window": [0, 1, 2]}, "'window' must be a list of numbers or "),
         ({"overlap": float("nan")}, "'overlap' must be number, not nan"),
         ({"normalize": "zscores"}, "'normalize' must be 'none', 'unit', "),
-        ({"normalize": ["unit"]}, "'normalize' must be 'none', 'unit', "),
+        ({"normalize": ["units"]}, "'normalize' must be 'none', 'unit', "),
         ({"task": 3}, "'task' must be text, not 3"),
         ({"mirror": [2]}, "'mirror' must name different axes of 0 to 1"),
         ({"mirror": [0, 0]}, "'mirror' must name different axes"),

@@ -17,7 +17,7 @@ from sharing import Once
 from tiny import PICTURES, Spots, segmentation_cohort
 
 GUESSED = "Pre-processing was guessed from the cohort"
-DROPPED = "only the first is kept: scores, not features"
+DROPPED = "left out: features"
 
 
 class Talkative(Spots):

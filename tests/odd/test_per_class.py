@@ -145,7 +145,7 @@ def test_no_patients_are_set_aside_for_nothing(tmp_path: Path) -> None:
     options = CompressOptions(tuning=0.2)
     plain = read_cohort(three, options)
     assert plain.tuning == ()
-    assert any("No patients were set aside for tuning: with 3 classes" in note for note in plain.notes)
+    assert any("No patients were set aside for tuning: there is no operating point" in note for note in plain.notes)
     drawn = load_cohort(three, seed=0, tuning=0.2)
     assert {case.id for case in plain.evaluation} == {case.id for case in drawn.evaluation}
     assert len(plain.train) == len(drawn.train) + len(drawn.tuning)

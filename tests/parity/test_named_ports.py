@@ -25,6 +25,7 @@ from networks_with_ports import KEPT, batches, prompted
 
 # As in test_runtimes: a value on the edge between two integers may fall to the other side.
 INTEGER_DB = 38.0
+ROUNDING = 1e-4  # one thread sums in another order than all threads do
 every = pytest.mark.parametrize("target", TARGETS)
 
 
@@ -51,6 +52,22 @@ def test_all_outputs_by_name(target: str) -> None:
         assert actual[name].dtype == np.float32
         assert sqnr_db(value, torch.from_numpy(actual[name])) > INTEGER_DB, name
     assert {run.names[0].split("/")[0] for run in session.layer_runs(arrays)} >= {"enter", "mix", "head"}
+
+
+@every
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_stream_gives_for_a_mapping_what_run_gives(target: str, threads: int) -> None:
+    _, path, _ = exported(target)
+    session = runtime(target).open_session(path, threads=threads, precision="f32")
+    given = [{name: value.numpy() for name, value in batch.items()} for batch in batches(4)]
+    results = [{name: np.array(value) for name, value in result.items()} for result in session.stream(iter(given))]
+    assert len(results) == len(given)
+    for one, result in zip(given, results, strict=True):
+        expected = session.run(one)
+        assert list(result) == list(expected) == list(KEPT)
+        for name, value in expected.items():
+            np.testing.assert_allclose(result[name], value, rtol=0, atol=ROUNDING * np.abs(value).max())
+    assert not np.allclose(results[0]["scores"], results[1]["scores"])
 
 
 @every

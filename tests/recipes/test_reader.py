@@ -226,5 +226,5 @@ def test_texts_are_read_as_toml_and_bare_words_as_texts():
     texts = ["a.b=4", "a.c = 0.5", "a.d=mse", "a.e=[1, 2]", "a.f=true", 'a.g="x y"', "a.h=pot4", "a.i=a=b"]
     values = {"a.b": 4, "a.c": 0.5, "a.d": "mse", "a.e": [1, 2], "a.f": True, "a.g": "x y", "a.h": "pot4", "a.i": "a=b"}
     assert assignments(texts) == values
-    with pytest.raises(OptionError, match="--set 'quantize' sets nothing"):
+    with pytest.raises(OptionError, match="'quantize' sets nothing"):
         assignments(["quantize"])

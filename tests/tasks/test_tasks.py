@@ -26,6 +26,8 @@ SOURCES = Path(importlib.import_module("microtome").__file__).parent
 PIPELINES = {
     "segmentation": Pipeline("segmentation", ("background", "spot")),
     "classification": Pipeline("classification", ("dark", "light"), size=(8, 8)),
+    "multi-label": Pipeline("multi-label", ("nodule", "oedema"), size=(8, 8), activation="sigmoid"),
+    "regression": Pipeline("regression", ("age",), size=(8, 8), activation="none"),
 }
 
 
@@ -61,6 +63,12 @@ def test_a_task_of_another_package_is_found_when_named() -> None:
         ("classification", {"skip_empty": True}, "'mirror' and 'skip_empty' are for segmentation only"),
         ("classification", {"classes": ("one",)}, "'classes' must hold two or more"),
         ("segmentation", {"classes": ("background",)}, "at least one structure"),
+        ("multi-label", {"activation": "softmax"}, "findings do not exclude one another"),
+        ("multi-label", {"patch": (4, 4), "size": None}, "'patch' is for maps only"),
+        ("regression", {"activation": "sigmoid"}, "the outputs are the numbers themselves"),
+        ("regression", {"mirror": (0,)}, "'mirror' and 'skip_empty' are for maps only"),
+        ("regression", {"output_scale": (1.0, 2.0)}, "'output_scale' must hold one value, or one for each of age"),
+        ("regression", {"output_scale": (0.0,)}, "'output_scale' is 0"),
     ],
 )
 def test_a_pipeline_that_makes_no_sense_is_refused(name: str, fields: dict, reason: str) -> None:
@@ -102,7 +110,7 @@ def test_every_metric_is_computed_somewhere(name: str) -> None:
     place, _, function = METRICS[name].computed_by.partition(":")
     assert callable(getattr(importlib.import_module(place), function))
     assert METRICS[name].words
-    assert METRICS[name].of in ("structure", "classes")
+    assert METRICS[name].of in ("structure", "classes", "numbers", "images")
 
 
 def test_names_of_metrics() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from microtome.batches.calibration import tensors
 from microtome.graph.network import Network
 from microtome.graph.watching.observe import Observed
-from microtome.medical.prepare import resample
-from microtome.types import Array
+from microtome.medical.resampling import resample
+from microtome.types import Array, Batch
 
 SIDE = 8  # of a thumbnail
 QUANTILES = 33
@@ -52,8 +53,8 @@ class NetworkFeatures:
             if isinstance(source, Node):
                 self._channels.setdefault(source, 1 if layer.op.startswith("conv") else -1)
 
-    def __call__(self, images: Sequence[Array]) -> Array:
-        """Return the features of a case, the average over its inputs (C, *S) each; float32."""
+    def __call__(self, images: Sequence[Batch]) -> Array:
+        """Return the features of a case, the average over what the network is given of it; float32."""
         rows = []
         for image in images:
             found: dict[Node, Tensor] = {}
@@ -61,7 +62,7 @@ class NetworkFeatures:
             def look(node: Node, value: Tensor, found: dict[Node, Tensor] = found) -> None:
                 found[node] = value.movedim(self._channels[node], 0).flatten(1).mean(1).cpu()
 
-            Observed(self._network, self._channels, look)(torch.from_numpy(image[None]))
+            Observed(self._network, self._channels, look)(tensors(image))
             rows.append(torch.cat([found[node] for node in self._channels]) if found else torch.zeros(0))
         mean: Array = torch.stack(rows).mean(0).numpy()
         return mean

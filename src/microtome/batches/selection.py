@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from microtome.batches.calibration import windows
+from microtome.batches.calibration import network_inputs
 from microtome.batches.features import (
     NetworkFeatures,
     contrast,
@@ -165,10 +165,10 @@ def _diverse(choice: _Choice) -> Sequence[Case]:
     activations = None if choice.network is None else NetworkFeatures(choice.network)
 
     def look(case: Case) -> list[Array]:
-        array = _prepared(choice, case)
-        features = image_features(array)
+        prepared = prepare(choice.cohort.image(case), choice.pipeline)
+        features = image_features(prepared.array)
         if activations is not None:
-            features.append(activations(windows(array, choice.pipeline, np.random.default_rng(0))))
+            features.append(activations(network_inputs(prepared, choice.pipeline, np.random.default_rng(0))))
         return features
 
     cases, rows = _looked_at(choice, look)

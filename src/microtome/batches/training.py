@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from microtome.batches.calibration import inputs
+from microtome.batches.calibration import inputs, tensors
 from microtome.batches.selection import balanced
 from microtome.errors import LabelError, OptionError, SplitError
 from microtome.medical.augment import Augmentation, augment
 from microtome.medical.cohort import Cohort
 from microtome.medical.foreground import foreground_points, prepare_labels, window_at
+from microtome.medical.inputs import arrays_of, batch_of, each, label_channels
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.medical.sliding import block_of
 from microtome.tasks import task
 from microtome.tasks.base import Task
-from microtome.types import Array, Case
+from microtome.types import Array, Batch, Case
 
 # Share of windows that are centred on a labelled structure; the others lie anywhere.
 ON_FOREGROUND = 0.5
@@ -30,17 +31,19 @@ POINTS = 1000
 # Images that float16 rounds by more, as a share of their standard deviation, are kept in float32.
 HALF_NOISE = 2e-3
 TUNING_BYTES = 1 << 29
+Target = Array | float | tuple[float, ...]
 # Streams of random numbers, apart from one another.
 ORDER, DRAW, READ = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class _Example:
-    """A prepared case: image (C, *S), its labels on the same grid, and voxels of each structure."""
+    """A prepared case: image (C, *S), its labels on the same grid, voxels of each structure, and further numbers."""
 
     image: Array
     labels: Array | None
     points: tuple[Array, ...]
+    numbers: Mapping[str, Array]
 
     @property
     def nbytes(self) -> int:
@@ -51,6 +54,8 @@ class _Example:
 @dataclass(eq=False)
 class TrainingBatches:
     """Iterating yields one epoch of shuffled batches (N, C, *S), float32, and then moves on to the next epoch.
+
+    Of networks with several inputs a batch has all of them by name.
 
     Every case is seen once per epoch: its whole image, or one window of the pipeline's patch. What is drawn depends on
     `seed`, `epoch` and the case alone, not on what is cached or on how many processes there are. The last batch
@@ -98,8 +103,8 @@ class TrainingBatches:
         self.cases, self.flips = tuple(self.cases), tuple(self.flips)
         if self.batch < 1:
             raise OptionError(f"a batch needs at least one image, not {self.batch}.")
-        if any(not 0 <= axis < self.pipeline.spatial_dims for axis in self.flips):
-            axes = ", ".join(map(str, range(self.pipeline.spatial_dims)))
+        if any(not 0 <= axis < self.pipeline.network_dims for axis in self.flips):
+            axes = ", ".join(map(str, range(self.pipeline.network_dims)))
             raise OptionError(f"there is no spatial axis {self.flips} to mirror.", f"The axes are {axes}.")
         if not 0 <= self.rank < self.world:
             raise OptionError(f"rank {self.rank} does not exist among {self.world} processes.")
@@ -124,9 +129,10 @@ class TrainingBatches:
         mine = order[self.rank * self._share : (self.rank + 1) * self._share]
         for first in range(0, len(mine), self._per_batch):
             drawn = [self._draw(int(position), epoch) for position in mine[first : first + self._per_batch]]
-            x = torch.from_numpy(np.stack([image for image, _ in drawn]))
+            numbers = {name: np.stack([one[name] for _, one, _ in drawn]) for name in drawn[0][1]}
+            x = tensors(batch_of(np.stack([image for image, _, _ in drawn]), numbers, self.pipeline))
             if self.labelled:
-                yield x, torch.from_numpy(np.stack([_target(label) for _, label in drawn]))
+                yield x, torch.from_numpy(np.stack([_target(label) for _, _, label in drawn]))
             else:
                 yield x
         self.epoch = epoch + 1
@@ -146,19 +152,33 @@ class TrainingBatches:
     def _reference(self, case: Case) -> object:
         return case.mask if self._kind.MAPS else case.label
 
-    def _draw(self, position: int, epoch: int) -> tuple[Array, Array | float | None]:
-        """Return image and target of a case as they are in one epoch."""
+    def _draw(self, position: int, epoch: int) -> tuple[Array, Mapping[str, Array], Target | None]:
+        """Return image, further numbers and target of a case as they are in one epoch."""
         rng = np.random.default_rng([self.seed, epoch, position, DRAW])
         example = self._example(position)
         image, labels = example.image, example.labels
-        if self.pipeline.patch is not None:
+        patch, slices = block_of(self.pipeline, image.shape[1:]), self.pipeline.slices
+        if patch is not None:
             centre = _centre(example, rng)
-            image = window_at(image, centre, self.pipeline.patch)
-            labels = None if labels is None else window_at(labels[None], centre, self.pipeline.patch)[0]
+            image = window_at(image, centre, patch, slices)
+            labels = None if labels is None else window_at(labels[None], centre, patch, slices and 1)[0]
         if self.augment:
-            image, labels = augment(image, labels, Augmentation(flips=self.flips), rng)
+            image, labels = self._augmented(image, labels, rng)
         target = self._kind.training_target(self.cases[position], labels) if self.labelled else None
-        return np.ascontiguousarray(image, np.float32), target
+        return np.ascontiguousarray(image, np.float32), example.numbers, target
+
+    def _augmented(self, image: Array, labels: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
+        """Return an image and its labels changed; channels that are made of labels are moved as labels are."""
+        how, marks = Augmentation(flips=self.flips), list(label_channels(self.pipeline))
+        if not marks:
+            return augment(image, labels, how, rng)
+        others = [channel for channel in range(len(image)) if channel not in marks]
+        maps = [*image[marks], *([] if labels is None else [labels])]
+        seen, moved = augment(image[others], np.stack(maps, axis=-1), how, rng)
+        assert moved is not None
+        whole = np.empty((len(image), *seen.shape[1:]), np.float32)
+        whole[others], whole[marks] = seen, np.moveaxis(moved[..., : len(marks)], -1, 0)
+        return whole, None if labels is None else moved[..., -1].astype(labels.dtype)
 
     def _example(self, position: int) -> _Example:
         """Return a prepared case from memory or from disk. It is rounded to float16 either way."""
@@ -174,18 +194,21 @@ class TrainingBatches:
         image = self.cohort.image(case)
         prepared = prepare(image, self.pipeline)
         labels: Array | None = None
-        if self._kind.MAPS and (self.labelled or self.pipeline.patch is not None):
+        parts = block_of(self.pipeline, prepared.array.shape[1:]) is not None
+        if self._kind.MAPS and (self.labelled or parts):
             mask = self.cohort.mask(case, image)
             labels = None if mask is None else prepare_labels(_narrow(mask), prepared)
         points: tuple[Array, ...] = ()
-        if labels is not None and self.pipeline.patch is not None:
+        if labels is not None and parts:
             points = tuple(p.astype(np.int32) for p in foreground_points(labels, rng, POINTS))
-        return _Example(_halved(prepared.array), labels if self.labelled else None, points)
+        return _Example(_halved(prepared.array), labels if self.labelled else None, points, prepared.numbers)
 
 
 @dataclass(eq=False)
 class TuningBatches:
     """A fixed small set of inputs of tuning cases (1, C, *S), for early stopping: read once, then kept.
+
+    Of networks with several inputs each has all of them by name.
 
     Cases are spread over classes, subgroups and patients. There are at most `limit`, and no more than fit into
     `cached_bytes`, but at least one.
@@ -199,35 +222,35 @@ class TuningBatches:
     limit: int = 32
     seed: int = 0
     cached_bytes: int = TUNING_BYTES
-    _kept: list[Array] = field(default_factory=list, init=False, repr=False)
+    _kept: list[Batch] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that there is something to look at."""
         if not self.cohort.tuning or self.limit < 1:
             raise SplitError("there are no tuning cases.", "Give a share of the patients with --tuning.")
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:  # a tensor, or several by name
         """Yield the same tensors each time."""
         if not self._kept:
             self._kept = self._read()
-        for array in self._kept:
-            yield torch.from_numpy(array.astype(np.float32)[None])
+        for x in self._kept:
+            yield tensors(each(x, lambda array: array.astype(np.float32)))
 
-    def _read(self) -> list[Array]:
+    def _read(self) -> list[Batch]:
         rng = np.random.default_rng(self.seed)
-        kept: list[Array] = []
+        kept: list[Batch] = []
         room = self.cached_bytes
         for case in balanced(self.cohort.tuning, self.limit, rng):
-            for array in inputs(self.cohort, case, self.pipeline, rng):
-                half = _halved(array)
-                room -= half.nbytes
+            for x in inputs(self.cohort, case, self.pipeline, rng):
+                half = each(x, lambda array: _halved(array[0])[None] if array.ndim > 2 else array)
+                room -= sum(array.nbytes for array in arrays_of(half))
                 if kept and room < 0:
                     return kept
                 kept.append(half)
         return kept
 
 
-def _target(label: Array | float | None) -> Array:
+def _target(label: Target | None) -> Array:
     """Return a target as an array: labels and classes int64, numbers float32."""
     array = np.asarray(label)
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)

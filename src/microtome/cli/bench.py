@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from microtome.cli.app import app
-from microtome.cli.options import InputShape, Json, Model, OneTarget, PipelineFile, Threads, Weights, shape
+from microtome.cli.options import InputShape, Json, Model, OneTarget, Output, PipelineFile, Threads, Weights, shape
 from microtome.cli.running import run_verb, show
 
 
@@ -15,6 +15,7 @@ def bench(
     target: OneTarget = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
+    output: Output = None,
     input_shape: InputShape = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -29,6 +30,7 @@ def bench(
             target=target,
             weights=weights,
             pipeline=pipeline,
+            output=output,
             input_shape=shape(input_shape),
             threads=threads,
             progress=progress,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from microtome.medical.formats import FORMATS
+from microtome.medical.presets import PRESETS
 from microtome.metrics import METRICS
 from microtome.models import looked_for
 from microtome.runtimes import TARGETS
@@ -48,6 +49,30 @@ PipelineFile = Annotated[
         help="pipeline.json; otherwise the model's own, or a guess from the cohort.",
         rich_help_panel=NETWORK,
     ),
+]
+PipelineFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="FIELD=VALUE",
+        help="A field of the pipeline in place of the declared or guessed one, such as mirror=[]; may be repeated.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Normalisation of a common source, where no pipeline is declared: {one_of(PRESETS)}.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Fold = Annotated[
+    str | None,
+    typer.Option(help="Of an nnU-Net folder: 0, or 0,1,2 for their mean; otherwise all.", rich_help_panel=NETWORK),
+]
+Configuration = Annotated[
+    str | None,
+    typer.Option(help="Of an nnU-Net folder that holds several: such as 3d_fullres.", rich_help_panel=NETWORK),
 ]
 InputShape = Annotated[
     str | None, typer.Option(help="C,H,W or C,D,H,W that the network can take.", rich_help_panel=NETWORK)
@@ -91,6 +116,24 @@ Margin = Annotated[
     float | None,
     typer.Option(help=f"Acceptable loss (default: {MARGINS}).", rich_help_panel=EVIDENCE),
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The network's output that holds the scores, where it has several that might.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=PATH",
+        help="Where another input of the network comes from: a folder of files called like the images, or a CSV table "
+        "with a column image. May be repeated.",
+        rich_help_panel=COHORT,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print result.json and nothing else.", rich_help_panel=RUN)]
 Key = Annotated[
     Path | None,
@@ -126,6 +169,17 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
+def places(given: Iterable[str] | None) -> dict[str, Path]:
+    """Parse `NAME=PATH`."""
+    found = {}
+    for text in given or ():
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(f"{text!r} is not NAME=PATH", param_hint="--input")
+        found[name] = Path(path)
+    return found
+
+
 def bits(text: str | None, option: str) -> int | Literal["float"] | None:
     """Parse a width, or `float`; None is not given."""
     if text is None or text == "float":
@@ -144,15 +198,20 @@ def options_of(given: Mapping[str, Any]) -> CompressOptions:
         "format": given["format_"],
         "flips": tuple(given.get("flip") or ()),
         "skip": tuple(given.get("skip") or ()),
+        "inputs": places(given.get("input_")),
     }
     if "target" in given:
         read["target"] = tuple(given["target"] or ("openvino",))
     for width in ("weight_bits", "activation_bits"):
         if width in given:
             read[width] = bits(given[width], f"--{width.replace('_', '-')}")
-    if given.get("set_"):
-        from microtome.recipes.files import assignments
+    for parameter, field, example in (
+        ("set_", "set", "--set METHOD.FIELD=VALUE, such as quantize.weight_bits=4"),
+        ("with_", "pipeline_fields", "--with FIELD=VALUE, such as mirror=[]"),
+    ):
+        if given.get(parameter):
+            from microtome.recipes.files import assignments
 
-        read["set"] = assignments(given["set_"])
+            read[field] = assignments(given[parameter], example)
     names = {field.name for field in dataclasses.fields(CompressOptions)}
     return CompressOptions(**{name: value for name, value in given.items() if name in names} | read)

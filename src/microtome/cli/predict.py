@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from microtome.cli.app import FAULT, app
-from microtome.cli.options import PackageTarget, Threads
+from microtome.cli.options import Inputs, PackageTarget, Threads, places
 from microtome.cli.running import run_verb
 
 
@@ -26,6 +26,7 @@ def predict(
     extension: Annotated[
         str, typer.Option(help="Of label maps of volumes: nii.gz, or nii, which is faster.")
     ] = "nii.gz",
+    input_: Inputs = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do everything anew, also in a folder that holds something else.")
     ] = False,
@@ -38,11 +39,12 @@ def predict(
 
     def verb(progress: Any) -> dict[str, Any]:
         _refuse({"overlap": overlap is not None, "mirror": bool(mirror), "skip_empty": skip_empty})
+        from microtome.inference.jobs import Given
         from microtome.verbs.predict import predict as run
 
         return run(
             package,
-            inputs,
+            Given(inputs, places(input_)),
             out,
             target=target,
             threads=threads,

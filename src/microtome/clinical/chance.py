@@ -59,7 +59,7 @@ def segmentation_doubts(
         missing = f"{judged[0]}" if judged else "any of the structures"
         return [Doubt("reference", f"No reference case holds {missing}, so nothing can be said of it.")], []
     doubts, poor = _poor_segmentation(cases, judged, seed=seed)
-    return doubts, _poor(poor)
+    return doubts, hardly_better(poor)
 
 
 def classification_doubts(
@@ -85,7 +85,7 @@ def classification_doubts(
     auroc = f"{AUROC}/{part(metric)}" if part(metric) else AUROC
     doubts, poor = _poor_classification(auroc, parent, decisions, labels, classes=names)
     missing = [name for k, name in enumerate(names) if not (labels == k).any()]
-    return doubts, _poor(poor), missing
+    return doubts, hardly_better(poor), missing
 
 
 def _poor_segmentation(
@@ -154,7 +154,7 @@ def _poor_classification(
         only = classes[int(present[0])]
         return [Doubt("reference", f"All evaluation cases are of one class ({only}).")], []
     doubts = []
-    if _at_chance(parent.get(metric)):
+    if at_chance(parent.get(metric)):
         found = parent[metric].interval()
         between = "" if found.low is None else f" ({found.low:.4f} to {found.high:.4f})"
         doubts.append(
@@ -171,17 +171,19 @@ def _poor_classification(
         )
     if doubts:
         return doubts, []
-    return [], [name for name in classes if _at_chance(parent.get(f"{AUROC}/{name}"))]
+    return [], [name for name in classes if at_chance(parent.get(f"{AUROC}/{name}"))]
 
 
-def _at_chance(auroc: Replicates | None) -> bool:
+def at_chance(auroc: Replicates | None) -> bool:
+    """Whether an AUROC, or the lower bound of its interval, is no better than 0.5."""
     if auroc is None or not math.isfinite(auroc.value):
         return False
     low = auroc.interval().low
     return (auroc.value if low is None else low) <= 0.5
 
 
-def _poor(names: Sequence[str]) -> list[str]:
+def hardly_better(names: Sequence[str]) -> list[str]:
+    """The sentence on structures, classes or findings in which the parent is weak; none where there are none."""
     if not names:
         return []
     return [f"The parent itself is hardly better than chance in {listed(names)}: there is little to lose."]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from microtome.deployment.memory import fits
 from microtome.deployment.timing import BUDGET_SECONDS, Candidate, eager, file_bytes, interleaved
 from microtome.errors import MicrotomeError, TargetError
 from microtome.graph.network import Network
+from microtome.medical.inputs import arrays_of, image_of
 from microtome.progress import Progress, Silent
 from microtome.results import LayerRow, Run
 from microtome.runtimes.base import Runtime, Session
 from microtome.staging import Place
-from microtome.types import Array
+from microtome.types import Array, Batch
 
 MOST_DB = 200.0
 # Values of an output that say whether it is another one altogether: the few of a classifier may all lie about zero.
@@ -58,7 +59,7 @@ def deploy(
     parent: Network,
     network: Network,
     target: Runtime,
-    x: Array,
+    x: Batch,
     place: Place,
     *,
     title: str,
@@ -71,7 +72,7 @@ def deploy(
         parent: uncompressed.
         network: compressed.
         target: the runtime.
-        x: one input, float32 (1, C, *S).
+        x: one input, float32 (1, C, *S), or several by name.
         place: takes the files.
         title: of the compressed network in the table of times, such as the recipe's name.
         running: threads and precision.
@@ -82,6 +83,8 @@ def deploy(
     """
     progress, running = progress or Silent(), running or Running()
     threads, precision = running.threads, running.precision
+    if len(network.outputs) > 1 and not isinstance(x, Mapping):
+        x = {network.inputs[0].name: x}  # all outputs are checked then
     parent, network = parent.to("cpu"), network.to("cpu")
     progress.say(f"export to {target.NAME}")
     baseline = place.work / "parent"
@@ -97,7 +100,7 @@ def deploy(
     names = {p: _name(target.NAME, title, p, len(wanted) > 1) for p in wanted}
     contenders += [_Contender(names[p], path, p, title, sizes[1], simulated, True) for p in wanted]
     timing = _Timing(target, x, threads, Candidate("eager f32", "pytorch", "f32", run_parent))
-    if fits(parent, x.size, len(contenders)):
+    if fits(parent, image_of(x).size, len(contenders)):
         progress.say("time parent and compressed network, interleaved")
         runs = timing.interleaved(contenders)
     else:
@@ -133,14 +136,14 @@ class _Contender:
     precision: str
     label: str
     bytes: int
-    expected: Array
+    expected: Batch
     compressed: bool = False
 
 
 class _Timing:
     """Opens model files and times them, beside eager PyTorch."""
 
-    def __init__(self, target: Runtime, x: Array, threads: int, reference: Candidate) -> None:
+    def __init__(self, target: Runtime, x: Batch, threads: int, reference: Candidate) -> None:
         self._target, self._x, self._threads, self._reference = target, x, threads, reference
         self._open: dict[str, Session] = {}
         self._ran: set[str] = set()
@@ -195,13 +198,14 @@ class _Timing:
         """
         target, precision = self._target.NAME, contender.precision
         session = self._target.open_session(contender.path, threads=self._threads, precision=precision)
-        ratio = sqnr(contender.expected, session.run(self._x))
+        found = session.run(self._x)
+        ratio = sqnr(contender.expected, found)
         if ratio == -MOST_DB:
             raise TargetError(
                 f"{target} returns NaN or infinity in {precision} where the graph does not.",
                 "Some value lies beyond what it computes with: choose another --precision or --target.",
             )
-        if ratio < 0 and contender.expected.any() and contender.expected.size >= ENOUGH:
+        if any(_is_another(*pair) for pair in zip(arrays_of(contender.expected), arrays_of(found), strict=True)):
             raise TargetError(
                 f"{target} computes something else than the graph in {precision}: {ratio} dB.",
                 "It runs an operator of this network wrongly: choose another --target.",
@@ -220,11 +224,20 @@ class _Timing:
         return error
 
 
-def sqnr(signal: Array, other: Array) -> float:
+def sqnr(signal: Batch, other: Batch) -> float:
     """Signal-to-quantization-noise ratio in decibels; 200 if both are equal, -200 if one alone is NaN or infinite.
 
-    What is NaN or infinite in both, such as scores outside of a mask, is left out.
+    What is NaN or infinite in both, such as scores outside of a mask, is left out. Of several outputs it is the least.
     """
+    return min(_sqnr(*pair) for pair in zip(arrays_of(signal), arrays_of(other), strict=True))
+
+
+def _is_another(expected: Array, found: Array) -> bool:
+    """Whether an output is another one altogether."""
+    return bool(expected.any()) and expected.size >= ENOUGH and _sqnr(expected, found) < 0
+
+
+def _sqnr(signal: Array, other: Array) -> float:
     finite = np.isfinite(signal)
     if not np.array_equal(signal[~finite], other[~finite], equal_nan=True) or not np.isfinite(other[finite]).all():
         return -MOST_DB

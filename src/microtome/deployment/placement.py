@@ -18,20 +18,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
+from microtome.batches.calibration import tensors
 from microtome.deployment.timing import Candidate, interleaved
 from microtome.environment import describe
 from microtome.errors import MicrotomeError
 from microtome.graph.choosing.placement import readers, rule_of_thumb, supported_layers
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
+from microtome.medical.inputs import arrays_of
 from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.progress import Progress
 from microtome.runtimes.base import LayerRun, Runtime, Session
-from microtome.types import Array, Capabilities
+from microtome.types import Batch, Capabilities
 from microtome.version import __version__
 
 # A change must be so much faster, interleaved with what it replaces, before it is kept: less is noise.
@@ -64,7 +64,7 @@ class Placement:
 def measured_placement(
     network: Network,
     runtime: Runtime,
-    x: Array,
+    x: Batch,
     *,
     threads: int,
     budget: float,
@@ -77,7 +77,7 @@ def measured_placement(
     Args:
         network: without quantizers, as the recipe will quantize it; batch norms are folded if they are not yet.
         runtime: the target.
-        x: an input, float32 (1, C, *S), of the size that times are wanted for.
+        x: an input, float32 (1, C, *S), or several by name, of the size that times are wanted for.
         threads: of the runtime; 0 lets it choose.
         budget: seconds after which nothing more is tried.
         progress: told of what is kept.
@@ -110,7 +110,7 @@ class _Search:
         self,
         network: Network,
         runtime: Runtime,
-        x: Array,
+        x: Batch,
         threads: int,
         progress: Progress,
         skip: frozenset[str],
@@ -204,7 +204,7 @@ class _Search:
         if self.layers <= placement.skip:
             return self.network
         quantize = Quantize("minmax", search_weights=False, skip=placement.skip, readers=placement.readers)
-        return quantize.run(self.network, Context([torch.from_numpy(self.x)], capabilities=self.capabilities))
+        return quantize.run(self.network, Context([tensors(self.x)], capabilities=self.capabilities))
 
     def slow_in_integers(self, best: Placement) -> frozenset[str]:
         """Return the layers whose integer kernel takes longer than the float one."""
@@ -228,10 +228,17 @@ class _Search:
         return [r.node.name for r in sorted(possible, key=lambda r: -times.get(r.layer, 0.0))]
 
 
-def _key(network: Network, runtime: Runtime, x: Array, threads: int, skip: frozenset[str]) -> str:
+def _key(network: Network, runtime: Runtime, x: Batch, threads: int, skip: frozenset[str]) -> str:
     """Return the name of a cache entry."""
-    about = describe(threads)
-    parts = [network.fingerprint(), runtime.NAME, x.shape, threads, sorted(skip), __version__, about]
+    parts = [
+        network.fingerprint(),
+        runtime.NAME,
+        [array.shape for array in arrays_of(x)],
+        threads,
+        sorted(skip),
+        __version__,
+        describe(threads),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from microtome.results import Run
 from microtome.runtimes.base import Runtime
-from microtome.types import Array
+from microtome.types import Array, Batch
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -35,12 +35,12 @@ class Candidate:
     name: str
     runtime: str
     precision: str
-    run: Callable[[Array], Any]
+    run: Callable[[Any], Any]
     bytes: int | None = None
     compressed: bool = False
 
 
-def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BUDGET_SECONDS) -> list[Run]:
+def interleaved(candidates: Sequence[Candidate], x: Batch, *, budget: float = BUDGET_SECONDS) -> list[Run]:
     """Time the candidates in turn, A B C A B C …, so that a machine that slows down slows them all.
 
     Each begins when the threads of the one before it sleep, and short runs are timed after one that is not: a candidate
@@ -48,7 +48,7 @@ def interleaved(candidates: Sequence[Candidate], x: Array, *, budget: float = BU
 
     Args:
         candidates: what to time; each must have run once before, since the first run compiles and allocates.
-        x: one input, float32 (1, C, *S).
+        x: one input, float32 (1, C, *S), or several by name.
         budget: seconds for all together; there are at least as many rounds as LEAST_ROUNDS says, at most MOST_ROUNDS.
 
     Returns:
@@ -82,7 +82,7 @@ def rest() -> None:
             return
 
 
-def _seconds(candidate: Candidate, x: Array) -> float:
+def _seconds(candidate: Candidate, x: Batch) -> float:
     start = time.perf_counter()
     candidate.run(x)
     return time.perf_counter() - start
@@ -102,13 +102,12 @@ def _row(candidate: Candidate, milliseconds: Array) -> Run:
     return {**row, "compressed": True} if candidate.compressed else row
 
 
-def eager(network: Network, threads: int) -> Callable[[Array], Array]:
-    """Return a function that runs the network in eager PyTorch."""
+def eager(network: Network, threads: int) -> Callable[[Batch], Any]:
+    """Return a function that runs the network in eager PyTorch, as `Session.run` does."""
     from microtome.runtimes.reference import run_network
 
-    def run(x: Array) -> Array:
-        output: Array = run_network(network, x, threads)
-        return output
+    def run(x: Batch) -> Any:
+        return run_network(network, x, threads)
 
     return run
 

@@ -90,11 +90,11 @@ class Judge:
         self.metric = self._kind.metric(metric, pipeline)
         self.margin = chosen_margin(self.metric, margin, self._kind.OWN)
         self._cohort, self._pipeline = cohort, pipeline
-        self._judgement = Judgement(self.metric, self.margin, seed, pipeline.classes)
+        self._judgement = Judgement(self.metric, self.margin, seed, pipeline.classes, pipeline.threshold)
         self._cases, self._progress = tuple(cases), progress or Silent()
         self._kept: dict[str, Prepared] = {}
         self._room = KEPT
-        if not any(case.label is not None or case.mask is not None for case in self._cases):
+        if not any(case.labelled for case in self._cases):
             raise SplitError(
                 f"none of the {len(self._cases)} cases to tune on has a reference.",
                 "Give a share of labelled patients with --tuning.",

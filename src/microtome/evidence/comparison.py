@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from microtome.results import Result
 from microtome.runtimes.base import one_by_one
 from microtome.tasks import task
 from microtome.tasks.base import Judgement, Task, predict_one
-from microtome.types import Array, Case
+from microtome.types import Batch, Case
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two networks that are compared, each as a stream of inputs float32 (N, C, *S)."""
+    """The two networks that are compared, each as a stream of inputs."""
 
     parent: Stream
     compressed: Stream
@@ -39,10 +39,38 @@ class Evaluation:
     stages: dict[str, float]
 
 
-def streamed(run: Callable[[Array], Array]) -> Stream:
+def streamed(run: Callable[[Any], Any]) -> Stream:
     """Return a network that runs one input at a time as a stream."""
 
     return partial(one_by_one, run)
+
+
+def of_output(stream: Stream, image: str, output: str) -> Stream:
+    """Return a stream that gives another output than the first.
+
+    Args:
+        stream: of a network of several outputs.
+        image: name of the input that takes the image.
+        output: which one to give.
+    """
+
+    def run(batches: Iterable[Batch]) -> Iterator[Any]:
+        named: list[bool] = []
+
+        def inputs() -> Iterator[Batch]:
+            for x in batches:
+                named.append(isinstance(x, Mapping))
+                yield x if isinstance(x, Mapping) else {image: x}
+
+        results = stream(inputs())
+        try:
+            for place, result in enumerate(results):
+                yield result if named[place] else result[output]
+        finally:
+            if isinstance(results, Generator):
+                results.close()
+
+    return run
 
 
 def evaluate_pair(
@@ -72,7 +100,9 @@ def evaluate_pair(
         DataError: a case cannot be read or scored. What is finished stays in `store`.
     """
     progress, kind = progress or Silent(), task(pipeline.task)
-    judgement = replace(judgement or Judgement(kind.metric(None)), classes=pipeline.classes)
+    judgement = replace(
+        judgement or Judgement(kind.metric(None)), classes=pipeline.classes, threshold=pipeline.threshold
+    )
     records = _Store(store)
     for case in progress.track(cohort.evaluation, "evaluate", len(cohort.evaluation)):
         if case.id not in records:

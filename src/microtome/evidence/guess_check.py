@@ -12,7 +12,8 @@ from microtome.batches.selection import balanced
 from microtome.errors import MicrotomeError
 from microtome.evidence.candidates import Judge
 from microtome.medical.cohort import Cohort
-from microtome.medical.pipeline import Pipeline, describe
+from microtome.medical.described import describe
+from microtome.medical.pipeline import Pipeline
 from microtome.medical.stream import Stream
 from microtome.metrics import about
 from microtome.progress import Progress
@@ -22,8 +23,6 @@ from microtome.types import Case
 CASES = {2: 24, 3: 4}  # pictures and volumes that are looked at, at most
 LEAST = 16  # of those that are one number each
 SECONDS = 60.0  # after which no further guess is tried
-# Of the metric: more than what chance does on so few cases. A map is a mean over thousands of pixels for each.
-MUCH_OF_MAPS, MUCH = 0.05, 0.2
 ENOUGH = 0.1  # a margin, which nothing of this rests on
 NORMALIZE = ("unit", "minmax", "zscore", "none")
 
@@ -68,8 +67,7 @@ def check_guess(
         if found is not None and found > best.value:
             best = Guess(other, found)
     kind = task(pipeline.task)
-    much = MUCH_OF_MAPS if kind.MAPS else MUCH
-    if best is first or best.value < first.value + much:
+    if best is first or best.value < first.value + kind.MUCH:
         return None
     title = about(kind.metric(None), kind.OWN).title
     had = "cannot be told" if own is None else f"is {first.value:.2f}"
@@ -84,7 +82,7 @@ def _cases(cohort: Cohort, pipeline: Pipeline, seed: int) -> Sequence[Case]:
     """Return labelled tuning cases, and train cases where these are few; none where all are too few to tell."""
     rng, chosen = np.random.default_rng(seed), list[Case]()
     for pool in (cohort.tuning, cohort.train):
-        labelled = [case for case in pool if case.label is not None or case.mask is not None]
+        labelled = [case for case in pool if case.labelled]
         chosen += balanced(labelled, CASES[pipeline.spatial_dims] - len(chosen), rng)
     return chosen if task(pipeline.task).MAPS or len(chosen) >= LEAST else ()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +86,7 @@ def provenance(
 
 
 def hash_case(cohort: Cohort, case: Case) -> dict[str, str | None]:
-    """Return the SHA-256 of a case's image (`image`) and, where it has one, of its mask (`mask`)."""
-    masks = () if case.mask is None else (case.mask, *case.further_masks)
-    hashes = [sha256(mask) for mask in masks if mask.is_file()]
+    """Return the SHA-256 of a case's image (`image`) and, where its reference is a file, of that (`mask`)."""
+    hashes = [sha256(file) for file in case.reference_files if file.is_file()]
     mask = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return {"image": cohort.sha256(replace(case, mask=None)), "mask": mask if hashes else None}
+    return {"image": cohort.sha256(case.without_reference()), "mask": mask if hashes else None}

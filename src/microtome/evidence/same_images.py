@@ -91,7 +91,7 @@ def _bytes(case: Case) -> int:
 
 
 def _known(cohort: Cohort, case: Case, *, voxels: bool) -> Known:
-    hashes = {cohort.sha256(replace(case, mask=None))}
+    hashes = {cohort.sha256(case.without_reference())}
     if not voxels:
         return Known(frozenset(hashes), case.patient)
     try:

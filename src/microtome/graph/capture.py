@@ -20,6 +20,7 @@ from microtome.graph.outputs import refuse_structure
 from microtome.graph.plain import unwrapped, with_constant_weights
 from microtome.graph.program import export_graph, network_from_export, output_names
 from microtome.graph.quiet import first_line
+from microtome.graph.scores import Wish
 from microtome.types import Port
 
 Shape = tuple[int, ...]
@@ -29,10 +30,10 @@ MOST_NODES_FOR_FREE_SIZES = 1200
 # The captured graph does the same operations in the same order; another algorithm inside a kernel moves the last bits.
 CAPTURE_TOLERANCE = 1e-4
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-SEVERAL_INPUTS = "Wrap it so that all but the image are constants; or, in Python, give the shape of each input by name."
+SEVERAL_INPUTS = "Declare all but the image under 'inputs' in the pipeline; or wrap it so that they are constants."
 
 
-def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequence[str] | None = None) -> Network:
+def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequence[str] | Wish | None = None) -> Network:
     """Turn a module into a graph, in evaluation mode, with as many free axes as it allows.
 
     The batch is free where that is possible, and the spatial axes too; fixed sizes are what is left otherwise.
@@ -42,12 +43,13 @@ def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequenc
         shape: (channels, *spatial) of an input that the module can take; of several inputs by the names of `forward`'s
             parameters.
         keep: names of the outputs to keep, the one with the scores first: the keys of a dict, the fields of a named
-            tuple or dataclass; `output`, `output_1`, … where they have no names. None keeps the first.
+            tuple or dataclass; `output`, `output_1`, … where they have no names. Or what is known of them; None keeps
+            the one that can be scores, see `graph.scores`.
 
     Raises:
         WeightsError: a weight is NaN or infinite.
         CaptureError: torch.export fails, or the graph computes something else than the module, and the error names the
-            line of the model; or there is no such input or output.
+            line of the model; there is no such input or output, or several may be the scores.
     """
     module, notes = unwrapped(module)
     check_finite(module.state_dict())
@@ -60,7 +62,7 @@ def capture(module: nn.Module, shape: Shape | Mapping[str, Shape], keep: Sequenc
     failure: Exception | None = None
     captured: Network | None = None
     try:
-        expected = _run(module, shapes, by_name, any_structure=keep is not None)
+        expected = _run(module, shapes, by_name, any_structure=_is_told(keep))
         for batch, space in ((True, False), (False, False), (True, True)):
             wanted = captured is None or (space and captured.dynamic[0] and _is_small(captured))
             if not wanted:
@@ -124,6 +126,11 @@ def _check_inputs(module: nn.Module, names: Sequence[str] | None) -> None:
     missing = [name for name in needed if name not in names] if names is not None else []
     if missing:
         raise CaptureError(f"{title} takes {', '.join(missing)} too.", "Give a shape for each of its inputs.")
+
+
+def _is_told(keep: Sequence[str] | Wish | None) -> bool:
+    """Whether somebody says which output to take, of whatever structure."""
+    return keep.scores is not None if isinstance(keep, Wish) else keep is not None
 
 
 def _is_small(network: Network) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 from microtome.errors import CaptureError
 from microtome.graph.network import INPUT, OUTPUT, Network
 from microtome.graph.operators import aten, kind
-from microtome.graph.outputs import SCORES, first_scores, hint, name_squeezed_axes, settled
+from microtome.graph.outputs import hint, name_squeezed_axes, settled
 from microtome.graph.quiet import quiet
+from microtome.graph.scores import Wish, chosen
 from microtome.types import Port
 
 # Batch size of the example: torch.export takes sizes 0 and 1 for constants.
@@ -58,7 +59,7 @@ def network_from_export(
     *,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
-    keep: Sequence[str] | None = None,
+    keep: Sequence[str] | Wish | None = None,
 ) -> Network:
     """Wrap an ExportedProgram; identities and guards are removed.
 
@@ -67,12 +68,12 @@ def network_from_export(
         inputs: names of its input tensors, in order; None takes the program's own, or `input` where there is one.
         outputs: names of its output tensors, in order; None takes what the program calls them: the keys of a dict, the
             fields of a named tuple or dataclass; `output`, `output_1`, … where they have no names.
-        keep: names of the outputs to keep, in the order wanted; None keeps the first that can be scores, and notes what
-            is left out.
+        keep: names of the outputs to keep, in the order wanted; or what is known of them. None keeps the one that can
+            be scores, and notes what is left out; see `graph.scores`.
 
     Raises:
-        CaptureError: the program has no input tensor, an input that is none, no output tensor, not the one to keep, or
-            one that is no scores.
+        CaptureError: the program has no input tensor, an input that is none, no output tensor, not the one to keep,
+            one that is no scores, or several that may be.
     """
     graph_module = program.module()
     assert isinstance(graph_module, GraphModule)
@@ -89,7 +90,8 @@ def network_from_export(
     values: Any = end.args[0] if isinstance(end.args[0], list | tuple) else [end.args[0]]
     named = zip(outputs or _output_names(program, inputs), values, strict=True)
     found = {n: v for n, v in named if isinstance(v, Node) and isinstance(v.meta.get("val"), Tensor)}
-    kept, notes = _chosen(found, keep)
+    wish, names = (keep, None) if isinstance(keep, Wish) else (Wish(), keep)
+    kept, notes = chosen(found, wish, placeholders[0], names)
     first = next(iter(kept))
     kept[first], more = settled(graph, kept[first], placeholders[0])
     end.args = (tuple(kept.values()) if len(kept) > 1 else next(iter(kept.values())),)
@@ -138,28 +140,6 @@ def _output_names(program: ExportedProgram, taken: Iterable[str]) -> list[str]:
     spec = program.call_spec.out_spec
     assert spec is not None
     return output_names(pytree.tree_unflatten(list(range(spec.num_leaves)), spec), taken)
-
-
-def _chosen(found: Mapping[str, Node], keep: Sequence[str] | None) -> tuple[dict[str, Node], tuple[str, ...]]:
-    """Return the outputs to keep, and a note where others are left out unasked."""
-    if not found:
-        raise CaptureError("the network returns no tensor.", SCORES)
-    if keep is not None:
-        unknown = [name for name in keep if name not in found]
-        if unknown or not keep:
-            raise CaptureError(
-                f"the network has no output {unknown[0]!r}." if unknown else "no output of the network is to be kept.",
-                f"It has {', '.join(found)}.",
-            )
-        first_scores({keep[0]: found[keep[0]]})
-        return {name: found[name] for name in keep}, ()
-    first = first_scores(found)
-    others = [name for name in found if name != first]
-    if not others:
-        return dict(found), ()
-    which = "the first" if first == next(iter(found)) else "the first that holds scores"
-    note = f"The network has {len(found)} outputs; only {which} is kept: {first}, not {', '.join(others)}."
-    return {first: found[first]}, (note,)
 
 
 def _simplify(graph_module: GraphModule) -> None:

@@ -15,6 +15,7 @@ from microtome.errors import ModelError, ReadError
 from microtome.graph.network import INPUT, OUTPUT, Network
 from microtome.graph.program import exported, network_from_export
 from microtome.graph.quiet import first_line, quiet
+from microtome.graph.scores import Wish
 
 METADATA = "microtome.json"
 
@@ -37,16 +38,17 @@ def save(network: Network, path: Path) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def load(path: Path, keep: Sequence[str] | None = None) -> Network:
+def load(path: Path, keep: Sequence[str] | Wish | None = None) -> Network:
     """Read a `.pt2` file, ours or anybody's.
 
     Args:
         path: the file.
-        keep: names of the outputs to keep, the scores first; None keeps all of ours, and the first of anybody else's.
+        keep: names of the outputs to keep, the scores first, or what is known of them; without, all of ours are kept,
+            and of anybody else's the scores.
 
     Raises:
         ReadError: missing, not a `.pt2` file, or truncated.
-        CaptureError: its inputs or outputs are no tensors, or it has no such output.
+        CaptureError: its inputs or outputs are no tensors, it has no such output, or several that may be the scores.
         ModelError: our own part of it is broken.
     """
 
@@ -69,7 +71,7 @@ def load(path: Path, keep: Sequence[str] | None = None) -> Network:
             metadata.get("inputs", [INPUT]),
             metadata.get("outputs", [OUTPUT]),
         )  # older files: one each
-        network = network_from_export(program, inputs=inputs, outputs=outputs, keep=keep or outputs)
+        network = network_from_export(program, inputs=inputs, outputs=outputs, keep=_of_ours(outputs, keep))
         return replace(
             network,
             state=frozenset(metadata["state"]),
@@ -79,3 +81,12 @@ def load(path: Path, keep: Sequence[str] | None = None) -> Network:
         )
     except (ValueError, KeyError) as error:
         raise ModelError(f"{path} holds broken microtome metadata ({first_line(error)}).") from error
+
+
+def _of_ours(outputs: Sequence[str], keep: Sequence[str] | Wish | None) -> Sequence[str]:
+    """Return which outputs of a network that we saved are kept: those that are named, or all."""
+    if not isinstance(keep, Wish):
+        return keep or outputs
+    if keep.scores is None:
+        return [*outputs, *(name for name in keep.also if name not in outputs)]
+    return [keep.scores, *keep.also]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from microtome.errors import ReadError
 from microtome.medical.channel_files import CHANNEL, is_gray
+from microtome.medical.further import Asked, further_inputs
+from microtome.medical.pipeline import Pipeline
 from microtome.medical.readers import arrays
 from microtome.medical.readers.detached import voxel_files, without_voxel_files
 from microtome.medical.readers.elements import split_series
 from microtome.medical.readers.kind import SUFFIXES, kind_of_head, read_head, stem_of, suffix_of
+from microtome.types import Further
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Job:
         name: of its output, without a suffix. It comes from a file's or folder's name and may identify a patient.
         files: what `read_image` gets.
         index: as `read_image` wants it, for files that hold many images.
+        inputs: what the network takes beside the image, by name.
     """
 
     name: str
     files: tuple[Path, ...]
     index: int | None = None
+    inputs: Mapping[str, Further] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -37,13 +42,30 @@ class Job:
         Folders are left out, so that data may be moved, and so is what the files hold, since reading takes time.
         """
         text = repr(self.index)
-        voxels = [path for header in self.files for path in voxel_files(header)]
-        for file in (*self.files, *voxels):
+        for name, one in self.inputs.items():
+            text += f"\n{name}\t{one.numbers}"
+        given = [*self.files, *(file for one in self.inputs.values() for file in one.files)]
+        voxels = [path for header in given for path in voxel_files(header)]
+        for file in (*given, *voxels):
             text += f"\n{file.name}"
             with contextlib.suppress(OSError):  # what is gone is told when it is read
                 found = file.stat()
                 text += f"\t{found.st_size}\t{found.st_mtime_ns}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images to predict, with what the network takes beside them.
+
+    Attributes:
+        images: files and folders.
+        further: for each other input by its name a folder of files that are called like the images, or a CSV table
+            whose column `image` names them.
+    """
+
+    images: Sequence[str | Path]
+    further: Mapping[str, Path] = field(default_factory=dict)
 
 
 def jobs_of(inputs: Sequence[str | Path], channels: int = 1) -> list[Job]:
@@ -76,6 +98,25 @@ def jobs_of(inputs: Sequence[str | Path], channels: int = 1) -> list[Job]:
         places = ", ".join(map(str, inputs)) or "Nothing"
         raise ReadError(f"{places}: no images found.", "Give image files, DICOM series, or folders that hold them.")
     return list(_distinct(_joined(found, channels)))
+
+
+def with_further(jobs: Sequence[Job], pipeline: Pipeline, given: Mapping[str, Path]) -> list[Job]:
+    """Return jobs that know what the network takes beside their images: files and lines of a table called like them.
+
+    Args:
+        jobs: the images.
+        pipeline: declares the inputs.
+        given: a folder or a table for each, by name.
+
+    Raises:
+        OptionError: something is given for an input that is not declared.
+        DataError: something is missing, or a cell is empty, no number, or has no code.
+    """
+    if not pipeline.inputs and not given:
+        return list(jobs)
+    asked = [Asked(job.name, job.name, {}) for job in jobs]
+    found = further_inputs(asked, pipeline, given)
+    return [replace(job, inputs=inputs) for job, inputs in zip(jobs, found, strict=True)]
 
 
 def _joined(jobs: Sequence[Job], channels: int) -> Iterator[Job]:

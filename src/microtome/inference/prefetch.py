@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from microtome.inference.jobs import Job
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared, prepare
-from microtome.medical.read import read_image
+from microtome.medical.read import read_image, with_further
 from microtome.types import Image
 
 
@@ -62,12 +62,12 @@ class Prefetcher:
     def _read(self, case: Pending) -> Pending:
         job, begin = case.job, time.perf_counter()
         try:
-            image = read_image(job.files, job.index)
+            image = with_further(read_image(job.files, job.index), job.inputs)
             case.seconds["read"] = time.perf_counter() - begin
             case.notes = image.notes
             case.prepared = prepare(image, self._pipeline)
             case.seconds["prepare"] = time.perf_counter() - begin - case.seconds["read"]
-            case.grid = replace(image, array=image.array[:, :0].copy())  # lets go of the voxels
+            case.grid = replace(image, array=image.array[:, :0].copy(), inputs={})  # lets go of the voxels
         except BaseException as error:  # it is raised where the case is taken
             case.error = error
         return case

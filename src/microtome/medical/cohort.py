@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,13 @@ import numpy as np
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError, SplitError
 from microtome.medical.formats import find_format
+from microtome.medical.formats.columns import referenced
 from microtome.medical.formats.leftover import passed_over
 from microtome.medical.formats.patients import PatientsByPattern
 from microtome.medical.formats.table import Row, Table
 from microtome.medical.mask_labels import classes_of_masks, counted_as, joined
 from microtome.medical.pseudonyms import Key, Name, by_key, case_of, named, real_name
-from microtome.medical.read import read_image
+from microtome.medical.read import read_image, with_further
 from microtome.medical.readers.detached import voxel_files
 from microtome.medical.remarks import Remarks
 from microtome.medical.split import assign_roles
@@ -78,7 +79,7 @@ class Cohort:
     @property
     def labelled(self) -> bool:
         """Whether every case has a reference: a mask or a label."""
-        return all(case.mask is not None or case.label is not None for case in self.cases)
+        return all(case.labelled for case in self.cases)
 
     @property
     def train(self) -> tuple[Case, ...]:
@@ -109,8 +110,8 @@ class Cohort:
         return tuple(_spread(self.train))[:count]
 
     def image(self, case: Case) -> Image:
-        """Read a case's image. Raises what `read_image` raises."""
-        image = read_image(case.image, case.index)
+        """Read a case's image, with what the network takes beside it. Raises what `read.with_further` raises."""
+        image = with_further(read_image(case.image, case.index), case.inputs)
         self.remarks.add(case.id, image.notes)
         return image
 
@@ -146,12 +147,7 @@ class Cohort:
         if case.index is not None:
             image = self.image(case)
             return hashlib.sha256(np.ascontiguousarray(image.array).tobytes()).hexdigest()
-        files = [
-            file
-            for path in (*case.image, case.mask, *case.further_masks)
-            if path is not None
-            for file in _files_of(path)
-        ]
+        files = [file for path in (*case.image, *case.reference_files) for file in _files_of(path)]
         hashes = [_sha256(file) for file in files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -164,6 +160,7 @@ def load_cohort(
     tuning: float = 0.1,
     evaluation: float = 0.3,
     patient_pattern: str | None = None,
+    columns: tuple[str, Sequence[str]] | None = None,
 ) -> Cohort:
     """Find the cases of a cohort, split them by patient, and give them pseudonyms. No image is read; masks only
     where nothing names their labels.
@@ -182,6 +179,8 @@ def load_cohort(
             path below `path`. By default a well-known pattern such as `personN` or `sub-01` in the name of a file or
             folder is the patient, otherwise every file is a patient of its own (formats with patients of their own,
             such as DICOM, use those).
+        columns: a task, and the names of columns that hold its references, where the cohort does not say by itself
+            that they do (see `formats.columns`).
 
     Raises:
         ReadError: missing or broken files.
@@ -195,6 +194,8 @@ def load_cohort(
     root = path if path.is_dir() else path.parent
     rule = None if patient_pattern is None else PatientsByPattern(patient_pattern, root)
     table = layout.rows(path, rule)
+    if columns is not None:
+        table = referenced(table, *columns, path)
     if rule is not None:
         table = replace(table, patients=rule.text)
     tables = [table, *([] if table.also is None else [replace(table.also, patients=table.patients)])]
@@ -251,12 +252,14 @@ def _cohort(table: Table, *, names: Mapping[Key, Name], notes: tuple[str, ...], 
 def _check_classes(rows: list[Row] | tuple[Row, ...], table: Table, path: Path, what: str = "") -> None:
     """Labels that are classes must be of two, or AUROC is undefined; a cohort without any label may pass."""
     found = {row.label for row in rows}
-    if found == {None} or not table.classes or any(row.mask for row in rows):
+    if found == {None} or not table.classes or not all(row.label is None or isinstance(row.label, int) for row in rows):
+        return
+    if any(row.mask for row in rows):
         return
     if None in found:
         raise LabelError(f"Some images of {path} have a label and some have none.", "Label all of them, or none.")
     if len(found) == 1:
-        name = table.classes[int(next(iter(label for label in found if label is not None)))]
+        name = table.classes[next(label for label in found if isinstance(label, int))]
         raise LabelError(f"{path} has one class only{what}, '{name}'.", "Classification needs at least two.")
 
 

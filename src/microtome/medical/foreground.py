@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from microtome.errors import GeometryError
-from microtome.medical.prepare import Prepared
+from microtome.medical.resampling import nearest
 from microtome.types import Array
+
+if TYPE_CHECKING:
+    from microtome.medical.prepare import Prepared
 
 
 def prepare_labels(labels: Array, prepared: Prepared) -> Array:
@@ -31,11 +35,11 @@ def prepare_labels(labels: Array, prepared: Prepared) -> Array:
             f"The labels have the size {oriented.shape}, the image {prepared.oriented}.", "Check the mask."
         )
     result = oriented[prepared.box]
-    for axis, (source, target) in enumerate(zip(prepared.crop, prepared.content, strict=True)):
-        nearest = ((np.arange(target) + 0.5) * source / target).astype(np.intp)
-        result = np.take(result, nearest, axis=axis)
+    steps = prepared.steps or (None,) * result.ndim
+    for axis, (source, target, step) in enumerate(zip(prepared.crop, prepared.content, steps, strict=True)):
+        result = np.take(result, nearest(source, target, step), axis=axis)
     whole = np.zeros(prepared.array.shape[1:], labels.dtype)
-    whole[tuple(slice(0, n) for n in prepared.content)] = result
+    whole[prepared.inner] = result
     return whole
 
 
@@ -55,12 +59,17 @@ def foreground_points(labels: Array, rng: np.random.Generator, most: int) -> tup
     return tuple(points)
 
 
-def window_at(array: Array, centre: Sequence[int], patch: Sequence[int]) -> Array:
+def window_at(array: Array, centre: Sequence[int], patch: Sequence[int], slices: int | None = None) -> Array:
     """Return the window (C, *patch) around a voxel, moved to lie within the array (C, *S) as far as that is possible.
 
-    An array that is smaller than the patch gets zeros on both sides. A view where it can be.
+    An array that is smaller than the patch gets zeros on both sides. A view where it can be. Of slices, `patch` is one
+    deep, and what is returned is what the network gets: (slices · C, *rest).
     """
     sizes = array.shape[1:]
+    if slices is not None:
+        planes = np.clip(np.arange(slices) - slices // 2 + centre[0], 0, sizes[0] - 1)
+        parts = [window_at(array[:, plane], centre[1:], patch[1:]) for plane in planes]
+        return np.concatenate(parts) if slices > 1 else parts[0]
     axes = list(zip(centre, sizes, patch, strict=True))
     corner = [min(max(0, int(c) - p // 2), max(0, n - p)) for c, n, p in axes]
     window = array[(slice(None), *(slice(begin, begin + p) for begin, p in zip(corner, patch, strict=True)))]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from microtome.errors import DataError, GeometryError
+from microtome.medical.cleanup import cleaned
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.prepare import Prepared, resample, restore
+from microtome.medical.prepare import Prepared, antialiased, restore
 from microtome.medical.regions import code_type, codes, masks_of_codes
+from microtome.medical.resampling import nearest, resample
 from microtome.types import Array
 
 HUGE = 1e30  # stands for infinity in scores, which linear interpolation would turn into NaN
@@ -53,9 +56,9 @@ def probabilities(logits: Array, pipeline: Pipeline) -> Array:
 def finish_segmentation(scores: Array, prepared: Prepared, pipeline: Pipeline) -> Array:
     """Turn the network's output for a prepared image into labels on the image's own grid.
 
-    Padding is cut off, scores are resampled linearly to the crop, the best class (softmax, none: argmax; sigmoid: the
-    best above the threshold, label 0 else) is taken, and the crop is put back where it was; outside it is background.
-    Of regions that overlap, each channel is a mask of its own.
+    Padding is cut off, scores are resampled to the crop, the best class (softmax, none: argmax; sigmoid: the best above
+    the threshold, label 0 else) is taken, and the crop is put back where it was; outside it is background. Of regions
+    that overlap, each channel is a mask of its own.
 
     Args:
         scores: float32 (K, *S) with S as in `prepared.array`. K is the number of classes, or one less (no background)
@@ -73,15 +76,17 @@ def finish_segmentation(scores: Array, prepared: Prepared, pipeline: Pipeline) -
     scores = np.asarray(scores, np.float32)
     require_size(scores, prepared)
     threshold = foreground_threshold(scores.shape[0], pipeline)
-    scores = scores[(slice(None), *(slice(0, n) for n in prepared.content))]
+    scores = scores[(slice(None), *prepared.inner)]
     low, high = float(scores.min()), float(scores.max())
     if math.isnan(low):
         raise DataError(*NAN)
-    size, dtype = prepared.crop, label_type(pipeline)
-    if size != prepared.content:
+    size, dtype = decided_size(prepared, pipeline), label_type(pipeline)
+    if goes_back(prepared, pipeline):
         scores = np.clip(scores, -HUGE, HUGE) if math.isinf(low) or math.isinf(high) else scores
-        antialias = pipeline.spatial_dims == 2
-        resampled = (resample(channel[None], size, antialias=antialias)[0] for channel in scores)
+        how: dict[str, Any] = {"how": pipeline.score_interpolation, "apart": prepared.apart}
+        how["steps"] = prepared.steps_back
+        how["antialias"] = pipeline.spatial_dims == 2 and antialiased(pipeline, pipeline.score_interpolation)
+        resampled = (resample(channel[None], size, **how)[0] for channel in scores)
         return restored(decided(resampled, threshold, pipeline), prepared, pipeline)
     labels = np.empty(size, dtype)
     rows = max(1, SLAB // math.prod(size[1:]))
@@ -99,10 +104,25 @@ def decided(channels: Iterable[Array], threshold: float | None, pipeline: Pipeli
     return codes(channels, threshold, label_type(pipeline))
 
 
+def goes_back(prepared: Prepared, pipeline: Pipeline) -> bool:
+    """Whether scores are resampled to the crop before labels are chosen."""
+    return pipeline.decide == "image" and prepared.resampled
+
+
+def decided_size(prepared: Prepared, pipeline: Pipeline) -> tuple[int, ...]:
+    """The size of the grid on which labels are chosen: the crop of the image, or the network's."""
+    return prepared.crop if pipeline.decide == "image" else prepared.content
+
+
 def restored(labels: Array, prepared: Prepared, pipeline: Pipeline) -> Array:
-    """What was decided, on the image's own grid: a label map (*S), or bool masks (regions, *S)."""
+    """What was decided, cleaned, on the image's own grid: a label map (*S), or bool masks (regions, *S)."""
+    if prepared.resampled and not goes_back(prepared, pipeline):
+        steps = prepared.steps_back or (None,) * labels.ndim
+        for axis, (size, step) in enumerate(zip(prepared.crop, steps, strict=True)):
+            labels = np.take(labels, nearest(labels.shape[axis], size, step), axis=axis)
     whole = restore(labels, prepared)
-    return whole if pipeline.regions is None else masks_of_codes(whole, len(pipeline.regions))
+    found = whole if pipeline.regions is None else masks_of_codes(whole, len(pipeline.regions))
+    return cleaned(found, pipeline.cleanup)
 
 
 def label_type(pipeline: Pipeline) -> np.dtype:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from microtome.medical.infer import HUGE, SLAB
-from microtome.medical.prepare import interpolation, resample
+from microtome.medical.resampling import interpolation, resample
 from microtome.types import Array
 
 Blocks = Iterator[tuple[int, Array]]
@@ -40,14 +41,30 @@ def shift_planes(slab: Array, planes: int, base: float) -> None:
         channel[left:] = base
 
 
-def resampled_planes(blocks: Blocks, content: Sequence[int], size: Sequence[int]) -> Blocks:
-    """Interpolate planes linearly from `content` to `size`, as `resample` does, holding the open ones only.
+def resampled_planes(
+    blocks: Blocks,
+    content: Sequence[int],
+    size: Sequence[int],
+    *,
+    how: str = "linear",
+    apart: int | None = None,
+    steps: Sequence[float] | None = None,
+) -> Blocks:
+    """Interpolate planes from `content` to `size`, as `resample` does, holding the open ones only.
 
     What is cheaper comes first: planes are made before rows and columns where they get fewer.
     """
-    matrix = interpolation(content[0], size[0], antialias=False)
-    lows = np.argmax(matrix > 0, axis=1)  # the first and the last plane that each new one rests on
-    highs = content[0] - 1 - np.argmax(matrix[:, ::-1] > 0, axis=1)
+    along = "nearest" if apart == 0 else how
+    matrix = interpolation(content[0], size[0], False, along, None if steps is None else steps[0])
+    rest = functools.partial(
+        resample,
+        antialias=False,
+        how=how,
+        apart=None if apart in (None, 0) else apart,
+        steps=None if steps is None else (1.0, *steps[1:]),
+    )
+    lows = np.argmax(matrix != 0, axis=1)  # the first and the last plane that each new one rests on
+    highs = content[0] - 1 - np.argmax(matrix[:, ::-1] != 0, axis=1)
     step = max(1, SLAB // math.prod(size[1:]))
     shrinks = size[0] < content[0]
     held = np.empty((0, 0, 0, 0), np.float32)  # open planes, from number `first` on
@@ -55,7 +72,7 @@ def resampled_planes(blocks: Blocks, content: Sequence[int], size: Sequence[int]
     for plane, block in blocks:
         finite = math.isfinite(block.min()) and math.isfinite(block.max())
         new = block if finite else np.clip(block, -HUGE, HUGE)
-        new = new if shrinks else resample(new, (new.shape[1], *size[1:]), antialias=False)
+        new = new if shrinks else rest(new, (new.shape[1], *size[1:]))
         held = np.concatenate([held, new], axis=1) if held.size else np.array(new)
         ready = int(np.searchsorted(highs, plane + new.shape[1]))
         while made < ready:
@@ -64,7 +81,7 @@ def resampled_planes(blocks: Blocks, content: Sequence[int], size: Sequence[int]
             band = held[:, used.start - first : used.stop - first]
             planes = np.matmul(matrix[rows, used], band.reshape(*band.shape[:2], -1))
             planes = planes.reshape(*planes.shape[:2], *held.shape[2:])
-            yield made, resample(planes, (planes.shape[1], *size[1:]), antialias=False)
+            yield made, rest(planes, (planes.shape[1], *size[1:])) if shrinks else planes
             made = rows.stop
         if made < size[0]:
             drop = min(int(lows[made]) - first, held.shape[1])

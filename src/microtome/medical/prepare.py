@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import nibabel
 import numpy as np
 
 from microtome.errors import DataError, GeometryError
+from microtome.medical.inputs import with_inputs
+from microtome.medical.intensities import normalize, shift
 from microtome.medical.pipeline import Pipeline
+from microtome.medical.resampling import resample
 from microtome.types import Array, Image
 
+SAME_SPACING = 1e-3  # mm: MONAI's tolerance; an axis that is closer than that to its new spacing keeps its own
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PIL's convert("L")
-FLAT = 1e-6  # a spread below this share of the mean is float32 rounding of a constant image, not signal
-BLOCK = 32  # output rows per matrix product when resampling: its matrix is banded, so zeros are skipped
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,44 @@ class Prepared:
     """An image as the network gets it, and what the way back needs.
 
     Attributes:
-        array: float32 (C, *S).
-        content: size of the image within S; the rest is padding at the end of each axis.
+        array: float32 (C, *S); behind the image's channels those of further inputs on its grid, see `medical.inputs`.
+        content: size of the image within S; the rest is padding.
+        start: where it begins within S.
         box: where the content lies in the oriented image.
         oriented: spatial size of the oriented image.
         flips: per axis of the original image, whether it was reversed.
         order: the original axis behind each axis of the oriented image.
+        steps: per axis, how many voxels of the crop lie between the centres of two of the content, where their first
+            ones have one centre; None where both share their outer borders, see `Pipeline.align`.
+        apart: the axis of S along which scores come back by nearest neighbour, slice by slice, see `Pipeline.coarse`.
+        numbers: further inputs that are numbers, float32 (K,), by name.
     """
 
     array: Array
     content: tuple[int, ...]
+    start: tuple[int, ...]
     box: tuple[slice, ...]
     oriented: tuple[int, ...]
     flips: tuple[bool, ...]
     order: tuple[int, ...]
+    apart: int | None = None
+    steps: tuple[float, ...] | None = None
+    numbers: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def inner(self) -> tuple[slice, ...]:
+        """Where the content lies within S."""
+        return tuple(slice(begin, begin + size) for begin, size in zip(self.start, self.content, strict=True))
+
+    @property
+    def steps_back(self) -> tuple[float, ...] | None:
+        """How many voxels of the content lie between the centres of two of the crop."""
+        return None if self.steps is None else tuple(1 / step for step in self.steps)
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the content is on another grid than the crop."""
+        return self.content != self.crop or self.steps is not None
 
     @property
     def crop(self) -> tuple[int, ...]:
@@ -47,10 +74,18 @@ class Prepared:
 def prepare(image: Image, pipeline: Pipeline) -> Prepared:
     """Turn an image into the network's input: channels, orientation, crop, resampling, intensities, padding.
 
+    What the network takes beside it is prepared with it.
+
     Raises:
         GeometryError: the number of spatial axes differs, or the orientation is needed and unknown.
-        DataError: the number of channels differs, or the image holds NaN or infinity.
+        DataError: the number of channels differs, the image holds NaN or infinity, or a further input is missing.
     """
+    prepared = _prepared(image, pipeline)
+    return with_inputs(prepared, image, pipeline, _prepared) if pipeline.inputs else prepared
+
+
+def _prepared(image: Image, pipeline: Pipeline) -> Prepared:
+    """Prepare an image alone."""
     if len(image.spatial) != pipeline.spatial_dims:
         raise GeometryError(
             f"The image has {len(image.spatial)} spatial axes but the pipeline is {pipeline.spatial_dims}-D.",
@@ -61,20 +96,45 @@ def prepare(image: Image, pipeline: Pipeline) -> Prepared:
     flips, order = _orientation(image, pipeline)
     view = _flip(_channels(image.array, pipeline), flips).transpose(0, *(axis + 1 for axis in order))
     oriented = view.shape[1:]
-    box = _foreground(view, pipeline.crop_threshold) if pipeline.crop else tuple(slice(0, n) for n in oriented)
+    box = _box(view, pipeline)
     # A copy in any case: what follows works in place and must not touch the caller's array.
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is refused next
         array = np.array(view[(slice(None), *box)], dtype=np.float32, order="C")
     if image.array.dtype.kind == "f" and not (math.isfinite(array.min()) and math.isfinite(array.max())):
         raise DataError("The image holds NaN or infinite values.", "Remove the case or repair the file.")
-    content = _size(array.shape[1:], [image.spacing[axis] for axis in order], pipeline)
-    array = resample(array, content, antialias=pipeline.spatial_dims == 2)
-    _intensities(array, image.array.dtype, pipeline)
+    spacing = [image.spacing[axis] for axis in order]
+    steps = _steps(spacing, pipeline)
+    content = _size(array.shape[1:], spacing, pipeline, steps)
+    wanted = [new or old for old, new in zip(spacing, pipeline.spacing or spacing, strict=True)]
+    resampled = functools.partial(
+        resample,
+        size=content,
+        antialias=antialiased(pipeline, pipeline.interpolation),
+        how=pipeline.interpolation,
+        apart=_apart(spacing, wanted, pipeline),
+        steps=steps,
+    )
+    array = _values(array, image.array.dtype, pipeline, resampled)
+    array, start = _pad(array, pipeline)
+    apart = _apart(wanted, spacing, pipeline)
+    return Prepared(array, content, start, box, oriented, flips, order, apart, _moved(steps))
+
+
+def _values(array: Array, stored: np.dtype, pipeline: Pipeline, resampled: Callable[[Array], Array]) -> Array:
+    """Bring a crop (C, *S) to its new size, clip and normalize it, in the pipeline's order."""
+    if not pipeline.normalize_first:
+        array = resampled(array)
+    normalize(array, stored, pipeline)
     if array.shape[0] < pipeline.channels:
         array = np.repeat(array, pipeline.channels, axis=0)
-    if pipeline.normalize == "fixed":
-        _fixed(array, pipeline)
-    return Prepared(_pad(array, pipeline), content, box, oriented, flips, order)
+    shift(array, pipeline)
+    return resampled(array) if pipeline.normalize_first else array
+
+
+def antialiased(pipeline: Pipeline, how: str) -> bool:
+    """Whether what shrinks is averaged: if that is wanted, or of pictures, and interpolation is linear."""
+    wanted = pipeline.spatial_dims == 2 if pipeline.antialias is None else pipeline.antialias
+    return wanted and how == "linear"
 
 
 def restore(labels: Array, prepared: Prepared) -> Array:
@@ -88,55 +148,12 @@ def restore(labels: Array, prepared: Prepared) -> Array:
     return original
 
 
-def resample(array: Array, size: Sequence[int], *, antialias: bool) -> Array:
-    """Resize (C, *S) to (C, *size) by linear interpolation along each axis; the grids share their outer borders.
-
-    As `torch.nn.functional.interpolate(align_corners=False)`. With `antialias`, an axis that shrinks is averaged over a
-    triangle as wide as the scale asks for (as PIL's BILINEAR); upsampling is the same either way.
-
-    Returns:
-        float32 (C, *size); the array itself where nothing changes.
-    """
-    shrink_first = sorted(range(len(size)), key=lambda axis: size[axis] / array.shape[1 + axis])
-    for axis in shrink_first:
-        length = array.shape[1 + axis]
-        if size[axis] != length:
-            array = _apply(interpolation(length, size[axis], antialias), np.asarray(array, np.float32), 1 + axis)
-    return array
-
-
-def interpolation(source: int, target: int, antialias: bool) -> Array:
-    """Banded matrix (target, source) of linear interpolation with half-pixel centres; rows add up to one."""
-    scale = source / target
-    width = max(1.0, scale) if antialias else 1.0
-    centres = (np.arange(target) + 0.5) * scale - 0.5
-    matrix = np.maximum(0.0, 1 - np.abs(np.arange(source) - centres[:, None]) / width)
-    rows: Array = matrix / matrix.sum(axis=1, keepdims=True)
-    return rows.astype(np.float32)
-
-
-def _apply(matrix: Array, array: Array, axis: int) -> Array:
-    """The matrix times one axis of an array, in blocks of rows that leave out the zeros."""
-    shape = array.shape
-    last = axis == array.ndim - 1
-    array = array.reshape((-1, shape[axis]) if last else (math.prod(shape[:axis]), shape[axis], -1))
-    result = np.empty((array.shape[0], matrix.shape[0], *array.shape[2:]), np.float32)
-    for first in range(0, matrix.shape[0], BLOCK):
-        rows = slice(first, first + BLOCK)
-        used = np.flatnonzero(matrix[rows].any(axis=0))
-        band = slice(int(used[0]), int(used[-1]) + 1)
-        if last:
-            np.matmul(array[:, band], matrix[rows, band].T, out=result[:, rows])
-        else:
-            np.matmul(matrix[rows, band], array[:, band], out=result[:, rows])
-    return result.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
-
-
 def _orientation(image: Image, pipeline: Pipeline) -> tuple[tuple[bool, ...], tuple[int, ...]]:
     """Which axes to reverse, and then the order in which to take them."""
     dims = len(image.spatial)
+    stored = pipeline.transpose or tuple(range(dims))
     if pipeline.orientation is None and pipeline.spacing is None:
-        return (False,) * dims, tuple(range(dims))
+        return (False,) * dims, stored
     if image.affine is None:
         raise GeometryError(
             "The image has no affine, so its orientation and spacing are unknown.",
@@ -145,7 +162,7 @@ def _orientation(image: Image, pipeline: Pipeline) -> tuple[tuple[bool, ...], tu
     if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
         raise GeometryError("The affine of the image is singular or not finite.", "Repair the header of the file.")
     if pipeline.orientation is None:
-        return (False,) * dims, tuple(range(dims))
+        return (False,) * dims, stored
     start = nibabel.orientations.io_orientation(image.affine)
     target = nibabel.orientations.axcodes2ornt(tuple(pipeline.orientation))
     change = nibabel.orientations.ornt_transform(start, target)
@@ -169,72 +186,67 @@ def _channels(array: Array, pipeline: Pipeline) -> Array:
     return array
 
 
-def _foreground(array: Array, threshold: float) -> tuple[slice, ...]:
-    """Bounding box of voxels above the threshold in any channel; the whole image where there is none."""
-    mask: Array = np.any(array > threshold, axis=0)
+def _box(array: Array, pipeline: Pipeline) -> tuple[slice, ...]:
+    """The part (*S) of an oriented image that is kept; the whole where there is no foreground."""
+    if pipeline.crop is None:
+        return tuple(slice(0, n) for n in array.shape[1:])
+    mask: Array = np.any(array != 0 if pipeline.crop == "nonzero" else array > pipeline.crop_threshold, axis=0)
     box = []
-    for axis in range(mask.ndim):
+    for axis, size in enumerate(mask.shape):
         hits = np.flatnonzero(np.any(mask, axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1) if hits.size else slice(0, mask.shape[axis]))
+        first, last = (int(hits[0]), int(hits[-1])) if hits.size else (0, size - 1)
+        box.append(slice(max(0, first - pipeline.crop_margin), min(size, last + 1 + pipeline.crop_margin)))
     return tuple(box)
 
 
-def _size(size: Sequence[int], spacing: Sequence[float], pipeline: Pipeline) -> tuple[int, ...]:
+def _steps(spacing: Sequence[float], pipeline: Pipeline) -> tuple[float, ...] | None:
+    """Per axis, the new spacing in old voxels, where the first voxels of both grids have one centre."""
+    if pipeline.align == "borders" or pipeline.spacing is None:
+        return None
+    pairs = zip(spacing, pipeline.spacing, strict=True)
+    return tuple(1.0 if new is None or abs(new - old) <= SAME_SPACING else new / old for old, new in pairs)
+
+
+def _moved(steps: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """The steps, unless every voxel stays where it is."""
+    return None if steps is None or set(steps) == {1.0} else steps
+
+
+def _size(
+    size: Sequence[int], spacing: Sequence[float], pipeline: Pipeline, steps: tuple[float, ...] | None
+) -> tuple[int, ...]:
     if pipeline.size is not None:
-        return pipeline.size
+        return (*size[: len(size) - len(pipeline.size)], *pipeline.size)
     if pipeline.spacing is None:
         return tuple(size)
-    steps = zip(size, spacing, pipeline.spacing, strict=True)
-    return tuple(max(1, round(n * old / new)) for n, old, new in steps)
+    if steps is not None:
+        return tuple(round((n - 1) / step + 1) for n, step in zip(size, steps, strict=True))
+    axes = zip(size, spacing, pipeline.spacing, strict=True)
+    return tuple(n if new is None else max(1, round(n * old / new)) for n, old, new in axes)
 
 
-def _intensities(array: Array, stored: np.dtype, pipeline: Pipeline) -> None:
-    """Clip and normalize in place, channel by channel; `stored` is the type that the image had in its file."""
-    for x in array:  # x is a view of one channel
-        if pipeline.window is not None:
-            np.clip(x, *pipeline.window, out=x)
-        if pipeline.percentiles is not None:
-            np.clip(x, *np.percentile(x, pipeline.percentiles), out=x)
-        if pipeline.normalize == "unit" and stored.kind in "iu":
-            np.divide(x, np.iinfo(stored).max, out=x)
-        elif pipeline.normalize == "minmax":
-            low, high = pipeline.window or (x.min(), x.max())
-            np.subtract(x, low, out=x)
-            np.divide(x, (high - low) or 1, out=x)
-        elif pipeline.normalize == "zscore":
-            _standardize(x)
-        elif pipeline.normalize == "zscore_nonzero":
-            inside = x != 0
-            values = x[inside]
-            _standardize(values)
-            x[inside] = values
+def _apart(source: Sequence[float], target: Sequence[float], pipeline: Pipeline) -> int | None:
+    """The axis to be resampled apart between grids of these spacings: the one that stands out in the first, or else
+    in the second; none where two axes are as coarse (nnU-Net, `separate_z`)."""
+    for spacing in (source, target):
+        if pipeline.coarse is not None and max(spacing) > pipeline.coarse * min(spacing):
+            widest = [axis for axis, step in enumerate(spacing) if step == max(spacing)]
+            return widest[0] if len(widest) == 1 else None
+    return None
 
 
-def _standardize(values: Array) -> None:
-    """Mean 0 and standard deviation 1, in place; zeros where all values are the same."""
-    if values.size == 0:
-        return
-    mean = values.mean()
-    values -= mean
-    deviation = np.sqrt(np.mean(np.square(values)))
-    if deviation > FLAT * abs(mean):
-        values /= deviation
-    else:
-        values[...] = 0
-
-
-def _fixed(array: Array, pipeline: Pipeline) -> None:
-    for x, mean, std in zip(array, pipeline.mean or (), pipeline.std or (), strict=True):
-        np.multiply(x, 1 / (pipeline.scale * std), out=x)
-        np.subtract(x, mean / std, out=x)
-
-
-def _pad(array: Array, pipeline: Pipeline) -> Array:
+def _pad(array: Array, pipeline: Pipeline) -> tuple[Array, tuple[int, ...]]:
+    """Zeros up to the multiple that the network asks for, and where the image begins in there."""
+    size = array.shape[1:]
+    start = (0,) * len(size)
     if pipeline.patch is not None or pipeline.size is not None:
-        return array
-    target = [-(-n // pipeline.divisible) * pipeline.divisible for n in array.shape[1:]]
-    if target == list(array.shape[1:]):
-        return array
+        return array, start
+    fixed = len(size) - pipeline.network_dims  # of slices, their number
+    target = [*size[:fixed], *(-(-n // pipeline.divisible) * pipeline.divisible for n in size[fixed:])]
+    if target == list(size):
+        return array, start
+    if pipeline.padding == "both":
+        start = tuple((new - old) // 2 for new, old in zip(target, size, strict=True))
     padded = np.zeros((array.shape[0], *target), np.float32)
-    padded[(slice(None), *(slice(0, n) for n in array.shape[1:]))] = array
-    return padded
+    padded[(slice(None), *(slice(begin, begin + n) for begin, n in zip(start, size, strict=True)))] = array
+    return padded, start

@@ -65,6 +65,7 @@ def case_of(row: Row, name: Name) -> Case:
         role=name.role,
         subgroups=dict(row.subgroups),
         further_masks=row.further_masks,
+        target=row.target,
     )
 
 

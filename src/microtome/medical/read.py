@@ -5,7 +5,7 @@ What a file is, is decided by its content. Every failure is a `MicrotomeError` t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from microtome.medical.grid import on_grid, same_grid, size_text
 from microtome.medical.readers import arrays, dicom, itk, nifti, raster
 from microtome.medical.readers.elements import split_series
 from microtome.medical.readers.kind import Kind, is_dicom, kind_of
-from microtome.types import Array, Image
+from microtome.types import Array, Further, Image
 
 ROUNDING = 0.01  # of a label: what float32 and a slope make of whole numbers stays below, a probability does not
 ROUNDED = f"the mask holds values up to {ROUNDING} beside whole numbers: they were rounded."
@@ -69,6 +69,23 @@ def read_mask(path: Path, image: Image | None) -> Array:
         LabelError: values that are not whole numbers, or negative.
     """
     return mask_and_notes(path, image)[0]
+
+
+def with_further(image: Image, inputs: Mapping[str, Further]) -> Image:
+    """Read what a network takes beside an image, on its grid. Raises what `read_image` and `read_mask` raise."""
+    if not inputs:
+        return image
+    notes, found = list(image.notes), {}
+    for name, one in inputs.items():
+        if one.labels is not None:
+            found[name], more = mask_and_notes(one.labels, image)
+        elif one.images:
+            other = on_grid(read_image(one.images), image, one.images[0])
+            found[name], more = other.array, other.notes
+        else:
+            found[name], more = np.asarray(one.numbers, np.float32), ()
+        notes += more
+    return replace(image, inputs=found, notes=tuple(dict.fromkeys(notes)))
 
 
 def mask_and_notes(path: Path, image: Image | None) -> tuple[Array, tuple[str, ...]]:

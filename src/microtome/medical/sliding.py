@@ -9,25 +9,34 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from microtome.errors import GeometryError
+from microtome.medical.pipeline import Pipeline
 from microtome.types import Array
 
-SIGMA = 1 / 8  # of the patch; nnU-Net (Isensee et al., Nature Methods 2021)
+FAR = 20.0  # a Gaussian is no narrower: the weights at the border of a window must not vanish in float32
 
 
-def tiles(array: Array, *, patch: Sequence[int], overlap: float) -> Iterator[Array]:
+def tiles(array: Array, *, patch: Sequence[int], overlap: float, slices: int | None = None) -> Iterator[Array]:
     """The windows (C, *patch) that cover an image, as the network gets them, one by one; views where it can be.
 
-    They stand evenly spaced and cover every voxel; neighbours share at least `overlap` of the patch, to a voxel.
+    They stand evenly spaced and cover every voxel; neighbours share at least `overlap` of the patch, to a voxel. Of
+    slices, `patch` is one deep, and the network gets them without that axis, with their neighbours.
     """
     padded, _ = pad(array, patch)
     axes = [starts(size, p, overlap) for size, p in zip(padded.shape[1:], patch, strict=True)]
     for corner in itertools.product(*axes):
-        yield window_of(padded, corner, patch)
+        tile = input_of(padded, corner, patch, slices)
+        yield tile if slices is None else tile[:, 0]
 
 
-def starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
-    """First voxels of the windows along one axis: evenly spaced, the first at 0, the last ending at `size`."""
+def starts(size: int, patch: int, overlap: float, *, even: bool = True) -> tuple[int, ...]:
+    """First voxels of the windows along one axis: the first at 0, the last ending at `size`.
+
+    Evenly spaced; or a fixed step apart, the last one moved back to the border (MONAI's `sliding_window_inference`).
+    """
     step = max(1.0, patch * (1 - overlap))
+    if not even:
+        step = max(1, int(step))
+        return tuple(min(begin, size - patch) for begin in range(0, max(1, size - patch + step), step))
     count = 1 + math.ceil(max(0, size - patch) / step - 1e-9)  # 1 - overlap is not exact: no window for nothing
     return tuple(round(i * (size - patch) / max(1, count - 1)) for i in range(count))
 
@@ -45,13 +54,20 @@ def require_windows(scores: Array, batch: int, patch: Sequence[int]) -> None:
         )
 
 
-def blending(begins: Sequence[int], patch: int) -> Array:
+def blending(begins: Sequence[int], patch: int, sigma: float | None) -> Array:
     """Weights (windows, patch) along one axis; in every voxel, those of all windows add up to one.
 
     The windows form a full grid, so that products of these weights over the axes add up to one as well. Nothing is left
     to divide by afterwards, and no array of summed weights is needed.
+
+    Args:
+        begins: first voxels of the windows.
+        patch: their size.
+        sigma: of the Gaussian, as a share of the patch (1/8 in nnU-Net: Isensee et al., Nature Methods 2021); None is a
+            constant weight.
     """
-    gauss = np.exp(-0.5 * ((np.arange(patch) - (patch - 1) / 2) / (patch * SIGMA)) ** 2)  # at least exp(-8), never 0
+    width = max(patch * (sigma or math.inf), patch / FAR)
+    gauss = np.exp(-0.5 * ((np.arange(patch) - (patch - 1) / 2) / width) ** 2)  # never 0
     total = np.zeros(begins[-1] + patch)
     for begin in begins:
         total[begin : begin + patch] += gauss
@@ -61,6 +77,26 @@ def blending(begins: Sequence[int], patch: int) -> Array:
 def window_of(array: Array, corner: Sequence[int], patch: Sequence[int]) -> Array:
     """The part (C, *patch) of an array (C, *S) that begins at a corner; a view."""
     return array[(slice(None), *(slice(c, c + p) for c, p in zip(corner, patch, strict=True)))]
+
+
+def input_of(array: Array, corner: Sequence[int], patch: Sequence[int], slices: int | None) -> Array:
+    """What the network is given of an array (C, *S) at a corner, with its first axis left in: (C, *patch); a view.
+
+    Of slices, `patch` is one deep, and the neighbours on either side are channels: (slices · C, 1, *rest). Beyond the
+    border, the last slice is repeated.
+    """
+    if slices is None or slices == 1:
+        return window_of(array, corner, patch)
+    planes = np.clip(np.arange(slices) - slices // 2 + corner[0], 0, array.shape[1] - 1)
+    parts = [window_of(array, (int(plane), *corner[1:]), patch) for plane in planes]
+    return np.concatenate(parts)
+
+
+def block_of(pipeline: Pipeline, sizes: Sequence[int]) -> tuple[int, ...] | None:
+    """The part of a prepared image of these sizes that the network gets at once; None where that is all of it."""
+    if pipeline.slices is None or pipeline.patch is not None:
+        return pipeline.tile
+    return (1, *sizes[1:])
 
 
 def pad(array: Array, patch: Sequence[int]) -> tuple[Array, tuple[slice, ...]]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,22 +16,26 @@ from microtome.errors import DataError, OptionError
 from microtome.medical.infer import (
     NAN,
     decided,
+    decided_size,
     finish_segmentation,
     foreground_threshold,
+    goes_back,
     label_type,
     require_size,
     restored,
 )
+from microtome.medical.inputs import batch_of, scores_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.planes import Blocks, resampled_planes
 from microtome.medical.prepare import Prepared
-from microtome.medical.sliding import require_windows, window_of
+from microtome.medical.sliding import input_of, require_windows
 from microtome.medical.windows import Window, blend, plan_windows, streamable
-from microtome.types import Array
+from microtome.types import Array, Batch
 
-Stream = Callable[[Iterable[Array]], Iterator[Array]]
-"""float32 (N, C, *S) inputs of one shape → their float32 (N, K, *S) outputs, in order; each valid until the next. The
-next inputs may be taken before a result is handed out."""
+Stream = Callable[[Iterable[Batch]], Iterator[Any]]
+"""Inputs of one shape → their outputs, in order; each valid until the next. Of an array, float32 (N, C, *S), the first
+output, float32 (N, K, *S) or (N, K); of inputs by name (`inputs.by_name`) all outputs by name. The next inputs may be
+taken before a result is handed out."""
 
 BELOW = 1e-3  # how far below the threshold, relative to 1 + threshold, a skipped window counts
 
@@ -51,7 +56,7 @@ class TimedStream:
         self._stream = stream
         self.seconds = 0.0
 
-    def __call__(self, batches: Iterable[Array]) -> Iterator[Array]:
+    def __call__(self, batches: Iterable[Batch]) -> Iterator[Any]:
         """Run inputs of one shape, as the stream itself does."""
         results = self._stream(batches)
         while True:
@@ -132,14 +137,16 @@ class _Passage:
         self._groups = [runs[first : first + batch] for first in range(0, len(runs), batch)]
         self.left = len(self._groups)
 
-    def inputs(self) -> Iterator[Array]:
-        """What the network is given: float32 (batch, C, *patch)."""
-        array, patch, batch = self.plan.array, self.plan.patch, self._batch
+    def inputs(self) -> Iterator[Batch]:
+        """What the network is given: float32 (batch, C, *patch), with what it takes beside that."""
+        array, patch, batch, slices = self.plan.array, self.plan.patch, self._batch, self._pipeline.slices
         for group in self._groups:
-            tiles = [window.flip(window_of(array, window.corner, patch)) for window in group]
-            yield tiles[0][None] if batch == 1 else np.stack(tiles + tiles[-1:] * (batch - len(tiles)))
+            tiles = [window.flip(input_of(array, window.corner, patch, slices)) for window in group]
+            tiles = tiles if slices is None else [tile[:, 0] for tile in tiles]
+            x = tiles[0][None] if batch == 1 else np.stack(tiles + tiles[-1:] * (batch - len(tiles)))
+            yield batch_of(x, self._prepared.numbers, self._pipeline)
 
-    def _outputs(self, results: Iterator[Array]) -> Iterator[tuple[Window, Array]]:
+    def _outputs(self, results: Iterator[Batch]) -> Iterator[tuple[Window, Array]]:
         """Every window with the network's scores (K, *patch) for it, mirrored back.
 
         The scores of the last constant window are kept: they are those of the next ones, if these hold the same value.
@@ -152,18 +159,22 @@ class _Passage:
                     kept = scores.copy()
             yield window, window.flip(kept if window.again else scores)
 
-    def _runs(self, results: Iterator[Array]) -> Iterator[Array]:
+    def _runs(self, results: Iterator[Batch]) -> Iterator[Array]:
         """The network's scores (K, *patch) for every window that it is given."""
         for group in self._groups:
-            scores = np.asarray(next(results))
+            result = next(results)
             self.left -= 1
-            if self._pipeline.patch is None:
+            scores = scores_of(result, self._pipeline)
+            if self._pipeline.slices is not None:
+                scores = scores[:, :, None]
+                require_windows(scores, self._batch, self.plan.patch)
+            elif self._pipeline.patch is None:
                 require_size(scores[0], self._prepared)
             else:
                 require_windows(scores, self._batch, self.plan.patch)
             yield from scores[: len(group)]
 
-    def labels(self, results: Iterator[Array], *, difference: bool = True) -> Array:
+    def labels(self, results: Iterator[Batch], *, difference: bool = True) -> Array:
         """The label map, from the results for the inputs.
 
         Raises:
@@ -171,8 +182,9 @@ class _Passage:
             _Undecided: they can, but not by the difference of two channels.
         """
         prepared, pipeline, dtype = self._prepared, self._pipeline, label_type(self._pipeline)
+        size = decided_size(prepared, pipeline)
         if not self._groups:  # every window is empty
-            return restored(np.zeros(prepared.crop, dtype), prepared, pipeline)
+            return restored(np.zeros(size, dtype), prepared, pipeline)
         outputs = self._outputs(results)
         first = next(outputs)
         channels = first[1].shape[0]
@@ -187,9 +199,10 @@ class _Passage:
                 scores[:, plane : plane + block.shape[1]] = block
             return finish_segmentation(scores, prepared, pipeline)
         blocks = _checked(blocks, difference)
-        if prepared.crop != prepared.content:
-            blocks = resampled_planes(blocks, prepared.content, prepared.crop)
-        labels = np.empty(prepared.crop, dtype)
+        if goes_back(prepared, pipeline):
+            grid: dict[str, Any] = {"apart": prepared.apart, "steps": prepared.steps_back}
+            blocks = resampled_planes(blocks, prepared.content, size, how=pipeline.score_interpolation, **grid)
+        labels = np.empty(size, dtype)
         for plane, block in blocks:
             labels[plane : plane + block.shape[1]] = _labels(block, threshold, pipeline)
         return restored(labels, prepared, pipeline)
@@ -199,7 +212,7 @@ def _through(stream: Stream, passages: Iterable[_Passage]) -> Generator[Array | 
     """Send the inputs of all passages through one stream."""
     waiting: deque[_Passage] = deque()
 
-    def inputs() -> Iterator[Array]:
+    def inputs() -> Iterator[Batch]:
         for passage in passages:
             waiting.append(passage)
             yield from passage.inputs()

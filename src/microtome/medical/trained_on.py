@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,6 +60,46 @@ def without_trained(cohort: Cohort, given: Path) -> Cohort:
     return replace(cohort, cases=cases, also=also, notes=(*cohort.notes, *notes), drawn=False)
 
 
+def evaluating_unseen(cohort: Cohort, names: Sequence[str]) -> Cohort:
+    """Evaluate the cases that a network says it was not trained on, and train on the others.
+
+    A split that the cohort itself has is kept, but for what was trained on.
+
+    Args:
+        cohort: with any split.
+        names: of the cases that the network was trained on, as files have them.
+
+    Returns:
+        The cohort, with a note; the same one where it has none of these cases.
+
+    Raises:
+        SplitError: it has no others.
+    """
+    trained, _ = _called_so(cohort, {_bare(name) for name in names})
+    if not trained:
+        note = "None of the cases that the network says it was trained on are in this cohort."
+        return replace(cohort, notes=(*cohort.notes, note), drawn=False)
+    patients = {case.patient for case in trained}
+    cases = _with_role(cohort, patients)
+    if cohort.drawn:
+        cases = tuple(
+            replace(case, role="evaluation") if case.patient not in patients and case.role == "train" else case
+            for case in cases
+        )
+    evaluated = sum(case.role == "evaluation" for case in cases)
+    if not evaluated:
+        raise SplitError(
+            "the network was trained on every case of this cohort.",
+            "Evaluate it on other patients; of an nnU-Net folder take one fold, with --fold 0.",
+        )
+    note = (
+        f"The network says what it was trained on: {len(trained)} cases of this cohort, which are for training only; "
+        f"{evaluated} that it has not seen are evaluated."
+    )
+    also = {name: evaluating_unseen(replace(one, notes=()), names) for name, one in cohort.also.items()}
+    return replace(cohort, cases=cases, also=also, notes=(*cohort.notes, note), drawn=False)
+
+
 def _moved(cohort: Cohort, place: Path, fold: int | None) -> tuple[Case, ...]:
     """Return the cases, those of patients that were trained on with the role train."""
     trained, _ = _in_folder(cohort, place) if place.is_dir() else _listed(cohort, place, fold)
@@ -96,7 +136,11 @@ def _fold(given: Path) -> tuple[Path, int | None]:
 
 
 def _listed(cohort: Cohort, path: Path, fold: int | None) -> tuple[list[Case], int]:
-    names = {_bare(name) for name in _names(path, fold)}
+    return _called_so(cohort, {_bare(name) for name in _names(path, fold)})
+
+
+def _called_so(cohort: Cohort, names: set[str]) -> tuple[list[Case], int]:
+    """Return the cases of these names, and how many names are of none."""
     found, used = [], set[str]()
     for case in cohort.cases:
         mine = {name for file in _files(case) for name in _called(file, cohort.path)} & names

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from microtome.medical.infer import goes_back
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.planes import Blocks, kept_planes, shift_planes
 from microtome.medical.prepare import Prepared
-from microtome.medical.sliding import blending, pad, starts, window_of
+from microtome.medical.sliding import blending, block_of, input_of, pad, starts, window_of
 from microtome.types import Array
 
 CHUNK = 1 << 16  # voxels per step of blending: weights, products and sums stay in the cache
@@ -61,9 +62,10 @@ def streamable(prepared: Prepared, pipeline: Pipeline) -> bool:
     """Whether planes can be finished one by one.
 
     They cannot where pictures come back from another size: antialiasing mixes many rows, and a picture's scores are
-    small. Then `finish_segmentation` gets the scores of the whole image.
+    small; nor by splines, which rest on all rows. Then `finish_segmentation` gets the scores of the whole image.
     """
-    return prepared.crop == prepared.content or pipeline.spatial_dims == 3
+    same = not goes_back(prepared, pipeline)
+    return same or (pipeline.spatial_dims == 3 and pipeline.score_interpolation != "cubic")
 
 
 def plan_windows(prepared: Prepared, pipeline: Pipeline) -> WindowPlan:
@@ -73,25 +75,30 @@ def plan_windows(prepared: Prepared, pipeline: Pipeline) -> WindowPlan:
     hold one value only are left out.
     """
     mirror = pipeline.mirror
-    patch = pipeline.patch or prepared.array.shape[1:]
+    sizes = prepared.array.shape[1:]
+    patch = block_of(pipeline, sizes) or sizes
     array, inner = pad(prepared.array, patch)
-    begins = [starts(size, p, pipeline.overlap) for size, p in zip(array.shape[1:], patch, strict=True)]
+    even = pipeline.placement == "even"
+    begins = [starts(n, p, pipeline.overlap, even=even) for n, p in zip(array.shape[1:], patch, strict=True)]
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
     windows: list[Window] = []
     last: bytes | None = None
     for index in itertools.product(*(range(len(axis)) for axis in begins)):
         corner = tuple(axis[i] for axis, i in zip(begins, index, strict=True))
-        value = _constant(window_of(array, corner, patch))
+        value = _constant(input_of(array, corner, patch, pipeline.slices))
         if value is None:
             windows += [Window(corner, index, axes, constant=False, again=False) for axes in flips]
         elif not pipeline.skip_empty:
             for axes in flips:
                 windows.append(Window(corner, index, axes, constant=True, again=value == last))
                 last = value
-    weights = [blending(axis, p) for axis, p in zip(begins, patch, strict=True)]
+    sigma = pipeline.sigma if pipeline.blending == "gaussian" else None
+    weights = [blending(axis, p, sigma) for axis, p in zip(begins, patch, strict=True)]
     weights[0] /= np.float32(len(flips))  # a power of two: exact
-    wanted = prepared.content if streamable(prepared, pipeline) else prepared.array.shape[1:]
-    kept = tuple(slice(part.start, part.start + size) for part, size in zip(inner[1:], wanted, strict=True))
+    wanted = prepared.inner if streamable(prepared, pipeline) else tuple(slice(0, n) for n in sizes)
+    kept = tuple(
+        slice(part.start + want.start, part.start + want.stop) for part, want in zip(inner[1:], wanted, strict=True)
+    )
     return WindowPlan(array, tuple(patch), tuple(windows), tuple(weights), kept)
 
 

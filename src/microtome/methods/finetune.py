@@ -27,8 +27,9 @@ from microtome.types import QType
 class Finetune(Method):
     """Train the network on: quantized, fake-quantized forward and gradients straight through the rounding.
 
-    Without a loss in the context it distils the teacher, so that no labels are needed. Statistics of batch norms stay
-    as they are. Where `torch.distributed` is initialized, each process trains on its own batches and gradients are
+    Without a loss in the context it distils the teacher, so that no labels are needed. Further outputs of the network
+    are drawn to the teacher's: their squared error over the variance is added to the loss. Statistics of batch norms
+    stay as they are. Where `torch.distributed` is initialized, each process trains on its own batches and gradients are
     averaged.
 
     Attributes:
@@ -103,7 +104,7 @@ class Finetune(Method):
             self._groups(student),
             context.loss or partial(_distilled, sigmoid=context.sigmoid, temperature=self.temperature),
             steps=self.steps,
-            teacher=teacher,
+            teacher=lambda x: teacher.graph_module(*teacher.arguments(x)),
             clipped=student.weights(),
             tuning=context.tuning,
             score=None if score is None else lambda: score(student.freeze()),

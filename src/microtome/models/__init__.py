@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from microtome.errors import OptionError
 from microtome.graph.quiet import first_line
-from microtome.models.base import Loaded, Source, Wanted
+from microtome.models.base import Loaded, Part, Source, Wanted
 from microtome.models.unknown import unknown_source
 from microtome.plugins import find
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from microtome.medical.pipeline import Pipeline
     from microtome.models.base import Given
 
-__all__ = ["SOURCES", "Loaded", "Wanted", "load_model", "looked_for"]
+__all__ = ["SOURCES", "Loaded", "Part", "Wanted", "load_model", "looked_for"]
 
 # Asked in this order.
 SOURCES = {
     "torchscript": "microtome.models.sources.torchscript",
     "module": "microtome.models.sources.module",
     "bundle": "microtome.models.sources.bundle",
+    "nnunet": "microtome.models.sources.nnunet",
     "package": "microtome.models.sources.package",
     "pt2": "microtome.models.sources.pt2",
     "onnx": "microtome.models.sources.onnx_file",
@@ -47,6 +48,8 @@ def load_model(
     pipeline: Pipeline | None = None,
     device: str = "cpu",
     guess: Callable[[], Pipeline] | None = None,
+    part: Part | None = None,
+    task: str | None = None,
 ) -> Loaded:
     """Load and capture a model.
 
@@ -60,6 +63,8 @@ def load_model(
         pipeline: used instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it; it is not returned.
+        part: which fold, configuration or output is meant, where there are several.
+        task: what the network is for, where no pipeline says it: of several outputs the one that fits is taken.
 
     Raises:
         ReadError: a file is missing, broken or of an unknown kind.
@@ -70,7 +75,8 @@ def load_model(
         MissingExtraError: a MONAI bundle without MONAI.
     """
     _check_device(device)
-    wanted = Wanted(Path(weights) if weights is not None else None, input_shape, pipeline, device, guess)
+    file, part = Path(weights) if weights is not None else None, part or Part()
+    wanted = Wanted(file, input_shape, pipeline, device, guess, task, part)
     foreign = FOREIGN.fullmatch(source) if isinstance(source, str) else None
     if foreign is not None:
         place, rest = foreign.groups()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,11 +15,29 @@ if TYPE_CHECKING:
     from torch import nn
 
     from microtome.graph.network import Network
+    from microtome.graph.scores import Wish
     from microtome.medical.pipeline import Pipeline
 
     Given = str | Path | nn.Module  # what names a model: text or a path as on the command line, or a module
 
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 SIDE = 64  # of the example, where neither the user nor the pipeline says a size: most networks take it
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is meant of a model that holds several networks, or whose network has several outputs.
+
+    Attributes:
+        fold: of nnU-Net: one or several, as `0` or `0,1,2`; `all` is the fold of that name. None takes what the path
+            says, or all folds that are there.
+        configuration: of nnU-Net, such as `3d_fullres`.
+        output: name of the output with the scores, whatever the pipeline says.
+    """
+
+    fold: str | None = None
+    configuration: str | None = None
+    output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,8 @@ class Wanted:
         pipeline: instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it.
+        task: what the network is for, where no pipeline says it.
+        part: which fold, configuration or output is meant, where there are several.
     """
 
     weights: Path | None = None
@@ -38,6 +59,8 @@ class Wanted:
     pipeline: Pipeline | None = None
     device: str = "cpu"
     guess: Callable[[], Pipeline] | None = None
+    task: str | None = None
+    part: Part = field(default_factory=Part)
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,7 @@ class Loaded:
         files: what it was read from; provenance hashes them.
         notes: what the user should know.
         guessed: the pipeline is not known: what is used in its place is a guess from the cohort.
+        trained_on: names of the cases that it was trained on, as their files have them; None if nothing says it.
     """
 
     network: Network
@@ -59,6 +83,7 @@ class Loaded:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     guessed: bool = False
+    trained_on: tuple[str, ...] | None = None
 
 
 class Source(Protocol):
@@ -85,16 +110,57 @@ def captured(module: nn.Module, weights: Path | None, shape: tuple[int, ...], wa
         notes += apply_state(module, load_state(weights), weights)
     if wanted.device != "cpu":
         module = module.to(wanted.device)
-    image, scores = ports(wanted.pipeline)
-    network = capture(module, {image: shape} if image else shape, keep=(scores,) if scores else None)
+    network = capture(module, shapes_of(module, shape, wanted.pipeline), keep=wish_of(wanted))
     files = (weights,) if weights is not None else ()
     network = on_device(replace(network, notes=(*notes, *network.notes)), wanted.device)
     return Loaded(network, wanted.pipeline, type(module).__name__, files, network.notes)
 
 
-def ports(pipeline: Pipeline | None) -> tuple[str | None, str | None]:
-    """Return which input a pipeline gives the image to, and which output it reads; None where it does not say."""
-    return (None, None) if pipeline is None else (pipeline.input, pipeline.output)
+def wish_of(wanted: Wanted) -> Wish:
+    """Return what is known of the outputs that are wanted: their names, or what scores look like for the task."""
+    from microtome.graph.scores import Wish
+    from microtome.tasks import task
+
+    pipeline = wanted.pipeline
+    name = wanted.task if pipeline is None else pipeline.task
+    kind = None if name is None else task(name)
+    return Wish(
+        wanted.part.output or (None if pipeline is None else pipeline.output),
+        () if pipeline is None else pipeline.keep,
+        None if kind is None else kind.MAPS,
+        frozenset() if kind is None or pipeline is None else kind.outputs(pipeline),
+    )
+
+
+def shapes_of(
+    module: nn.Module, shape: tuple[int, ...], pipeline: Pipeline | None
+) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """Return the shapes to capture a module with: that of the image, or of all declared inputs by name.
+
+    Args:
+        module: the one parameter of its `forward` that the pipeline does not declare takes the image.
+        shape: (C, *S) of the image.
+        pipeline: may name the image's input, and declare others.
+
+    Raises:
+        OptionError: it is not clear which input takes the image.
+    """
+    if pipeline is None or not (pipeline.input or pipeline.apart):
+        return shape
+    others = {name: (channels, *(shape[1:] if spatial else ())) for name, channels, spatial in pipeline.apart}
+    return {pipeline.input or _image_input(module, list(others)): shape} | others
+
+
+def _image_input(module: nn.Module, others: Sequence[str]) -> str:
+    parameters = inspect.signature(module.forward).parameters.values()
+    left = [one.name for one in parameters if one.default is one.empty and one.kind in NAMED and one.name not in others]
+    if len(left) != 1:
+        which = f"{', '.join(left)} are left" if left else "none is left"
+        raise OptionError(
+            f"which input of {type(module).__name__} takes the image is not clear: beside {', '.join(others)} {which}.",
+            "Set 'input' in the pipeline, and declare all others under 'inputs'.",
+        )
+    return left[0]
 
 
 def on_device(network: Network, device: str) -> Network:
@@ -135,4 +201,4 @@ def _free_shape(pipeline: Pipeline) -> tuple[int, ...]:
     multiple = pipeline.divisible
     # Twice the multiple: a single voxel at the lowest level would be too few for instance normalization.
     side = max(math.ceil(SIDE / multiple) * multiple, 2 * multiple if multiple > 1 else 0)
-    return (pipeline.channels, *(side,) * pipeline.spatial_dims)
+    return (pipeline.network_channels, *(side,) * pipeline.network_dims)

@@ -98,7 +98,7 @@ def _file(path: Path) -> tuple[str, str] | None:
     for begin, what, way in BEGINNINGS:
         if text.lower().startswith(begin.lower()):
             return what, way
-    if re.match(rb'<\?xml.*?<net\b[^>]*\blayers?\b|<\?xml[^>]*>\s*<net\b', text, re.DOTALL) or text.startswith(b"<net"):
+    if re.match(rb"<\?xml.*?<net\b[^>]*\blayers?\b|<\?xml[^>]*>\s*<net\b", text, re.DOTALL) or text.startswith(b"<net"):
         return "is an OpenVINO model", "Give what it was converted from: the ONNX file or the PyTorch code."
     if head[257:262] == b"ustar":
         return "is a tar archive", "Unpack it first: tar -xf FILE."

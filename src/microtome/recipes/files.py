@@ -93,8 +93,10 @@ def load(source: str | Path) -> Written:
     return Written(path.stem, where, description, tuple(tables))
 
 
-def assignments(texts: Iterable[str]) -> Mapping[str, Any]:
+def assignments(texts: Iterable[str], form: str = "METHOD.FIELD=VALUE") -> Mapping[str, Any]:
     """Read texts such as `quantize.weight_bits=4`. Values are written as in TOML; a bare word is a text.
+
+    `form` is how they are written, for the error.
 
     Raises:
         OptionError: there is no `=`.
@@ -103,8 +105,7 @@ def assignments(texts: Iterable[str]) -> Mapping[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
-            hint = "Write METHOD.FIELD=VALUE, such as quantize.weight_bits=4."
-            raise OptionError(f"--set {text!r} sets nothing.", hint)
+            raise OptionError(f"{text!r} sets nothing.", f"Write {form}.")
         try:
             found[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

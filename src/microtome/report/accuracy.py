@@ -135,9 +135,14 @@ def _empty(result: Result) -> str:
 def _operating_point(result: Result) -> str:
     point = result["operating_point"]
     threshold = words.number(point.get("threshold"))
-    if threshold is None:
+    if threshold is not None:
+        sentence = f"Operating point: score ≥ {threshold:.4g}"
+    elif isinstance(point.get("thresholds"), list):
+        limits = zip(result["classes"], map(words.number, point["thresholds"]), strict=False)
+        each = (f"{words.text(name)} {'not fixed' if limit is None else f'≥ {limit:.4g}'}" for name, limit in limits)
+        sentence = f"Operating points: {', '.join(each)}"
+    else:
         return ""
-    sentence = f"Operating point: score ≥ {threshold:.4g}"
     if point.get("rule"):
         sentence += f", rule “{words.text(point['rule'])}”"
     if point.get("fixed_on"):

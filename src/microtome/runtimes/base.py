@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
 from microtome.errors import DataError
-from microtome.types import Array, Capabilities, Port
+from microtome.types import Array, Batch, Capabilities, Port
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
-
-Batch = Array | Mapping[str, Array]
-"""What a session takes: float32 (N, C, *S); of several inputs all by name."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,10 @@ class Session(Protocol):
             DataError: an input is missing, or unknown.
         """
 
-    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Any]:
         """Run inputs that all have one shape, several at a time where the runtime can; results in order.
 
-        For networks with one input; of several outputs only the first is returned.
+        Each is what `run` returns for it: the first output for an array, all outputs by name for a mapping.
 
         The next inputs are taken while earlier ones run. A result is valid until the next one is asked for, and must
         not be written to. Closing the iterator early is safe.
@@ -143,7 +140,7 @@ def answer(x: Batch, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
     return dict(outputs) if isinstance(x, Mapping) else next(iter(outputs.values()))
 
 
-def one_by_one(run: Callable[[Array], Array], batches: Iterable[Array]) -> Iterator[Array]:
+def one_by_one(run: Callable[[Any], Any], batches: Iterable[Batch]) -> Iterator[Any]:
     """Be the `stream` of a runtime that runs one input at a time."""
     for batch in batches:
         yield run(batch)

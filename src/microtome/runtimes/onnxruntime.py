@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from microtome.errors import MissingExtraError, ReadError, TargetError
-from microtome.runtimes.base import Batch, LayerRun, answer, arrays, one_by_one
-from microtome.types import FREE, Array, Capabilities, OperatorSupport, Port, QType
+from microtome.runtimes.base import LayerRun, answer, arrays, one_by_one
+from microtome.types import FREE, Array, Batch, Capabilities, OperatorSupport, Port, QType
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -107,7 +107,7 @@ class Session:
         names = [port.name for port in (self.outputs if isinstance(x, Mapping) else self.outputs[:1])]
         return answer(x, dict(zip(names, self._run(self._session, names, x), strict=True)))
 
-    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Any]:
         """Run inputs of one shape, one after another."""
         return one_by_one(self.run, batches)
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from microtome.errors import MissingExtraError, ReadError, TargetError
-from microtome.runtimes.base import Batch, LayerRun, answer, arrays
+from microtome.runtimes.base import LayerRun, answer, arrays
 from microtome.runtimes.openvino_fourier import refuse_fourier
-from microtome.types import FREE, Array, Capabilities, OperatorSupport, Port, QType
+from microtome.types import FREE, Array, Batch, Capabilities, OperatorSupport, Port, QType
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -182,11 +182,12 @@ class Session:
         names = [port.name for port in (self.outputs if isinstance(x, Mapping) else self.outputs[:1])]
         return answer(x, {name: np.array(request.get_output_tensor(k).data) for k, name in enumerate(names)})
 
-    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Any]:
         """Run inputs that all have one shape, as many at a time as there are threads (8 at most); results in order.
 
         The next input is taken from `batches` while earlier ones run. Fewer inputs than streams run one after another
-        on all threads, as `run` does: one thread each would leave the others idle. Of several outputs the first counts.
+        on all threads, as `run` does: one thread each would leave the others idle. An array gives the first output, a
+        mapping all of them by name.
 
         Yields:
             The runtime's own memory, valid until the next result is asked for. Closing early waits for what runs.
@@ -197,24 +198,29 @@ class Session:
             for x in itertools.chain(first, batches):
                 yield self.run(x)
             return
-        compiled = self._compiled_for_streams((first[0].shape,))
+        compiled = self._compiled_for_streams(tuple(array.shape for array in arrays(first[0], self.inputs)))
         idle = [compiled.create_infer_request() for _ in range(self._streams + 1)]
-        flying: collections.deque[tuple[Any, Array]] = collections.deque()  # inputs are shared, so they are held here
+        flying: collections.deque[tuple[Any, Batch, list[Array]]] = collections.deque()  # inputs are shared: held here
         try:
             for x in itertools.chain(first, batches):
-                request, (shared,) = idle.pop(), arrays(x, self.inputs)
-                request.start_async({0: shared}, share_inputs=True)
-                flying.append((request, shared))
+                request, shared = idle.pop(), arrays(x, self.inputs)
+                request.start_async(dict(enumerate(shared)), share_inputs=True)
+                flying.append((request, x, shared))
                 if not idle:
-                    yield _finished(flying[0][0])
+                    yield self._finished(*flying[0][:2])
                     idle.append(flying.popleft()[0])
             while flying:
-                yield _finished(flying[0][0])
+                yield self._finished(*flying[0][:2])
                 flying.popleft()
         finally:
-            for request, _ in flying:
+            for request, *_ in flying:
                 with contextlib.suppress(RuntimeError):  # its result is not wanted any more
                     request.wait()
+
+    def _finished(self, request: Any, x: Batch) -> Batch:
+        """Wait for a request, and return what it made of `x`."""
+        request.wait()
+        return answer(x, {port.name: request.get_output_tensor(k).data for k, port in enumerate(self.outputs)})
 
     def layer_runs(self, x: Batch) -> tuple[LayerRun, ...]:
         """Run `x` twice with profiling and return the operators of the second run."""
@@ -271,12 +277,6 @@ def _core() -> Any:
 def _processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _finished(request: Any) -> Array:
-    request.wait()
-    output: Array = request.get_output_tensor(0).data
-    return output
 
 
 def _port(port: Any) -> Port:

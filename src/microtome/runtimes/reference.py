@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from microtome.errors import MissingExtraError
-from microtome.runtimes.base import Batch, LayerRun, arrays, one_by_one
-from microtome.types import Array, Capabilities, OperatorSupport, Port, QType
+from microtome.runtimes.base import LayerRun, arrays, one_by_one
+from microtome.types import Array, Batch, Capabilities, OperatorSupport, Port, QType
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -106,7 +106,7 @@ class Session:
         """Run an array and return the first output, or all inputs by name and return all outputs by name."""
         return run_network(self._network, x, self._threads)
 
-    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+    def stream(self, batches: Iterable[Batch]) -> Iterator[Any]:
         """Run inputs of one shape, one after another."""
         return one_by_one(self.run, batches)
 

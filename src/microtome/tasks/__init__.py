@@ -9,6 +9,8 @@ from microtome.tasks.base import Task
 TASKS = {
     "segmentation": "microtome.tasks.segmentation:Segmentation",
     "classification": "microtome.tasks.classification:Classification",
+    "multi-label": "microtome.tasks.multilabel:MultiLabel",
+    "regression": "microtome.tasks.regression:Regression",
 }
 
 

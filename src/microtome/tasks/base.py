@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from microtome.errors import DataError, OptionError
+from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort
+from microtome.medical.inputs import batch_of_one, scores_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
@@ -35,12 +38,14 @@ class Judgement:
         margin: the acceptable loss; None takes the metric's default.
         seed: of the bootstrap.
         classes: the pipeline's class names, for metrics of single classes.
+        threshold: the pipeline's, for what has no operating point.
     """
 
     metric: str
     margin: float | None = None
     seed: int = 0
     classes: tuple[str, ...] = ()
+    threshold: float = 0.5
 
 
 class Task(ABC):
@@ -48,11 +53,13 @@ class Task(ABC):
 
     Attributes:
         NAME: as pipelines and results call it.
-        MAPS: whether a prediction is a label map (or masks) on the image's own grid, not a few numbers for the image.
+        MAPS: whether a prediction lies on the image's own grid, as a label map or an image does, and is not a few
+            numbers for the whole image.
         METRICS: names of the metrics that a verdict may rest on, the usual one first.
         OWN: descriptions of metrics that are not in `microtome.metrics`.
         RULE: how absent structures count, for the report; empty where that cannot be.
         AGREEMENT: the two halves of "99 % … the … that the parent gives them"; `{voxels}` is pixels or voxels.
+        MUCH: of the usual metric, more than what chance does on a few cases.
     """
 
     NAME: ClassVar[str]
@@ -61,6 +68,7 @@ class Task(ABC):
     OWN: ClassVar[Mapping[str, Metric]] = MappingProxyType({})
     RULE: ClassVar[str] = ""
     AGREEMENT: ClassVar[tuple[str, str]]
+    MUCH: ClassVar[float] = 0.2
 
     def metric(self, asked: str | None, pipeline: Pipeline | None = None) -> str:
         """Return the metric of the verdict; the usual one if None.
@@ -86,6 +94,30 @@ class Task(ABC):
     def parts(self, pipeline: Pipeline) -> tuple[str, ...] | None:
         """Return the structures or classes that have metrics of their own; None where the pipeline does not say it."""
         return None
+
+    def guessed(self, cohort: Cohort, outputs: int | None) -> dict[str, Any]:
+        """Return the fields of a pipeline that a cohort tells of references and outputs, where nobody declares one.
+
+        Args:
+            cohort: with references for the task.
+            outputs: channels of the network's output, if they are known.
+        """
+        classes = cohort.classes
+        if len(cohort.unnamed) not in (0, len(classes)) and outputs != len(classes):  # no room for what has no name
+            classes = tuple(dict.fromkeys(name for k, name in enumerate(classes) if k not in cohort.unnamed))
+        sigmoid = outputs is not None and outputs != len(classes) and outputs in (1, len(classes) - self.MAPS)
+        fields: dict[str, Any] = {"classes": classes, "activation": "sigmoid" if sigmoid else "softmax"}
+        if cohort.regions is not None and outputs == len(cohort.regions):
+            fields |= {"activation": "sigmoid", "regions": cohort.regions, "regions_order": cohort.regions_order}
+        return fields
+
+    def matched(self, cohort: Cohort, pipeline: Pipeline) -> Cohort:
+        """Return the cohort with its references in the numbers and the order that the network has.
+
+        Raises:
+            LabelError: they are not the network's.
+        """
+        return matched(cohort, pipeline.classes, maps=self.MAPS)
 
     @abstractmethod
     def check(self, pipeline: Pipeline) -> None:
@@ -174,7 +206,7 @@ class Task(ABC):
         """
         return None
 
-    def training_target(self, case: Case, labels: Array | None) -> Array | float:
+    def training_target(self, case: Case, labels: Array | None) -> Array | float | tuple[float, ...]:
         """Return what training compares a case's output with; `labels` is its label map on the network's grid."""
         raise NotImplementedError
 
@@ -212,6 +244,29 @@ class Task(ABC):
         self, result: Mapping[str, Any], pairs: Sequence[tuple[float | None, float | None]]
     ) -> list[dict[str, str]]:
         """Draw the cases: SVG and caption of each plot. `pairs` are the cases' numbers, parent and compressed."""
+
+
+def whole_images(pipeline: Pipeline) -> str:
+    """Return what is wrong with a pipeline for numbers of whole images; empty where nothing is."""
+    if pipeline.patch is not None:
+        return "'patch' is for maps only, and this task gives numbers for the whole image"
+    if pipeline.mirror or pipeline.skip_empty:
+        return "'mirror' and 'skip_empty' are for maps only, and this task gives numbers for the whole image"
+    return ""
+
+
+def outputs_each(
+    stream: Stream, images: Iterable[Prepared], pipeline: Pipeline, finish: Callable[[Array], Array]
+) -> Generator[Array | DataError, None, None]:
+    """Run whole images, and yield what `finish` makes of each output (1, K), or what was wrong with it."""
+    inputs = (batch_of_one(prepared, pipeline) for prepared in images)
+    streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
+    for result in itertools.chain.from_iterable(streams):
+        try:
+            outcome: Array | DataError = finish(scores_of(result, pipeline)[:1])
+        except DataError as error:
+            outcome = error
+        yield outcome
 
 
 def predict_one(kind: Task, stream: Stream, prepared: Prepared, pipeline: Pipeline) -> Array:

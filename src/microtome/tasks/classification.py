@@ -15,6 +15,7 @@ from microtome.clinical.summary import summarise_classification
 from microtome.errors import DataError, LabelError, OptionError
 from microtome.medical.cohort import Cohort
 from microtome.medical.infer import probabilities
+from microtome.medical.inputs import batch_of_one, scores_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
@@ -62,17 +63,17 @@ class Classification(Task):
 
     def reference(self, cohort: Cohort, case: Case, image: Image) -> int | None:
         """Return the class number."""
-        return None if case.label is None else int(case.label)
+        return None if case.number is None else int(case.number)
 
     def predict(
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
         """Yield class probabilities, float64 (classes,)."""
-        inputs = (prepared.array[None] for prepared in images)
+        inputs = (batch_of_one(prepared, pipeline) for prepared in images)
         streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
         for result in itertools.chain.from_iterable(streams):
             try:
-                outcome: Array | DataError = probabilities(np.asarray(result)[:1], pipeline)[0]
+                outcome: Array | DataError = probabilities(scores_of(result, pipeline)[:1], pipeline)[0]
             except DataError as error:
                 outcome = error
             yield outcome
@@ -100,7 +101,7 @@ class Classification(Task):
                 case.patient,
                 record["parent"],
                 record["compressed"],
-                label=None if case.label is None else int(case.label),
+                label=None if case.number is None else int(case.number),
                 subgroups=case.subgroups,
             )
             for case, record in rows
@@ -128,7 +129,9 @@ class Classification(Task):
 
     def operating_point(self, predictions: Sequence[Any], cases: Sequence[Case], called: str) -> dict[str, Any] | None:
         """Fix the decision threshold by Youden's rule."""
-        labelled = [(p, int(case.label)) for p, case in zip(predictions, cases, strict=True) if case.label is not None]
+        labelled = [
+            (p, int(case.number)) for p, case in zip(predictions, cases, strict=True) if case.number is not None
+        ]
         labels = np.array([label for _, label in labelled])
         if len(set(labels.tolist())) < 2:
             raise LabelError(
@@ -142,10 +145,10 @@ class Classification(Task):
             "fixed_on": f"{len(labelled)} {called} cases, parent",
         }
 
-    def training_target(self, case: Case, labels: Array | None) -> Array | float:
+    def training_target(self, case: Case, labels: Array | None) -> Array | float | tuple[float, ...]:
         """Return the class number."""
-        assert case.label is not None
-        return case.label
+        assert case.number is not None
+        return case.number
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases whose score moved most, a typical one and the one that moved least."""

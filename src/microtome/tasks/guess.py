@@ -43,29 +43,16 @@ def default_pipeline(cohort: Cohort, *, outputs: int | None = None) -> Pipeline:
     if len(dims) > 1:
         raise GeometryError("The cohort mixes pictures and volumes.", "Split it into two cohorts.")
     kind = task(cohort.task)
-    classes = _classes(cohort, outputs)
-    foreground = len(classes) - kind.MAPS
-    sigmoid = outputs is not None and outputs != len(classes) and outputs in (1, foreground)
     common: dict[str, Any] = {
         "task": cohort.task,
-        "classes": classes,
         "channels": max(image.array.shape[0] for image in images),
         "spatial_dims": dims.pop(),
-        "activation": "sigmoid" if sigmoid else "softmax",
+        **kind.guessed(cohort, outputs),
     }
-    if cohort.regions is not None and outputs == len(cohort.regions):
-        common |= {"activation": "sigmoid", "regions": cohort.regions, "regions_order": cohort.regions_order}
     if common["spatial_dims"] == 2:
         unit = all(image.array.dtype == np.uint8 for image in images)
         return Pipeline(**common, size=_picture_size(images), normalize="unit" if unit else "minmax")
     return Pipeline(**common, **_volume_fields(kind, images), normalize="zscore")
-
-
-def _classes(cohort: Cohort, outputs: int | None) -> tuple[str, ...]:
-    """The cohort's classes; without the numbers that none of its names has, where the network has no room for them."""
-    if len(cohort.unnamed) in (0, len(cohort.classes)) or outputs == len(cohort.classes):
-        return cohort.classes
-    return tuple(dict.fromkeys(name for k, name in enumerate(cohort.classes) if k not in cohort.unnamed))
 
 
 def _sample(cohort: Cohort) -> list[Image]:

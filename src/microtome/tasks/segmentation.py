@@ -45,6 +45,7 @@ class Segmentation(Task):
         "image."
     )
     AGREEMENT = ("of all {voxels} carry", "label")
+    MUCH = 0.05  # a map is a mean over thousands of voxels
 
     def check(self, pipeline: Pipeline) -> None:
         """Refuse a pipeline without a structure beside the background."""
@@ -129,7 +130,7 @@ class Segmentation(Task):
             cases, metric=judgement.metric, margin=judgement.margin, seed=judgement.seed, own=self.OWN
         )
 
-    def training_target(self, case: Case, labels: Array | None) -> Array | float:
+    def training_target(self, case: Case, labels: Array | None) -> Array | float | tuple[float, ...]:
         """Return the label map."""
         assert labels is not None
         return labels

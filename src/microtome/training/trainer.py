@@ -33,11 +33,11 @@ class Trainer:
     initialized, each process trains on its own batches and gradients are averaged.
 
     Attributes:
-        student: (N, C, *S) → output, of several the first counts.
+        student: (N, C, *S) → output. The loss is that of the first of several; the others shall be the teacher's.
         groups: its parameters as torch's optimizers take them, each group with its full learning rate, `lr`.
         loss: of a batch.
         steps: batches to train on.
-        teacher: what the student imitates; None where the loss asks for none.
+        teacher: what the student imitates, with as many outputs; None where the loss asks for none.
         clipped: parameters whose gradient is shortened to at most 1.
         tuning: batches for early stopping: their mean loss says which weights are best.
         score: what says so instead, higher is better; called with the student in evaluation mode.
@@ -57,7 +57,7 @@ class Trainer:
     loss: Loss
     _: KW_ONLY
     steps: int
-    teacher: Callable[[Any], Tensor] | None = None
+    teacher: Callable[[Any], Tensor | tuple[Tensor, ...]] | None = None
     clipped: Sequence[nn.Parameter] = ()
     tuning: Iterable[Any] | None = None
     score: Callable[[], float] | None = None
@@ -146,8 +146,12 @@ class _Run:
             with torch.no_grad():
                 wanted = None if trainer.teacher is None else trainer.teacher(x)
             inputs = [x[name] for name in trainer.inputs] if isinstance(x, Mapping) else [x]
-            output = first(module(*inputs))
-        return trainer.loss(output.float(), None if wanted is None else wanted.float(), target)
+            output = module(*inputs)
+        imitated = None if wanted is None else first(wanted).float()
+        loss = trainer.loss(first(output).float(), imitated, target)
+        if isinstance(output, tuple) and isinstance(wanted, tuple):
+            loss = loss + sum(map(relative_error, output[1:], wanted[1:]))
+        return loss
 
     def check(self) -> None:
         """Look at the tuning batches, or at the score, and keep the best weights."""
@@ -202,6 +206,14 @@ class _Run:
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the student's weights."""
         return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
+
+
+def relative_error(output: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean squared error over the variance of what is wanted; 0 of what is no real number."""
+    if not wanted.is_floating_point():
+        return wanted.new_zeros((), dtype=torch.float32)
+    wanted = wanted.float()
+    return (output.float() - wanted).square().mean() / wanted.var(correction=0).clamp(min=SMALLEST_SIZE**2)
 
 
 def size(weight: Tensor) -> float:

@@ -26,7 +26,6 @@ from microtome.progress import Progress
 from microtome.recipes import Recipe
 from microtome.runtimes.base import Session
 from microtome.staging import Place
-from microtome.types import Array
 from microtome.verbs.request import Request
 from microtome.verbs.score import judge_of
 
@@ -86,7 +85,7 @@ class _Climb:
         self.fastest_ms = float("inf")
         cohort, cases = request.calibration
         rng = np.random.default_rng(request.options.seed)
-        self.example: Array = inputs(cohort, cases[0], request.pipeline, rng)[0][None]
+        self.example = inputs(cohort, cases[0], request.pipeline, rng)[0]
 
     def step(self, recipe: Recipe) -> Trial | None:
         """Try a rung, or read what came out of it; None where the recipe cannot run on this network."""

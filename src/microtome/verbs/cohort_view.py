@@ -45,7 +45,7 @@ def view_of(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
         split[role] = {
             "cases": len(cases),
             "patients": len({case.patient for case in cases}),
-            "labelled": sum(case.mask is not None or case.label is not None for case in cases),
+            "labelled": sum(case.labelled for case in cases),
         }
     return {
         "format": cohort.format,
@@ -76,5 +76,5 @@ def _case(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
         mask = cohort.mask(case, image)
         found["labels"] = [] if mask is None else [int(value) for value in np.unique(mask)]
     elif case.label is not None:
-        found["labels"] = [case.label]
+        found["labels"] = list(case.label) if isinstance(case.label, tuple) else [case.label]
     return found

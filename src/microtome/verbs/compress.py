@@ -27,6 +27,7 @@ from microtome.files import write_json, writing
 from microtome.graph import pt2
 from microtome.graph.network import Network
 from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
+from microtome.medical.inputs import image_of
 from microtome.methods.base import Context
 from microtome.package import target_folder
 from microtome.progress import Progress, Silent, Stopwatch
@@ -34,7 +35,7 @@ from microtome.results import QuantizerRow, Result
 from microtome.staging import Place, Staging
 from microtome.tasks import task as kind
 from microtome.tasks.base import Judgement
-from microtome.types import Array
+from microtome.types import Batch
 from microtome.verbs.auto import choose as choose_recipe
 from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
@@ -91,7 +92,7 @@ def compress(
     for note in (*request.loaded.notes, *told):
         progress.say(note)
     doubt = doubt_of(request.loaded, request.cohort, request.pipeline, options, progress)
-    scarce = shortage(request.loaded.network, _example(request).shape[1:])
+    scarce = shortage(request.loaded.network, image_of(_example(request)).shape[1:])
     if scarce is not None:
         progress.say(scarce)
     staging = Staging(out, identity(request))
@@ -175,10 +176,10 @@ def _exported(request: Request, place: Place, first: Made, progress: Progress) -
     return Made(request.runtime.NAME, network, without_evidence(request, network, path, first.result), {})
 
 
-def _example(request: Request) -> Array:
-    """Return the first calibration input, float32 (1, C, *S)."""
+def _example(request: Request) -> Batch:
+    """Return the first calibration input, float32 (1, C, *S), or several by name."""
     cohort, cases = request.calibration
-    return inputs(cohort, cases[0], request.pipeline, np.random.default_rng(request.options.seed))[0][None]
+    return inputs(cohort, cases[0], request.pipeline, np.random.default_rng(request.options.seed))[0]
 
 
 def _placed(

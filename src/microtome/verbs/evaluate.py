@@ -15,21 +15,23 @@ from microtome.clinical.guard import absent
 from microtome.deployment.timing import eager
 from microtome.environment import describe, peak_memory_mib
 from microtome.errors import OptionError, SplitError
-from microtome.evidence.comparison import Evaluation, Pair, evaluate_pair, streamed
+from microtome.evidence.comparison import Evaluation, Pair, evaluate_pair, of_output, streamed
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.same_images import Images, repeated
 from microtome.files import write_json, writing
 from microtome.medical.cohort import Cohort
+from microtome.medical.described import describe as describe_pipeline
 from microtome.medical.formats import title_of
+from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.medical.stream import Stream
-from microtome.package import SCHEMA, open_package
+from microtome.package import SCHEMA, Package, open_package
 from microtome.progress import Progress, Silent
 from microtome.results import Result, Verdict
 from microtome.staging import Staging
 from microtome.tasks import task
 from microtome.tasks.base import Judgement
+from microtome.verbs.loading import declared
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
 from microtome.verbs.request import read_network
@@ -69,9 +71,9 @@ def evaluate(
         MicrotomeError: of the kind that says what is wrong; nothing is written to `out`.
     """
     options, progress, out = options or CompressOptions(evaluation=1.0, tuning=0.0), progress or Silent(), Path(out)
-    cases = read_cohort(Path(cohort), options)
+    cases = read_cohort(Path(cohort), options, _own_pipeline(Path(model)))
     predict, pipeline, known = _open(model, cases, options, target)
-    cases = as_classes(cases, pipeline)
+    cases = with_further(as_classes(cases, pipeline), pipeline, options.inputs)
     check_masks(cases, progress)
     images = Images(cases, cases.evaluation, progress)
     cases = _without_calibration(cases, images, known.pop("calibrated", ()))
@@ -182,6 +184,12 @@ def _another(given: str, own: str | None) -> list[str]:
     ]
 
 
+def _own_pipeline(model: Path) -> Pipeline | None:
+    """Return the pipeline of a package; None of what is none."""
+    file = model / "pipeline.json"
+    return Pipeline.from_json(file.read_text()) if (model / "result.json").exists() and file.exists() else None
+
+
 def _open(
     model: str | Path, cohort: Cohort, options: CompressOptions, target: str | None
 ) -> tuple[Stream, Pipeline, dict[str, Any]]:
@@ -202,13 +210,36 @@ def _open(
     known["parent"] = package.result.get("parent", {}).get("sha256")
     known["sha256"] = package.result["session"]["sha256"]
     known["notes"] = package.result.get("notes", ())
+    stream: Stream = package.session.stream
+    pipeline = package.pipeline
+    other = declared(options)
+    if other is not None and other != pipeline:
+        stream, pipeline = _another_output(package, other), other
+        known["operating_point"] = None
+        known["notes"] = (*known["notes"], "It was evaluated with another pipeline than that of the package.")
     known["guessed"] = package.result.get("input", {}).get("guessed", False)
     record = folder / "provenance.json"
     if record.exists():
         origin = json.loads(record.read_text())["cohort"]
         files = {entry["image"] for entry in origin["calibration_sha256"].values()}
         known["calibrated"] = files | set(origin.get("calibration_voxels_sha256", {}).values())
-    return package.session.stream, package.pipeline, known
+    return stream, pipeline, known
+
+
+def _another_output(package: Package, pipeline: Pipeline) -> Stream:
+    """Return a stream of the output that a pipeline reads, which the package has beside that of its own pipeline.
+
+    Raises:
+        OptionError: the package has no such output.
+    """
+    names = [port.name for port in package.session.outputs]
+    wanted = pipeline.output or package.pipeline.output or names[0]
+    if wanted not in names:
+        raise OptionError(
+            f"the package has no output '{wanted}'.",
+            f"It has {', '.join(names)}; others are kept if 'keep' in the pipeline names them when it is made.",
+        )
+    return of_output(package.session.stream, package.session.inputs[0].name, wanted)
 
 
 def _without_calibration(cohort: Cohort, images: Images, calibrated: Collection[str]) -> Cohort:

@@ -12,14 +12,16 @@ from microtome.graph.choosing.placement import supported_layers
 from microtome.graph.network import Network
 from microtome.graph.quantizers import weight_quantizer
 from microtome.graph.watching.macs import layer_sizes
+from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
-from microtome.models import Loaded, load_model
+from microtome.models import Loaded
 from microtome.progress import Progress, Silent
 from microtome.runtimes import TARGETS, runtime
 from microtome.verbs.cohort_view import pipeline_fields, view_of
+from microtome.verbs.loading import load
 from microtome.verbs.options import CompressOptions
-from microtome.verbs.request import declared, read_network
-from microtome.verbs.roles import as_classes, read_cohort
+from microtome.verbs.request import read_network
+from microtome.verbs.roles import as_classes, read_cohort, unseen
 from microtome.verbs.score import doubt_of
 
 
@@ -100,12 +102,12 @@ def _read(
 ) -> tuple[Loaded, Pipeline | None, dict[str, Any]]:
     """Load the model and the cohort; return both, the pipeline that goes with them, and what is seen of the cohort."""
     if path is None:
-        weights = Path(options.weights) if options.weights is not None else None
-        loaded = load_model(model, weights=weights, input_shape=options.input_shape, pipeline=declared(options))
+        loaded = load(model, options)
         return loaded, loaded.pipeline, {}
     cohort = read_cohort(path, options)
     loaded, pipeline = read_network(model, cohort, options)
-    cohort = as_classes(cohort, pipeline)
+    cohort = as_classes(unseen(cohort, loaded.trained_on, options), pipeline)
+    cohort = with_further(cohort, pipeline, options.inputs)
     doubt = doubt_of(loaded, cohort, pipeline, options, progress)
     return loaded, pipeline, {"cohort": view_of(cohort, pipeline), "warnings": [doubt] if doubt else []}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.batches.calibration import inputs
+from microtome.batches.calibration import inputs, tensors
 from microtome.errors import DataError
 from microtome.medical.cohort import Cohort
 from microtome.medical.infer import foreground_threshold
@@ -48,9 +48,9 @@ def _share(network: Network, pipeline: Pipeline, cohort: Cohort) -> float:
     rng, found, several = np.random.default_rng(0), 0, 0
     for case in (cohort.train or cohort.cases)[:LOOK]:
         with contextlib.suppress(DataError):  # broken files have their say when they are used
-            for array in inputs(cohort, case, pipeline, rng)[:1]:
+            for x in inputs(cohort, case, pipeline, rng)[:1]:
                 with torch.no_grad():
-                    scores = network(torch.from_numpy(array[None]).to(network.device))[0].cpu().numpy()
+                    scores = network(tensors(x))[0].cpu().numpy()
                 above = (scores > foreground_threshold(scores.shape[0], pipeline)).sum(axis=0)
                 found, several = found + int((above > 0).sum()), several + int((above > 1).sum())
     return several / found if found else 0.0

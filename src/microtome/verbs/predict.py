@@ -12,7 +12,7 @@ import numpy as np
 from microtome.environment import peak_memory_mib
 from microtome.errors import OptionError
 from microtome.files import sha256
-from microtome.inference.jobs import Job, jobs_of
+from microtome.inference.jobs import Given, Job, jobs_of, with_further
 from microtome.inference.output import TABLE, Predictions
 from microtome.inference.stream import predict_all
 from microtome.package import Package, open_package
@@ -25,7 +25,7 @@ STAGES = ("read", "prepare", "infer", "finish", "write")
 
 def predict(
     package: str | Path,
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path] | Given,
     out: str | Path,
     *,
     target: str | None = None,
@@ -48,7 +48,8 @@ def predict(
 
     Args:
         package: a folder that `compress` wrote.
-        inputs: image files, DICOM series, and folders that hold them, see `inference.jobs.jobs_of`.
+        inputs: image files, DICOM series, and folders that hold them, see `inference.jobs.jobs_of`; with what the
+            network takes beside them, if it does.
         out: folder to fill.
         target: which of the package's targets; None is the first.
         threads: of the runtime; 0 lets it choose.
@@ -64,7 +65,8 @@ def predict(
         `peak_memory_mib`.
 
     Raises:
-        OptionError: an extension, or a target, that does not exist.
+        OptionError: an extension, a target or an input that does not exist.
+        DataError: something that the network takes beside an image is missing, or no number.
         ReadError: the package is broken, an input does not exist, or there is no image.
         OutputError: `out` holds something else, or cannot be written; what is finished is kept.
     """
@@ -72,7 +74,8 @@ def predict(
     if extension not in EXTENSIONS:
         raise OptionError(f"The extension must be {' or '.join(EXTENSIONS)}, not {extension!r}.")
     opened = open_package(package, target=target, threads=threads)
-    jobs = jobs_of(inputs, opened.pipeline.channels)
+    given = inputs if isinstance(inputs, Given) else Given(inputs)
+    jobs = with_further(jobs_of(given.images, opened.pipeline.channels), opened.pipeline, given.further)
     place = Predictions(out, {"package": _identity(opened), "extension": extension}, overwrite=overwrite)
     suffix = "png" if opened.pipeline.spatial_dims == 2 else extension
     maps = task(opened.pipeline.task).MAPS

@@ -12,17 +12,20 @@ from microtome.errors import LabelError, OptionError
 from microtome.evidence.same_images import Same, separated
 from microtome.files import writing
 from microtome.medical.cohort import Cohort
+from microtome.medical.described import describe as describe_pipeline
+from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
-from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.progress import Progress
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime, check_network
 from microtome.tasks import task as kind
-from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
 from microtome.verbs.fit import channels_of
+from microtome.verbs.guessed import guessed, undeclared
+from microtome.verbs.loading import load
+from microtome.verbs.named import check_inputs, with_names
 from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
-from microtome.verbs.roles import as_classes, calibration_of, check_masks, read_cohort, stamps
+from microtome.verbs.roles import as_classes, calibration_of, check_masks, read_cohort, stamps, unseen
 from microtome.version import __version__
 
 if TYPE_CHECKING:
@@ -90,7 +93,8 @@ def read_request(
     loaded, pipeline = read_network(model, cohort, options)
     check_network(target, loaded.network)
     kind(pipeline.task).metric(options.metric, pipeline)
-    cohort = as_classes(cohort, pipeline)
+    cohort = as_classes(unseen(cohort, loaded.trained_on, options), pipeline)
+    cohort = with_further(cohort, pipeline, options.inputs)
     check_masks(cohort, progress)
     cohort, same, images = separated(cohort, progress)
     calibration, more = calibration_of(cohort, images, pipeline, options, progress)
@@ -129,61 +133,29 @@ def _runtimes(options: CompressOptions) -> list[Runtime]:
 
 def read_network(model: str | Path | nn.Module, cohort: Cohort, options: CompressOptions) -> tuple[Loaded, Pipeline]:
     """Load a network, and settle what it wants: declared, found beside it, or guessed from the cohort."""
-    from microtome.models import load_model
     from microtome.verbs.overlapping import overlap_notes
 
-    weights = Path(options.weights) if options.weights is not None else None
-    given = declared(options)
-    loaded = load_model(
-        model,
-        weights=weights,
-        input_shape=options.input_shape,
-        pipeline=given,
-        device=options.device,
-        guess=lambda: default_pipeline(cohort),
-    )
-    _check_inputs(loaded.network)
-    pipeline = given or loaded.pipeline
+    task = None if cohort.also else cohort.task
+    loaded = load(model, options, lambda: guessed(cohort, options), task=task)
+    pipeline = undeclared(loaded.pipeline, options)
+    check_inputs(loaded.network, pipeline)
     if pipeline is not None:
         _check_task(pipeline, cohort.of_task(pipeline.task))
     else:
         cohort = _for_output(loaded.network, cohort)
     outputs = channels_of(loaded.network, kind(cohort.task if pipeline is None else pipeline.task))
     if pipeline is None:
-        pipeline = default_pipeline(cohort, outputs=outputs)
+        pipeline = guessed(cohort, options, outputs=outputs)
         note = (
             f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}; the network's outputs are "
             f"taken for {', '.join(pipeline.classes)}, in that order. Declare it with --pipeline."
         )
         loaded = replace(loaded, notes=(*loaded.notes, note), guessed=True)
+    pipeline = with_names(pipeline, loaded.network, options.output)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
     notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
-
-
-def declared(options: CompressOptions) -> Pipeline | None:
-    """Return the pipeline that the options name.
-
-    Raises:
-        OptionError: there is no such file, or it makes no sense.
-    """
-    if options.pipeline is None or isinstance(options.pipeline, Pipeline):
-        return options.pipeline
-    path = Path(options.pipeline)
-    if not path.exists():
-        raise OptionError(f"{path} does not exist.", "Give the pipeline.json to use.")
-    return Pipeline.from_json(path.read_text())
-
-
-def _check_inputs(network: Network) -> None:
-    """Raise OptionError if a network takes more than an image: nothing says where the rest comes from."""
-    if len(network.inputs) > 1:
-        names = ", ".join(port.name for port in network.inputs)
-        raise OptionError(
-            f"the network takes {len(network.inputs)} inputs ({names}), and a cohort has one image per case.",
-            "Wrap it so that all but the image are constants.",
-        )
 
 
 def _for_output(network: Network, cohort: Cohort) -> Cohort:
@@ -203,10 +175,11 @@ def _check_task(pipeline: Pipeline, cohort: Cohort) -> None:
 
 def _check_fit(network: Network, pipeline: Pipeline, outputs: int) -> None:
     """Check that network and pipeline speak of the same thing."""
-    if network.shape[0] != pipeline.channels or network.spatial_dims != pipeline.spatial_dims:
+    channels, dims = pipeline.network_channels, pipeline.network_dims
+    if network.shape[0] != channels or network.spatial_dims != dims:
         raise OptionError(
             f"the network takes {network.shape[0]} channels in {network.spatial_dims}-D, the pipeline gives "
-            f"{pipeline.channels} in {pipeline.spatial_dims}-D.",
+            f"{channels} in {dims}-D.",
             "Give a --pipeline that declares what the network was trained with.",
         )
     if outputs not in kind(pipeline.task).outputs(pipeline):

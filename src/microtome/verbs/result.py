@@ -14,8 +14,8 @@ from microtome.environment import describe, peak_memory_mib
 from microtome.evidence.comparison import Evaluation
 from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
+from microtome.medical.described import describe as describe_pipeline
 from microtome.medical.formats import title_of
-from microtome.medical.pipeline import describe as describe_pipeline
 from microtome.package import SCHEMA
 from microtome.results import QuantizerRow, Result
 from microtome.verbs.request import Request

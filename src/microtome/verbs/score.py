@@ -25,7 +25,7 @@ def score_of(request: Request, progress: Progress) -> Callable[[Network], float]
 
     The parent runs when it is first asked.
     """
-    if not any(case.label is not None or case.mask is not None for case in request.cohort.tuning):
+    if not any(case.labelled for case in request.cohort.tuning):
         return None
     options, known = request.options, list[Judge]()
 

@@ -17,7 +17,7 @@ from microtome.core.observers import Observer, make_observer
 from microtome.core.range_search import weight_qparams
 from microtome.errors import DataError, OptionError
 from microtome.graph.choosing.placement import supported_layers
-from microtome.graph.network import Batch, Layer, Network
+from microtome.graph.network import Batch, Layer, Network, first
 from microtome.graph.operators import output_axis
 from microtome.graph.watching.fisher import Gradients, fisher_gradients
 from microtome.graph.watching.macs import layer_sizes
@@ -103,7 +103,8 @@ def measure(
         skip: layers to leave out.
 
     Returns:
-        One row per layer and pair, layers in order, pairs as given.
+        One row per layer and pair, layers in order, pairs as given. Layers of which the first output knows nothing are
+        left out: they keep their width.
 
     Raises:
         OptionError: the network has quantizers, or an unknown objective, or a width that no grid has.
@@ -141,12 +142,25 @@ def _check(network: Network, widths: Sequence[Bits], objective: str) -> None:
 def _layers(
     network: Network, capabilities: Capabilities, widths: Sequence[Bits], skip: frozenset[str]
 ) -> list[tuple[Layer, Bits, OperatorSupport]]:
+    seen = _before_scores(network)
     return [
         (layer, bits, support.at(bits))
         for layer, support in supported_layers(network, capabilities)
-        if layer.name not in skip
+        if layer.name not in skip and layer.node in seen
         for bits in widths
     ]
+
+
+def _before_scores(network: Network) -> set[Node]:
+    """Return the nodes that the first output depends on: of others, it would say that any width will do."""
+    (end,) = network.graph_module.graph.find_nodes(op="output")
+    found, left = set[Node](), [first(end.args[0])]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
 
 
 def _options(

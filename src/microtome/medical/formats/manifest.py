@@ -1,15 +1,15 @@
-"""A CSV manifest: columns `image`, `mask` or `label`, `patient`, `split`; further columns are subgroups."""
+"""A CSV manifest: columns `image`, a reference such as `mask`, `patient`, `split`; further columns are subgroups."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from microtome.errors import DataError, LabelError, OptionError, ReadError
+from microtome.medical.formats.columns import NUMBERS, column_of, numbered, parts_of
 from microtome.medical.formats.csv_table import ENDINGS, Line, is_of_windows, read_table, why_not
 from microtome.medical.formats.dataset_json import Names
 from microtome.medical.formats.overlapping import labels_beside
@@ -26,6 +26,7 @@ from microtome.medical.formats.table import (
     exists,
     listing,
 )
+from microtome.types import Label
 
 NAME = "manifest"
 LOOKS_LIKE = "a .csv file with a column image and a column mask or label, or a folder with one such file"
@@ -66,6 +67,8 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     `image` may be several files joined by `;` (channels, or the slices of a series) or a folder with one DICOM series.
     With a `mask` column the task is segmentation, and a `label` column then is a subgroup; the table is also one of
     classification. Labels are class numbers from 0, or names, which are numbered in the order of their characters.
+    `findings` are answers 0 and 1, `value` numbers, both several in a cell or each in a column such as `value:age`;
+    `target` is the image to be made. `REFERENCES` says which column is for which task.
 
     Raises:
         ReadError: not text, or a file that the manifest names is missing.
@@ -80,7 +83,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
     if patient_of is not None and "patient" in columns:
         raise OptionError(f"{files[0]} has a patient column, so a patient pattern is not needed.", "Drop it.")
     names = PatientsInNames(files[0].parent)
-    named = [name for name in REFERENCES if name in columns]
+    named = [name for name in REFERENCES if _cells(columns, name)]
     first = _table(lines, columns, named[0] if named else None, patient_of or names)
     patients = "the column patient" if "patient" in columns else names.text
     told = {file for line in lines for file in _images(line)} | {*files, files[0].with_name("dataset.json")}
@@ -89,7 +92,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
         first = replace(first, notes=notes)
     first = replace(first, told=frozenset(told), patients=patients)
     for name in named[1:]:
-        labelled = [line for line in lines if line.cells[name]]
+        labelled = [line for line in lines if any(line.cells[cell] for cell in _cells(columns, name))]
         try:
             also = _table(labelled, columns, name, patient_of or names)
         except DataError:
@@ -102,9 +105,8 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
 def _table(lines: Sequence[Line], columns: Sequence[str], name: str | None, rule: PatientOf) -> Table:
     """The examinations with the references of one column, or of none."""
     reference = REFERENCES[name or next(iter(REFERENCES))]
-    of_files = reference.cell == "file"
-    names, labels = (Names(), [None] * len(lines)) if of_files or name is None else _labels(lines, name)
-    used = {"image", name, "patient", "split"}
+    names, labels = _labels(lines, columns, name)
+    used = {"image", "patient", "split", *(_cells(columns, name) if name else ())}
     found = []
     for line, label in zip(lines, labels, strict=True):
         image = _images(line)
@@ -112,14 +114,15 @@ def _table(lines: Sequence[Line], columns: Sequence[str], name: str | None, rule
             Row(
                 patient=_patient(line) if "patient" in columns else rule(image[0]),
                 image=image,
-                mask=_path(line, name) if of_files and name is not None and line.cells[name] else None,
+                mask=_path(line, name) if reference.cell == "mask" and name and line.cells[name] else None,
+                target=_path(line, name) if reference.cell == "image" and name and line.cells[name] else None,
                 label=label,
                 split=_split(line),
                 subgroups={column: line.cells[column] for column in columns if column not in used},
             )
         )
     table = Table(reference.task, tuple(found), names.classes, (), names.unnamed)
-    if of_files and name is not None and lines:
+    if reference.cell == "mask" and name is not None and lines:
         table = labels_beside(table, lines[0].file.parent)
     return _checked(table, lines, columns, name)
 
@@ -132,11 +135,11 @@ def _checked(table: Table, lines: Sequence[Line], columns: Sequence[str], name: 
         )
     notes = []
     kept = table.rows
-    if name is not None and REFERENCES[name].cell == "file":
-        kept = tuple(row for row in kept if row.mask is not None)
+    if name is not None and REFERENCES[name].cell != "class":
+        kept = tuple(row for row in kept if (row.mask or row.target or row.label) is not None)
         if len(kept) < len(table.rows):
             notes.append(f"{count_of(len(table.rows) - len(kept), 'line')} without {name} left out.")
-    others = [other for other in REFERENCES if other in columns and other != name]
+    others = [other for other in REFERENCES if _cells(columns, other) and other != name]
     if others:
         notes.append(
             f"The manifest has masks and labels: the task is {table.task}, and the {others[0]} is a subgroup."
@@ -156,7 +159,7 @@ def _read(files: Sequence[Path]) -> tuple[tuple[str, ...], list[Line]]:
     lines: list[Line] = []
     for file in files:
         names, found = read_table(file, "image")
-        own = {name: name.lower() if name.lower() in COLUMNS else name for name in names}
+        own = {name: name.lower() if name.lower() in COLUMNS else column_of(name) for name in names}
         _check_columns(file, tuple(own[name] for name in names))
         if not found:
             raise DataError(f"{file} lists no cases.", "Fill in one line per image.")
@@ -181,9 +184,12 @@ def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
     if someone and "patient" not in columns:
         raise DataError(f"{file}, line 1, has a column '{someone[0]}'.", "Name it 'patient', or give that one, too.")
     missing = [column for column in COLUMNS if column not in columns]
+    both = next((name for name in REFERENCES if name in columns and parts_of(columns, name)), None)
+    if both is not None:
+        raise DataError(f"{file}, line 1, has a column '{both}' and columns of its parts.", "Keep either.")
     for column in columns:
         near = difflib.get_close_matches(column.lower(), missing, n=1, cutoff=LOOKS_MISSPELT)
-        if column not in COLUMNS and near:
+        if column not in COLUMNS and near and column_of(column).partition(":")[0] not in REFERENCES:
             raise DataError(f"{file}, line 1, has a column '{column}'.", f"Name it '{near[0]}', or else not so alike.")
 
 
@@ -216,34 +222,38 @@ def _split(line: Line) -> Split | None:
     return SPLIT_NAMES[name.lower()] if name else None
 
 
-def _labels(lines: Sequence[Line], column: str) -> tuple[Names, Sequence[int | float | None]]:
-    """Class names and the class of each line; or no names and a number for each line."""
+def _cells(columns: Sequence[str], name: str) -> tuple[str, ...]:
+    """The columns that hold a reference: its own, or those of its parts."""
+    return (name,) if name in columns else parts_of(columns, name)
+
+
+def _labels(lines: Sequence[Line], columns: Sequence[str], name: str | None) -> tuple[Names, Sequence[Label | None]]:
+    """Names of the classes or numbers, and the reference of each line; neither where it lies in files."""
+    if name is not None and REFERENCES[name].cell in NUMBERS:
+        found = numbered(lines, columns, name)
+        return Names(found.names, found.unnamed), found.labels
+    if name is None or REFERENCES[name].cell != "class":
+        return Names(), [None] * len(lines)
+    return _classes(lines, name)
+
+
+def _classes(lines: Sequence[Line], column: str) -> tuple[Names, Sequence[int]]:
+    """Class names and the class of each line."""
     for line in lines:
         if not line.cells[column]:
             raise LabelError(f"{line.place}, has no {column}.", "Fill it in or remove the line.")
     names = [line.cells[column] for line in lines]
-    if REFERENCES[column].cell == "number":
-        return Names(), [_number(line, column) for line in lines]
     numbers = [_whole(name) for name in names]
-    if all(number is not None for number in numbers):
-        top = max((number for number in numbers if number is not None), default=0)
+    known = [number for number in numbers if number is not None]
+    if len(known) == len(numbers):
+        top = max(known, default=0)
         if top >= MANY_CLASSES:
             raise LabelError(f"{lines[0].file} has the label {top}, which is no class number.", "Count from 0.")
         everyone = range(top + 1)
-        return Names(tuple(str(k) for k in everyone), frozenset(everyone)), list(numbers)
+        return Names(tuple(str(k) for k in everyone), frozenset(everyone)), known
     classes = tuple(sorted(set(names)))
     place = {name: k for k, name in enumerate(classes)}
     return Names(classes), [place[name] for name in names]
-
-
-def _number(line: Line, column: str) -> float:
-    try:
-        value = float(line.cells[column])
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise LabelError(f"{line.place}, has no number in the column {column}.", "Correct the line.")
-    return value
 
 
 def _whole(name: str) -> int | None:

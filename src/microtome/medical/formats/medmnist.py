@@ -57,7 +57,7 @@ def rows(path: Path, patient_of: PatientOf | None) -> Table:
             Row(patient=f"{split} {k}", image=(file,), label=label, index=start + k, split=split)
             for k, label in enumerate(labels)
         ]
-    top = max((int(row.label) for row in found if row.label is not None), default=-1)
+    top = max((row.label for row in found if isinstance(row.label, int)), default=-1)
     note = "The file holds no patients: every image counts as a patient of its own."
     everyone = range(top + 1)
     names, rule = tuple(map(str, everyone)), "every image is a patient of its own"

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from microtome.errors import DataError, ReadError
 from microtome.medical.readers.detached import without_voxel_files
 from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
+from microtome.types import Label
 
 Split = Literal["train", "val", "test"]
 IMAGE_SUFFIXES = frozenset(SUFFIXES) - {".npz"}
@@ -34,17 +35,22 @@ class Reference:
 
     Attributes:
         task: what such references are for.
-        cell: what a cell holds: a `file` beside the manifest, the number or name of a `class`, or a `number`.
+        cell: what a cell holds: the `mask` or the `image` in a file beside the manifest, the number or name of a
+            `class`, `numbers` joined by `;`, or `answers`: numbers that are 0 or 1. Both may also stand in columns
+            of their own, called `value:NAME`.
     """
 
     task: str
-    cell: Literal["file", "class", "number"]
+    cell: Literal["mask", "image", "class", "numbers", "answers"]
 
 
 # Of several such columns in one manifest, the first of these is the reference; the others are subgroups.
 REFERENCES: Mapping[str, Reference] = {
-    "mask": Reference("segmentation", "file"),
+    "mask": Reference("segmentation", "mask"),
     "label": Reference("classification", "class"),
+    "findings": Reference("multi-label", "answers"),
+    "value": Reference("regression", "numbers"),
+    "target": Reference("image-to-image", "image"),
 }
 
 
@@ -58,11 +64,12 @@ class Row:
     patient: str
     image: tuple[Path, ...]
     mask: Path | None = None
-    label: int | float | None = None
+    label: Label | None = None
     index: int | None = None
     split: Split | None = None
     subgroups: Mapping[str, str] = field(default_factory=dict)
     further_masks: tuple[Path, ...] = ()
+    target: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def images(shapes: Mapping[str, tuple[int, ...]], count: int = 2) -> list[dict[s
     smooth = {}
     for name, shape in shapes.items():
         steps = [np.linspace(0, 3 + k, n, dtype=np.float32) for k, n in enumerate(shape)]
-        waves = sum(np.sin(wave) for wave in np.meshgrid(*steps, indexing="ij"))
+        waves: Array = np.sum([np.sin(wave) for wave in np.meshgrid(*steps, indexing="ij")], axis=0)
         smooth[name] = (waves[None] / (2 * len(shape)) + 0.5).astype(np.float32)
     return [noise, smooth][:count]
 
@@ -111,7 +111,9 @@ class BatchError(ModelError):
     """A graph with a free batch does not treat its images apart."""
 
 
-def onnx_reference(path: Path, model: Any, shapes: Mapping[str, tuple[str, bool]], last_out: frozenset[str]) -> tuple[Reference, str]:
+def onnx_reference(
+    path: Path, model: Any, shapes: Mapping[str, tuple[str, bool]], last_out: frozenset[str]
+) -> tuple[Reference, str]:
     """Return what runs an ONNX file, and its name: ONNX Runtime, or ONNX's own evaluator where that is missing.
 
     Args:

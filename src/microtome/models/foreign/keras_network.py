@@ -66,9 +66,7 @@ def _channels_last(model: Any) -> bool:
     """Return whether channels are the last axis: what the layers say."""
     import keras
 
-    said = {
-        layer.data_format for layer in model._flatten_layers() if getattr(layer, "data_format", None) is not None
-    }
+    said = {layer.data_format for layer in model._flatten_layers() if getattr(layer, "data_format", None) is not None}
     return (said or {keras.config.image_data_format()}) != {"channels_first"}
 
 

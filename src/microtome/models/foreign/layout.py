@@ -13,7 +13,9 @@ MOST_CHANNELS = 4  # of pictures, where nothing else tells
 
 def channels_last(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the inputs and the outputs whose channels are the last axis."""
-    inputs = tuple(name for name, sizes in graph.inputs.items() if len(sizes) in (4, 5) and _input_is(graph, name, sizes))
+    inputs = tuple(
+        name for name, sizes in graph.inputs.items() if len(sizes) in (4, 5) and _input_is(graph, name, sizes)
+    )
     return inputs, tuple(name for name in graph.outputs if _output_is(graph, name))
 
 
@@ -30,9 +32,16 @@ def _input_is(graph: Graph, name: str, sizes: Sequence[int | None]) -> bool:
                 return list(step.attributes.get("perm") or []) == to_first
             if step.op in FIRST:
                 return False
+            if step.op == "Reshape":  # of one channel it does what a transposition does
+                return _seems_last(sizes)
             new = [output for output in step.outputs if output not in seen]
             seen.update(new)
             waiting += new
+    return _seems_last(sizes)
+
+
+def _seems_last(sizes: Sequence[int | None]) -> bool:
+    """Whether the last of an input's sizes looks like channels, and the second does not."""
     last, second = sizes[-1], sizes[1]
     return last is not None and last <= MOST_CHANNELS and (second is None or second > MOST_CHANNELS)
 
@@ -48,7 +57,11 @@ def _output_is(graph: Graph, name: str) -> bool:
         if step.op == "Transpose":
             perm = list(step.attributes.get("perm") or [])
             return len(perm) > 3 and perm == [0, *range(2, len(perm)), 1]
-        if step.op in FIRST or step.op in ("Reshape", "Flatten", "MatMul", "Gemm", "Squeeze"):
+        if step.op == "Reshape":
+            known = graph.constants.get(step.inputs[1])
+            shape = [] if known is None else known.array.reshape(-1).tolist()
+            return len(shape) in (4, 5) and shape[-1] == 1 and shape[1] != 1
+        if step.op in FIRST or step.op in ("Flatten", "MatMul", "Gemm", "Squeeze"):
             return False
         new = [value for value in step.inputs if value and value not in seen and value in makers]
         seen.update(new)

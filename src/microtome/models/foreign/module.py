@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from microtome.errors import MicrotomeError, ModelError
+from microtome.models.foreign.names import identifier, readable
 from microtome.models.foreign.operators import TABLE, known_sizes
 from microtome.models.foreign.steps import Graph, Step, told
 from microtome.models.foreign.values import (
@@ -26,9 +26,6 @@ from microtome.models.foreign.values import (
     whole,
 )
 
-WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul"}
-OWN_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.(weight|bias)")  # as PyTorch's exporter writes them
-BY_POSITION = {1: "weight", 2: "bias"}
 WAY_OUT = "Give the network as PyTorch code (file.py:factory), or export it again without that operator."
 
 
@@ -52,11 +49,13 @@ class Graphed(nn.Module):
         self.last_in, self.last_out = frozenset(last_in), frozenset(last_out)
         self.any_batch = True
         self.constants: dict[tuple[str, str], str] = {}  # (constant, what was made of it) → the parameter's name
-        self.readable = _readable(graph)
+        self.readable = readable(graph)
 
     def forward(self, *args: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """Run all steps."""
-        given = dict(zip(self.graph.inputs, args, strict=False)) | {n: named[k] for k, n in self.names.items() if k in named}
+        given = dict(zip(self.graph.inputs, args, strict=False)) | {
+            n: named[k] for k, n in self.names.items() if k in named
+        }
         batch = next(iter(given.values())).shape[0]
         if not self.any_batch and batch != 1:
             raise ModelError("the file's batch is one.")
@@ -98,7 +97,9 @@ class Graphed(nn.Module):
     def _output(self, name: str, values: Mapping[str, Value]) -> Tensor:
         value = values[name]
         if isinstance(value, Integers):
-            raise ModelError(f"the output {name!r} is integers on a grid.", "Export it with floats: add DequantizeLinear.")
+            raise ModelError(
+                f"the output {name!r} is integers on a grid.", "Export it with floats: add DequantizeLinear."
+            )
         if is_known(value):
             return torch.from_numpy(np.array(numbers(value)))
         assert isinstance(value, Tensor | Turned)
@@ -242,7 +243,9 @@ class Run:
 
     def refuse(self, why: str) -> ModelError:
         """Return the error for what this step has no translation for."""
-        return ModelError(f"the operator {self.step.op} (node {self.step.name!r}) {why}, which is not translated.", WAY_OUT)
+        return ModelError(
+            f"the operator {self.step.op} (node {self.step.name!r}) {why}, which is not translated.", WAY_OUT
+        )
 
 
 def unknown(steps: Sequence[Step]) -> ModelError:
@@ -263,39 +266,8 @@ def on_grid(x: Tensor, grid: Grid) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax)
 
 
-def identifier(name: str, keep: str = "") -> str:
-    """Return a name that Python takes; characters in `keep` stay."""
-    clean = re.sub(rf"[^\w{re.escape(keep)}]+", "_", name).strip("_.") or "value"
-    clean = re.sub(r"\.{2,}", ".", clean)
-    return clean if clean[0].isalpha() else f"value_{clean}"
-
-
 def _as_tensor(array: Array) -> Tensor:
     if array.dtype != object:
         return torch.from_numpy(np.array(array))
     parts = [torch.full((), n, dtype=torch.int64) for n in array.reshape(-1)]
     return torch.stack(parts).reshape(array.shape)
-
-
-def _readable(graph: Graph) -> dict[str, str]:
-    """Return names of constants: their own where they are as PyTorch's, or else those of the nodes that read them."""
-    names = {}
-    for step in graph.steps:
-        for place, value in enumerate(step.inputs):
-            known = graph.constants.get(value)
-            if known is None or known.name in names:
-                continue
-            role = BY_POSITION.get(place, "value")
-            if OWN_NAME.fullmatch(known.name):
-                names[known.name] = known.name
-            elif step.op in WEIGHTED or known.array.size > 1:
-                names[known.name] = f"{_title(step)}.{role}"
-    return names
-
-
-def _title(step: Step) -> str:
-    """Return what to call a node's layer: its path without the operator at its end."""
-    parts = [part for part in re.split(r"[/.]", step.name) if part]
-    if len(parts) > 1 and re.fullmatch(rf"{step.op}(_\d+)?", parts[-1]):
-        parts = parts[:-1]
-    return identifier(".".join(parts), ".")

@@ -13,10 +13,11 @@ from microtome.errors import ModelError, OptionError
 from microtome.graph.capture import capture
 from microtome.graph.network import INPUT
 from microtome.graph.quantizers import quantizers
-from microtome.models.base import SIDE, Loaded, Wanted, on_device, ports, shape_of
+from microtome.models.base import SIDE, Loaded, Wanted, on_device, shape_of, wish_of
 from microtome.models.foreign.check import BatchError, Reference, onnx_reference, same_outputs
-from microtome.models.foreign.layout import channels_last
-from microtome.models.foreign.module import Graphed, identifier, missing, unknown
+from microtome.models.foreign.layout import MOST_CHANNELS, channels_last
+from microtome.models.foreign.module import Graphed, missing, unknown
+from microtome.models.foreign.names import identifier
 from microtome.models.foreign.patterns import put_together
 from microtome.models.foreign.steps import Graph, read_graph
 from microtome.models.foreign.tidy import tidied
@@ -50,10 +51,10 @@ def network_of(model: Any, path: Path, wanted: Wanted, *, reference: tuple[Refer
     pairs = {identifier(name): (name, name in last_in) for name in graph.inputs}
     if len(pairs) == 1:
         pairs[INPUT] = next(iter(pairs.values()))
-    reference, runtime = reference or onnx_reference(path, model, pairs, frozenset(last_out))
+    run, runtime = reference or onnx_reference(path, model, pairs, frozenset(last_out))
     network = _captured(module, shapes, wanted)
     rounded = any(True for _ in quantizers(network))
-    checked = (reference, runtime, rounded)
+    checked = (run, runtime, rounded)
     try:
         network, said = _checked(network, module, checked)
     except BatchError:  # sizes in the file are those of one image
@@ -81,12 +82,12 @@ def plain_module(model: Any, shape: tuple[int, ...]) -> torch.nn.Module:
 
 def _captured(module: Graphed, shapes: Mapping[str, tuple[int, ...]], wanted: Wanted) -> Network:
     """Run the module once, which makes its parameters, and capture it."""
-    image, scores = ports(wanted.pipeline)
+    image = wanted.pipeline.input if wanted.pipeline is not None else None
     with torch.no_grad():
         module(**{name: torch.zeros((1, *shape)) for name, shape in shapes.items()})
     if len(shapes) > 1 or image is not None:
-        return capture(module, shapes, keep=(scores,) if scores else None)
-    return capture(Single(module), next(iter(shapes.values())), keep=(scores,) if scores else None)
+        return capture(module, shapes, keep=wish_of(wanted))
+    return capture(Single(module), next(iter(shapes.values())), keep=wish_of(wanted))
 
 
 class Single(torch.nn.Module):
@@ -95,12 +96,12 @@ class Single(torch.nn.Module):
     def __init__(self, graph: Graphed) -> None:
         """Keep the graph's tensors as one's own, by their names."""
         super().__init__()
-        object.__setattr__(self, "run", graph)
+        vars(self)["run"] = graph  # not as a part of this module, whose tensors have the same names
         self._modules, self._parameters, self._buffers = graph._modules, graph._parameters, graph._buffers
 
     def forward(self, x: torch.Tensor) -> Any:
         """Run the graph."""
-        outputs = self.run(x)
+        outputs = vars(self)["run"](x)
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
@@ -115,7 +116,7 @@ def _shapes(graph: Graph, last_in: tuple[str, ...], wanted: Wanted, path: Path) 
     """Return the shape of each input without its batch, channels first."""
     if not graph.inputs:
         raise ModelError(f"{path} takes no input.", "Export it again with the image as its input.")
-    image, _ = ports(wanted.pipeline)
+    image = wanted.pipeline.input if wanted.pipeline is not None else None
     found = {}
     for place, (name, sizes) in enumerate(graph.inputs.items()):
         own = list(sizes[1:])
@@ -144,6 +145,12 @@ def _settled(own: list[int | None], wanted: Wanted, path: Path) -> tuple[int, ..
     else:
         shape = shape_of(wanted, of=str(path), known=known)
     fits = len(shape) == len(own) and all(n in (None, m) for n, m in zip(own, shape, strict=True))
+    if own[0] is not None and own[0] > MOST_CHANNELS and own[-1] is not None and own[-1] <= MOST_CHANNELS:
+        raise ModelError(
+            f"{path} takes inputs of {'×'.join(str(n or 'any') for n in own)}: whether the channels are its first or "
+            "its last axis cannot be told.",
+            "Export it with channels first, (N, C, *spatial).",
+        )
     if not fits:
         takes = "×".join("any" if n is None else str(n) for n in own)
         raise OptionError(

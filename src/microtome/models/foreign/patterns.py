@@ -220,7 +220,14 @@ def _roll(view: View, step: Step) -> Found | None:
     if None in parts or any(len(view.readers[part.outputs[0]]) != 1 for part in (first, second)):
         return None
     (start, end, axis), (start_2, end_2, axis_2) = parts  # type: ignore[misc]
-    if axis != axis_2 or axis != step.attributes["axis"] or start_2 != 0 or end < 1 << 30 or start != end_2 or not start:
+    if (
+        axis != axis_2
+        or axis != step.attributes["axis"]
+        or start_2 != 0
+        or end < 1 << 30
+        or start != end_2
+        or not start
+    ):
         return None
     attributes = {"shifts": -start, "axes": axis}
     return Step("microtome.Roll", step.name, (first.inputs[0],), step.outputs, attributes), (first, second, step)

@@ -43,7 +43,7 @@ def read_onnx(path: Path) -> Any:
     if opset < OLDEST:
         raise ModelError(
             f"{path} has opset {opset}; microtome reads {OLDEST} and newer.",
-            "Convert it once: python -c \"import onnx.version_converter as v, onnx; "
+            'Convert it once: python -c "import onnx.version_converter as v, onnx; '
             "onnx.save(v.convert_version(onnx.load('OLD.onnx'), 17), 'NEW.onnx')\"",
         )
     return model
@@ -51,4 +51,6 @@ def read_onnx(path: Path) -> Any:
 
 def is_onnx(head: bytes) -> bool:
     """Whether a file begins as ONNX does: its version, then who wrote it or its opset or graph."""
-    return len(head) > 3 and head[0] == 0x08 and head[1] < 0x20 and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+    return (
+        len(head) > 3 and head[0] == 0x08 and head[1] < 0x20 and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+    )

@@ -171,9 +171,10 @@ def evaluate(node: Any, values: Mapping[str, Array], opsets: Mapping[str, int]) 
     from onnx.reference import ReferenceEvaluator
 
     helper = onnx.helper
-    types = {n: helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), None) for n, v in values.items()}
+    kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in values.items()}
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
-    graph = helper.make_graph([node], "one", list(types.values()), outputs)
+    graph = helper.make_graph([node], "one", inputs, outputs)
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     with np.errstate(all="ignore"):
         return list(ReferenceEvaluator(helper.make_model(graph, opset_imports=imports)).run(None, dict(values)))

@@ -18,8 +18,11 @@ from microtome.graph.quiet import first_line
 from microtome.models.foreign.values import Array
 
 OPSET = 18
+FIRST, LAST = {4: [0, 3, 1, 2], 5: [0, 4, 1, 2, 3]}, {4: [0, 2, 3, 1], 5: [0, 2, 3, 4, 1]}
+WAY = "Export the network as ONNX."
 TYPES = {
-    0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 4: np.int64, 6: np.bool_, 7: np.int16, 9: np.int8, 10: np.float64,
+    0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 4: np.int64,
+    6: np.bool_, 7: np.int16, 9: np.int8, 10: np.float64,
 }  # fmt: skip
 ROUNDED = {3, 7, 9}  # types of integers that stand for numbers, where they have a scale
 CLIPS = {1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}  # fused RELU, RELU_N1_TO_1, RELU6
@@ -73,7 +76,8 @@ class TFLite:
         """Return the ONNX model."""
         inputs = [self._info(number, self.name(number)) for number in self.graph.inputs]
         outputs = [
-            helper.make_tensor_value_info(self.ready[number], onnx.TensorProto.FLOAT, None) for number in self.graph.outputs
+            helper.make_tensor_value_info(self.ready[number], onnx.TensorProto.FLOAT, None)
+            for number in self.graph.outputs
         ]
         graph = helper.make_graph(self.nodes, "tflite", inputs, outputs, list(self.initializers.values()))
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
@@ -116,7 +120,9 @@ class TFLite:
         if data is None or len(data) == 0:
             return None
         if tensor.type not in TYPES:
-            raise ModelError(f"the tensor {self.name(number)!r} has a type that is not read.", "Convert it with 8 bits.")
+            raise ModelError(
+                f"the tensor {self.name(number)!r} has a type that is not read.", "Convert it with 8 bits."
+            )
         shape = [] if tensor.shape is None else [int(n) for n in tensor.shape]
         values: Array = np.frombuffer(np.asarray(data, np.uint8).tobytes(), TYPES[tensor.type]).reshape(shape)
         return values
@@ -158,7 +164,7 @@ class TFLite:
             wide = moved.astype(np.float32) if moved.dtype.kind == "f" else moved
             return self.store(name, wide.astype(np.int64) if wide.dtype == np.int32 else wide)
         scale, zero, axis = grid
-        if self.tensors[number].type not in ROUNDED or order is not None and moved.size == 0:
+        if self.tensors[number].type not in ROUNDED or (order is not None and moved.size == 0):
             return self.store(name, (moved * scale.astype(np.float64)).astype(np.float32))  # a bias
         axis = axis if order is None else list(order).index(axis)
         return self._dequantized(self.store(f"{name}_q", moved), name, scale, zero.astype(moved.dtype), axis)
@@ -167,7 +173,9 @@ class TFLite:
         single = scale.size == 1
         scales = self.store(f"{name}_scale", scale.reshape(()) if single else scale)
         zeros = self.store(f"{name}_zero", zero.reshape(-1)[0] if single else np.broadcast_to(zero, scale.shape))
-        return self.emit("DequantizeLinear", [source, scales, zeros], f"{name}_float", **({} if single else {"axis": axis}))
+        return self.emit(
+            "DequantizeLinear", [source, scales, zeros], f"{name}_float", **({} if single else {"axis": axis})
+        )
 
     def on_grid(self, number: int, value: str) -> str:
         """Return a value rounded to a tensor's grid; as it is where that has none."""
@@ -178,7 +186,11 @@ class TFLite:
         zeros = self.store(f"{name}_zero", zero.astype(TYPES[kind]).reshape(-1)[0])
         scales = self.store(f"{name}_scale", scale.reshape(-1)[0])
         return self._dequantized(
-            self.emit("QuantizeLinear", [value, scales, zeros], f"{name}_rounded"), name, scale, zero.astype(TYPES[kind]), axis
+            self.emit("QuantizeLinear", [value, scales, zeros], f"{name}_rounded"),
+            name,
+            scale,
+            zero.astype(TYPES[kind]),
+            axis,
         )
 
     def store(self, name: str, array: Any) -> str:
@@ -206,3 +218,18 @@ class TFLite:
 
 
 Operator = Callable[[TFLite], None]
+
+
+def first(f: TFLite, value: str, rank: int = 4) -> str:
+    """Put the channels first."""
+    return f.emit("Transpose", [value], perm=FIRST[rank])
+
+
+def last(f: TFLite, value: str, rank: int = 4) -> str:
+    """Put the channels last again."""
+    return f.emit("Transpose", [value], perm=LAST[rank])
+
+
+def sizes(f: TFLite, values: list[int]) -> str:
+    """Store sizes or axes."""
+    return f.store(f"sizes_{len(f.nodes)}_{len(f.initializers)}", np.array(values, np.int64))

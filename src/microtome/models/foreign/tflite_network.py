@@ -67,7 +67,8 @@ def _stored(detail: Any, array: Array) -> Array:
     if not scale or kind.kind == "f":
         return np.ascontiguousarray(array.astype(kind))
     limits = np.iinfo(kind)
-    return np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(kind)
+    stored: Array = np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(kind)
+    return stored
 
 
 def _meant(detail: Any, array: Array) -> Array:

@@ -7,18 +7,10 @@ from typing import Any
 import numpy as np
 
 from microtome.errors import ModelError
-from microtome.models.foreign.tflite_graph import Operator, TFLite
+from microtome.models.foreign.tflite_graph import WAY, Operator, TFLite, first, last, sizes
+from microtome.models.foreign.tflite_shapes import TABLE as SHAPES
 
-FIRST, LAST = {4: [0, 3, 1, 2], 5: [0, 4, 1, 2, 3]}, {4: [0, 2, 3, 1], 5: [0, 2, 3, 4, 1]}
 SAME = 0
-
-
-def _first(f: TFLite, value: str, rank: int = 4) -> str:
-    return f.emit("Transpose", [value], perm=FIRST[rank])
-
-
-def _last(f: TFLite, value: str, rank: int = 4) -> str:
-    return f.emit("Transpose", [value], perm=LAST[rank])
 
 
 def _padding(o: Any) -> str:
@@ -28,9 +20,11 @@ def _padding(o: Any) -> str:
 def _weighted(f: TFLite, x: int, weight: int, bias: int, order: list[int]) -> list[str]:
     stored = f.array(weight)
     if stored is None:
-        raise ModelError(f"the weight {f.name(f.operator.inputs[weight])!r} is computed.", "Export the network as ONNX.")
+        raise ModelError(
+            f"the weight {f.name(f.operator.inputs[weight])!r} is computed.", "Export the network as ONNX."
+        )
     rank = len(f.shape(x))
-    values = [_first(f, f.value(x), rank), f.constant(f.operator.inputs[weight], stored, order, f"_{len(f.nodes)}")]
+    values = [first(f, f.value(x), rank), f.constant(f.operator.inputs[weight], stored, order, f"_{len(f.nodes)}")]
     return [*values, f.value(bias)] if f.has(bias) else values
 
 
@@ -40,7 +34,7 @@ def _conv(f: TFLite) -> None:
     settings = {"strides": [o.strideH, o.strideW], "dilations": [o.dilationHFactor, o.dilationWFactor]}
     groups = f.shape(0)[3] // f.shape(1)[3]
     made = f.emit("Conv", inputs, f.title("Conv"), group=groups, auto_pad=_padding(o), **settings)
-    f.done(_last(f, made), o.fusedActivationFunction)
+    f.done(last(f, made), o.fusedActivationFunction)
 
 
 def _depthwise(f: TFLite) -> None:
@@ -48,14 +42,16 @@ def _depthwise(f: TFLite) -> None:
     inputs = _weighted(f, 0, 1, 2, [3, 0, 1, 2])
     settings = {"strides": [o.strideH, o.strideW], "dilations": [o.dilationHFactor, o.dilationWFactor]}
     made = f.emit("Conv", inputs, f.title("Conv"), group=f.shape(0)[3], auto_pad=_padding(o), **settings)
-    f.done(_last(f, made), o.fusedActivationFunction)
+    f.done(last(f, made), o.fusedActivationFunction)
 
 
 def _transpose_conv(f: TFLite) -> None:
     o = f.settings
     inputs = _weighted(f, 2, 1, 3, [3, 0, 1, 2])
-    made = f.emit("ConvTranspose", inputs, f.title("ConvTranspose"), strides=[o.strideH, o.strideW], auto_pad=_padding(o))
-    f.done(_last(f, made), getattr(o, "fusedActivationFunction", 0))
+    made = f.emit(
+        "ConvTranspose", inputs, f.title("ConvTranspose"), strides=[o.strideH, o.strideW], auto_pad=_padding(o)
+    )
+    f.done(last(f, made), getattr(o, "fusedActivationFunction", 0))
 
 
 def _conv_3d(f: TFLite) -> None:
@@ -65,15 +61,16 @@ def _conv_3d(f: TFLite) -> None:
         "strides": [o.strideD, o.strideH, o.strideW],
         "dilations": [o.dilationDFactor, o.dilationHFactor, o.dilationWFactor],
     }
-    f.done(_last(f, f.emit("Conv", inputs, f.title("Conv"), auto_pad=_padding(o), **settings), 5), o.fusedActivationFunction)
+    made = f.emit("Conv", inputs, f.title("Conv"), auto_pad=_padding(o), **settings)
+    f.done(last(f, made, 5), o.fusedActivationFunction)
 
 
 def _pool(op: str) -> Operator:
     def run(f: TFLite) -> None:
         o = f.settings
-        settings = {"kernel_shape": [o.filterHeight, o.filterWidth], "strides": [o.strideH, o.strideW]}
-        made = f.emit(op, [_first(f, f.value(0))], auto_pad=_padding(o), **settings)
-        f.done(_last(f, made), o.fusedActivationFunction)
+        settings: dict[str, Any] = {"kernel_shape": [o.filterHeight, o.filterWidth], "strides": [o.strideH, o.strideW]}
+        made = f.emit(op, [first(f, f.value(0))], auto_pad=_padding(o), **settings)
+        f.done(last(f, made), o.fusedActivationFunction)
 
     return run
 
@@ -81,17 +78,15 @@ def _pool(op: str) -> Operator:
 def _fully_connected(f: TFLite) -> None:
     stored, o = f.array(1), f.settings
     if stored is None:
-        raise ModelError("a fully connected layer computes its weight.", "Export the network as ONNX.")
+        raise ModelError("a fully connected layer computes its weight.", WAY)
     x = f.value(0)
     if not o.keepNumDims:
-        x = f.emit("Reshape", [x, _sizes(f, [-1, f.shape(1)[1]])])
-    made = f.emit("MatMul", [x, f.constant(f.operator.inputs[1], stored, [1, 0], f"_{len(f.nodes)}")], f.title("MatMul"))
+        x = f.emit("Reshape", [x, sizes(f, [-1, f.shape(1)[1]])])
+    made = f.emit(
+        "MatMul", [x, f.constant(f.operator.inputs[1], stored, [1, 0], f"_{len(f.nodes)}")], f.title("MatMul")
+    )
     made = f.emit("Add", [made, f.value(2)]) if f.has(2) else made
     f.done(made, o.fusedActivationFunction)
-
-
-def _sizes(f: TFLite, values: list[int]) -> str:
-    return f.store(f"sizes_{len(f.nodes)}_{len(f.initializers)}", np.array(values, np.int64))
 
 
 def _one(op: str, **settings: Any) -> Operator:
@@ -127,32 +122,19 @@ def _concat(f: TFLite) -> None:
 
 def _reshape(f: TFLite) -> None:
     if f.has(1):
-        shape = f.value(1) if f.array(1) is None else _sizes(f, f.numbers(1))
+        shape = f.value(1) if f.array(1) is None else sizes(f, f.numbers(1))
     else:
-        shape = _sizes(f, [int(n) for n in f.settings.newShape])
+        shape = sizes(f, [int(n) for n in f.settings.newShape])
     f.done(f.emit("Reshape", [f.value(0), shape]))
 
 
 def _reduce(op: str) -> Operator:
     def run(f: TFLite) -> None:
         rank = len(f.shape(0))
-        axes = _sizes(f, [axis % rank for axis in f.numbers(1)])
+        axes = sizes(f, [axis % rank for axis in f.numbers(1)])
         f.done(f.emit(op, [f.value(0), axes], keepdims=int(f.settings.keepDims)))
 
     return run
-
-
-def _pad(f: TFLite) -> None:
-    pairs = np.array(f.numbers(1)).reshape(-1, 2)
-    inputs = [f.value(0), _sizes(f, [*pairs[:, 0], *pairs[:, 1]])]
-    f.done(f.emit("Pad", [*inputs, *([f.value(2)] if f.has(2) else [])]))
-
-
-def _mirror_pad(f: TFLite) -> None:
-    if f.settings.mode != 0:
-        raise ModelError("MIRROR_PAD in the mode SYMMETRIC is not translated.", "Export the network as ONNX.")
-    pairs = np.array(f.numbers(1)).reshape(-1, 2)
-    f.done(f.emit("Pad", [f.value(0), _sizes(f, [*pairs[:, 0], *pairs[:, 1]])], mode="reflect"))
 
 
 def _resize(mode: str) -> Operator:
@@ -164,64 +146,17 @@ def _resize(mode: str) -> Operator:
             how = "tf_half_pixel_for_nn"
         if mode == "nearest" and how == "align_corners":
             nearest = "round_prefer_ceil"
-        x = _first(f, f.value(0))
+        x = first(f, f.value(0))
         whole = [n // m for n, m in zip(size, f.shape(0)[1:3], strict=True)]
         if [w * m for w, m in zip(whole, f.shape(0)[1:3], strict=True)] == size:
             inputs = [x, "", f.store(f"factors_{len(f.nodes)}", np.array([1, 1, *whole], np.float32))]
         else:
             shape = f.shape(0)
-            inputs = [x, "", "", _sizes(f, [1, shape[3], *size])]
+            inputs = [x, "", "", sizes(f, [1, shape[3], *size])]
         settings = {"coordinate_transformation_mode": how, "nearest_mode": nearest}
-        f.done(_last(f, f.emit("Resize", inputs, mode=mode, **settings)))
+        f.done(last(f, f.emit("Resize", inputs, mode=mode, **settings)))
 
     return run
-
-
-def _transpose(f: TFLite) -> None:
-    f.done(f.emit("Transpose", [f.value(0)], perm=f.numbers(1)))
-
-
-def _squeeze(f: TFLite) -> None:
-    rank = len(f.shape(0))
-    axes = [int(n) % rank for n in f.settings.squeezeDims]
-    f.done(f.emit("Squeeze", [f.value(0), *([_sizes(f, axes)] if axes else [])]))
-
-
-def _expand_dims(f: TFLite) -> None:
-    f.done(f.emit("Unsqueeze", [f.value(0), _sizes(f, f.numbers(1))]))
-
-
-def _strided_slice(f: TFLite) -> None:
-    o, starts, ends, steps = f.settings, f.numbers(1), f.numbers(2), f.numbers(3)
-    if o.ellipsisMask or o.newAxisMask:
-        raise ModelError("STRIDED_SLICE with new axes is not translated.", "Export the network as ONNX.")
-    huge, axes = 1 << 31, list(range(len(starts)))
-    for k in axes:
-        if o.shrinkAxisMask >> k & 1:
-            ends[k], steps[k] = (starts[k] + 1 if starts[k] != -1 else huge), 1
-            continue
-        starts[k] = 0 if o.beginMask >> k & 1 else starts[k]
-        ends[k] = huge if o.endMask >> k & 1 else ends[k]
-    made = f.emit("Slice", [f.value(0), *(_named(f, v, w) for v, w in zip("seat", (starts, ends, axes, steps), strict=True))])
-    shrunk = [k for k in axes if o.shrinkAxisMask >> k & 1]
-    f.done(f.emit("Squeeze", [made, _sizes(f, shrunk)]) if shrunk else made)
-
-
-def _named(f: TFLite, letter: str, values: list[int]) -> str:
-    return f.store(f"slice_{letter}_{len(f.nodes)}", np.array(values, np.int64))
-
-
-def _slice(f: TFLite) -> None:
-    starts, sizes = f.numbers(1), f.numbers(2)
-    ends = [1 << 31 if n < 0 else s + n for s, n in zip(starts, sizes, strict=True)]
-    parts = zip("sea", (starts, ends, list(range(len(starts)))), strict=True)
-    f.done(f.emit("Slice", [f.value(0), *(_named(f, v, w) for v, w in parts)]))
-
-
-def _pack(f: TFLite) -> None:
-    axis = _sizes(f, [int(f.settings.axis)])
-    parts = [f.emit("Unsqueeze", [f.value(k), axis]) for k in range(len(f.operator.inputs))]
-    f.done(f.emit("Concat", parts, axis=int(f.settings.axis)))
 
 
 def _rsqrt(f: TFLite) -> None:
@@ -237,18 +172,12 @@ def _squared_difference(f: TFLite) -> None:
     f.done(f.emit("Mul", [off, off]))
 
 
-def _blocks(op: str) -> Operator:
-    def run(f: TFLite) -> None:
-        f.done(_last(f, f.emit(op, [_first(f, f.value(0))], blocksize=int(f.settings.blockSize))))
-
-    return run
-
-
 def _same(f: TFLite) -> None:
     f.done(f.value(0))
 
 
 TABLE: dict[str, Operator] = {
+    **SHAPES,
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
     "TRANSPOSE_CONV": _transpose_conv,
@@ -288,20 +217,9 @@ TABLE: dict[str, Operator] = {
     "SUM": _reduce("ReduceSum"),
     "REDUCE_MAX": _reduce("ReduceMax"),
     "REDUCE_MIN": _reduce("ReduceMin"),
-    "PAD": _pad,
-    "PADV2": _pad,
-    "MIRROR_PAD": _mirror_pad,
     "RESIZE_BILINEAR": _resize("linear"),
     "RESIZE_NEAREST_NEIGHBOR": _resize("nearest"),
-    "TRANSPOSE": _transpose,
-    "SQUEEZE": _squeeze,
-    "EXPAND_DIMS": _expand_dims,
-    "STRIDED_SLICE": _strided_slice,
-    "SLICE": _slice,
-    "PACK": _pack,
     "SHAPE": _one("Shape"),
-    "DEPTH_TO_SPACE": _blocks("DepthToSpace"),
-    "SPACE_TO_DEPTH": _blocks("SpaceToDepth"),
     "QUANTIZE": _same,
     "DEQUANTIZE": _same,
 }

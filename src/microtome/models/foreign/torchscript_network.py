@@ -18,7 +18,7 @@ from microtome.graph.network import OUTPUT, Network
 from microtome.graph.operators import aten
 from microtome.graph.program import output_names
 from microtome.graph.quiet import first_line, quiet
-from microtome.models.base import Loaded, Wanted, on_device, ports, shape_of
+from microtome.models.base import Loaded, Wanted, on_device, shape_of, wish_of
 from microtome.models.foreign.check import same_outputs
 from microtome.models.foreign.values import Array
 
@@ -42,13 +42,12 @@ def network_of(module: Any, wanted: Wanted, *, of: str) -> Loaded:
     module = module.eval() if hasattr(module, "eval") else module
     check_finite(module.state_dict(), of)
     shape = shape_of(wanted, of=of)
-    _, scores = ports(wanted.pipeline)
     _run(module, shape, of)
     failure: Exception | None = None
     for way in (_by_converter, _by_onnx):
         try:
             plain = way(module, shape)
-            network = capture(plain, shape, keep=(scores,) if scores else None)
+            network = capture(plain, shape, keep=wish_of(wanted))
             break
         except MicrotomeError as error:
             failure = failure or error

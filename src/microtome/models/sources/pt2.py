@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microtome.errors import OptionError, ReadError
-from microtome.models.base import Loaded, Wanted, on_device, ports
+from microtome.models.base import Loaded, Wanted, on_device, wish_of
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
     from microtome.models.base import Given
+    from microtome.types import Port
 
 NAME = "pt2"
 LOOKS_LIKE = "a .pt2 file"
@@ -43,9 +44,9 @@ def load_file(path: Path, wanted: Wanted, title: str) -> Loaded:
     if pipeline is None and beside.is_file():
         pipeline = Pipeline.from_json(_text(beside))
         files.append(beside)
-    image, scores = ports(pipeline)
-    network = pt2.load(path, keep=(scores,) if scores else None)
+    network = pt2.load(path, keep=wish_of(replace(wanted, pipeline=pipeline)))
     names = [port.name for port in network.inputs]
+    image = None if pipeline is None else pipeline.input
     if image not in (None, names[0]):
         raise OptionError(f"{path} has no input {image!r} for the image.", f"It takes {', '.join(names)}.")
     network = _with_shape(network, wanted.input_shape or (pipeline.input_shape if pipeline else None), path)
@@ -63,8 +64,8 @@ def _with_shape(network: Network, shape: tuple[int, ...] | None, path: Path) -> 
     free = len(shape) == len(network.shape) and all(
         n == own or dynamic for n, own, dynamic in zip(shape, network.shape, network.dynamic[1:], strict=True)
     )
-    image, *others = network.inputs
-    network = replace(network, inputs=(replace(image, shape=shape), *others))
+    image = network.inputs[0]
+    network = replace(network, inputs=tuple(_resized(port, image, shape) for port in network.inputs))
     try:
         if not free:
             raise ValueError("its size is fixed")
@@ -76,6 +77,13 @@ def _with_shape(network: Network, shape: tuple[int, ...] | None, path: Path) -> 
             "Set 'size' or 'patch' in the pipeline to what it takes, or capture the network again with --input-shape.",
         ) from error
     return network
+
+
+def _resized(port: Port, image: Port, shape: tuple[int, ...]) -> Port:
+    """Return an input for images of another shape: the image's, and others with its axes of space."""
+    if port is image:
+        return replace(port, shape=shape)
+    return replace(port, shape=(*port.shape[:1], *shape[1:])) if port.shape[1:] == image.shape[1:] else port
 
 
 def _text(path: Path) -> str:

@@ -48,7 +48,7 @@ def load(source: Given, wanted: Wanted) -> Loaded:
     path = Path(str(source))
     try:
         with quiet():
-            module = torch.jit.load(str(path), map_location="cpu")
+            module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # torch raises several kinds
         raise ReadError(
             f"{path} is TorchScript that cannot be loaded ({first_line(error)}).",

@@ -29,7 +29,7 @@ def _attention(run: Run) -> Value:
     if flat:
         heads, kv_heads = run.attribute("q_num_heads"), run.attribute("kv_num_heads")
         q, k, v = (
-            x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
+            x.reshape(*x.shape[:2], n, -1).transpose(1, 2) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
         )
     settings = {"is_causal": bool(run.attribute("is_causal", 0)), "scale": run.attribute("scale")}
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}

@@ -200,13 +200,14 @@ def _swish(run: Run) -> Callable[[Tensor], Tensor]:
     return F.silu if alpha == 1.0 else lambda x: x * torch.sigmoid(alpha * x)
 
 
-def _softplus_like(name: str) -> Handler:
-    return _one(getattr(F, name))
+def _same(run: Run) -> Value:
+    value: Value = run.values[0]
+    return value
 
 
 TABLE: dict[str, Handler] = {
-    "Identity": lambda run: run.values[0],
-    "Dropout": lambda run: run.values[0],
+    "Identity": _same,
+    "Dropout": _same,
     "Relu": _one(F.relu),
     "LeakyRelu": _with(lambda run: lambda x: F.leaky_relu(x, run.attribute("alpha", 0.01))),
     "Elu": _with(lambda run: lambda x: F.elu(x, run.attribute("alpha", 1.0))),
@@ -222,8 +223,8 @@ TABLE: dict[str, Handler] = {
     "Gelu": _with(_gelu),
     "com.microsoft.Gelu": _one(F.gelu),
     "Tanh": _one(torch.tanh),
-    "Softplus": _softplus_like("softplus"),
-    "Softsign": _softplus_like("softsign"),
+    "Softplus": _one(F.softplus),
+    "Softsign": _one(F.softsign),
     "Erf": _one(torch.erf),
     "Exp": _one(torch.exp),
     "Log": _one(torch.log),

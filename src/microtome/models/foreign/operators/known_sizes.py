@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,10 @@ def tidy(values: Any) -> Array:
     return array.astype(np.int64 if all(issubclass(k, int | np.integer) for k in kinds) else np.float32)
 
 
+def _float(number: Any) -> Any:
+    return torch.sym_float(number) if isinstance(number, torch.SymInt) else float(number)  # type: ignore[no-untyped-call]
+
+
 def _cast(run: Run) -> Array:
     to = run.attribute("to")
     if to in INTEGERS:
@@ -50,8 +55,16 @@ def _cast(run: Run) -> Array:
     elif to == 9:
         function = bool
     else:
-        function = lambda n: torch.sym_float(n) if isinstance(n, torch.SymInt) else float(n)  # noqa: E731
+        function = _float
     return tidy(np.frompyfunc(function, 1, 1)(run.known(0).astype(object)))
+
+
+def _lower(*numbers: Any) -> Any:
+    return functools.reduce(torch.sym_min, numbers)
+
+
+def _upper(*numbers: Any) -> Any:
+    return functools.reduce(torch.sym_max, numbers)
 
 
 def _gather(run: Run) -> Array:
@@ -80,9 +93,10 @@ def _slice(run: Run) -> Array:
     steps = (run.sizes(4) if run.has(4) else None) or [1] * len(starts)
     index: list[Any] = [slice(None)] * array.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        end = None if step < 0 and end < -array.shape[axis] else end
-        index[axis] = slice(start, end, step)
-    return array[tuple(index)]
+        whole = step < 0 and end < -array.shape[axis]
+        index[axis] = slice(start, None if whole else end, step)
+    cut: Array = array[tuple(index)]
+    return cut
 
 
 def _reshape(run: Run) -> Array:
@@ -115,7 +129,11 @@ def _element(value: Any) -> Any:
 
 def _range(run: Run) -> Array:
     start, end, step = (run.known(place).reshape(-1)[0] for place in range(3))
-    return np.arange(int(start), int(end), int(step)) if isinstance(start, int | np.integer) else np.arange(start, end, step)
+    return (
+        np.arange(int(start), int(end), int(step))
+        if isinstance(start, int | np.integer)
+        else np.arange(start, end, step)
+    )
 
 
 def _expand(run: Run) -> Array:
@@ -135,8 +153,8 @@ TABLE: dict[str, Callable[[Run], Array]] = {
     "Ceil": _each(lambda a: a if isinstance(a, torch.SymInt) else float(math.ceil(a))),
     "Sqrt": _each(lambda a: a**0.5),
     "Pow": _each(lambda a, b: a**b),
-    "Min": _each(lambda *a: torch.sym_min(*a) if len(a) == 2 else min(a)),
-    "Max": _each(lambda *a: torch.sym_max(*a) if len(a) == 2 else max(a)),
+    "Min": _each(_lower),
+    "Max": _each(_upper),
     "Equal": _each(lambda a, b: bool(a == b)),
     "Less": _each(lambda a, b: bool(a < b)),
     "Greater": _each(lambda a, b: bool(a > b)),

@@ -137,7 +137,9 @@ def _matmul(run: Run) -> Value:
     b = run.constant(1)
     if b is not None and b.array.ndim == 2:
         bias = run.constant(2)  # from the sum behind, see patterns
-        return F.linear(run.tensor(0), weight_of(run, b, transpose=True), None if bias is None else run.module.parameter(bias))
+        return F.linear(
+            run.tensor(0), weight_of(run, b, transpose=True), None if bias is None else run.module.parameter(bias)
+        )
     return torch.matmul(run.tensor(0), run.tensor(1))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +57,11 @@ def _average(run: Run) -> Value:
     return pooled
 
 
-def _all(functions: dict[int, Callable[..., Tensor]]) -> Callable[[Run], Value]:
+def _all(functions: Mapping[int, Callable[..., Any]]) -> Callable[[Run], Value]:
     def run(step: Run) -> Value:
         x = step.tensor(0)
-        return functions[x.ndim - 2](x, 1)
+        pooled: Tensor = functions[x.ndim - 2](x, 1)
+        return pooled
 
     return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +14,10 @@ from microtome.models.foreign.values import Turned, Value
 if TYPE_CHECKING:
     from microtome.models.foreign.module import Run
 
-Reduction = Callable[[Tensor, Sequence[int], bool], Tensor]
+Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
 
-def _product(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     for axis in sorted(axes, reverse=True):
         x = x.prod(axis, keepdim=keep)
     return x
@@ -87,7 +87,7 @@ def _cumulative(run: Run) -> Value:
     return torch.cumsum(run.tensor(0), int(run.sizes(1)[0]))
 
 
-def _mean(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     """Return the mean; over all axes of space as the pooling that modules have for it."""
     if keep and x.ndim in (4, 5) and sorted(axes) == list(range(2, x.ndim)):
         return F.adaptive_avg_pool2d(x, 1) if x.ndim == 4 else F.adaptive_avg_pool3d(x, 1)

@@ -130,7 +130,9 @@ def _by_places(run: Run, x: Tensor, new: list[Any], factors: list[Any], how: tup
     for axis, (size, factor) in enumerate(zip(new, factors, strict=True)):
         if size != x.shape[2 + axis]:
             places = np.array(_places(size, x.shape[2 + axis], factor, how), np.int64)
-            index = run.module.parameter(Constant(f"{run.step.outputs[0]}_{axis}_{places.shape}_{x.shape[2 + axis]}", places))
+            index = run.module.parameter(
+                Constant(f"{run.step.outputs[0]}_{axis}_{places.shape}_{x.shape[2 + axis]}", places)
+            )
             x = x.index_select(2 + axis, index)
     return x
 
@@ -153,9 +155,13 @@ def _by_matrices(run: Run, x: Tensor, new: list[Any], factors: list[Any], transf
 
 
 def _grid_sample(run: Run) -> Value:
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(run.attribute("mode", "linear"), run.attribute("mode", "linear"))
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(
+        run.attribute("mode", "linear"), run.attribute("mode", "linear")
+    )
     settings = {"mode": mode, "padding_mode": run.attribute("padding_mode", "zeros")}
-    return F.grid_sample(run.tensor(0), run.tensor(1), **settings, align_corners=bool(run.attribute("align_corners", 0)))
+    return F.grid_sample(
+        run.tensor(0), run.tensor(1), **settings, align_corners=bool(run.attribute("align_corners", 0))
+    )
 
 
 TABLE: dict[str, Callable[[Run], Value]] = {"Resize": _resize, "Upsample": _resize, "GridSample": _grid_sample}

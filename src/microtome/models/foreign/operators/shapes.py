@@ -70,9 +70,17 @@ def _size(run: Run) -> Value:
 
 
 def _reshape(run: Run) -> Value:
-    x, wanted = run.tensor(0), run.sizes(1)
+    value, wanted = run.value(0), run.sizes(1)
+    sizes = _logical(value)
     if not run.attribute("allowzero", 0):
-        wanted = [x.shape[k] if isinstance(n, int) and n == 0 else n for k, n in enumerate(wanted)]
+        wanted = [sizes[k] if isinstance(n, int) and n == 0 else n for k, n in enumerate(wanted)]
+    rank = len(wanted)
+    if rank in (4, 5) and len(sizes) == rank:  # one channel moved between last and first is a transposition
+        for order in ([0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]):
+            moved = [sizes[axis] for axis in order]
+            if 1 in (sizes[1], sizes[-1]) and moved[1:] == wanted[1:] and sizes != wanted:
+                return turned(value, order)
+    x = run.tensor(0)
     return x.reshape(_for_batch(run, x, wanted))
 
 
@@ -158,8 +166,13 @@ def _slice(run: Run) -> Value:
                 tensor = tensor.flip([place])
                 continue
             raise run.refuse("runs backwards")
-        tensor = torch.ops.aten.slice.Tensor(tensor, place, start, end, step)
+        tensor = _cut(tensor, place, start, end, step)
     return Turned(tensor, value.order) if isinstance(value, Turned) else tensor
+
+
+def _cut(x: Tensor, axis: int, start: Any, end: Any, step: Any = 1) -> Tensor:
+    cut: Tensor = torch.ops.aten.slice.Tensor(x, axis, start, end, step)
+    return cut
 
 
 def _gather(run: Run) -> Value:
@@ -168,14 +181,14 @@ def _gather(run: Run) -> Value:
     if run.values[1] is not None and isinstance(run.values[1], Constant | np.ndarray):
         places = run.known(1)
         if places.ndim == 0:
-            return x.select(axis, int(places))
+            return torch.select(x, axis, int(places))
         size = x.shape[axis]
         wanted = [int(n) + size if int(n) < 0 else int(n) for n in places.reshape(-1)]
         if places.ndim == 1 and wanted == list(range(wanted[0], wanted[0] + len(wanted))):
-            return torch.ops.aten.slice.Tensor(x, axis, wanted[0], wanted[-1] + 1, 1)
+            return _cut(x, axis, wanted[0], wanted[-1] + 1)
         index = run.module.parameter(Constant(f"{run.step.outputs[0]}_index", np.array(wanted, np.int64)))
         made = x.index_select(axis, index)
-        return made if places.ndim == 1 else made.unflatten(axis, places.shape)
+        return made if places.ndim == 1 else made.reshape([*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]])
     index = run.tensor(1)
     made = x.index_select(axis, index.reshape(-1))
     return made if index.ndim == 1 else made.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
