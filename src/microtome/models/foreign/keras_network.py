@@ -101,7 +101,7 @@ def _exported(module: nn.Module, shape: tuple[int, ...], last: bool, place: Path
             f"{path} cannot be translated: {first_line(cause)}.",
             "Give the shape that it takes with --input-shape C,H,W (channels first here), or export it as ONNX.",
         ) from error
-    return read_onnx(place)
+    return read_onnx(place)[0]
 
 
 def _name_weights(proto: Any, model: Any) -> None:

@@ -158,9 +158,3 @@ def _settled(own: list[int | None], wanted: Wanted, path: Path) -> tuple[int, ..
             "Set 'size' or 'patch' in the pipeline, or --input-shape, to what it takes; or export it with free sizes.",
         )
     return shape
-
-
-def beside(model: Any, path: Path) -> tuple[Path, ...]:
-    """Return the files in which a model keeps its weights, but for itself."""
-    places = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
-    return tuple(path.parent / place for place in sorted(places))

@@ -12,8 +12,8 @@ OLDEST = 7
 AGAIN = "Copy the file again from its source, together with the files of weights that lie beside it."
 
 
-def read_onnx(path: Path) -> Any:
-    """Return the model of a file, with what it keeps in other files.
+def read_onnx(path: Path) -> tuple[Any, tuple[Path, ...]]:
+    """Return the model of a file with what it keeps in other files, and those files.
 
     Raises:
         MissingExtraError: onnx is not installed.
@@ -33,6 +33,7 @@ def read_onnx(path: Path) -> Any:
         raise ReadError(f"{path} is truncated or no ONNX file ({first_line(error)}).", AGAIN) from error
     if not model.graph.node or not model.graph.output or not model.opset_import:
         raise ReadError(f"{path} is truncated or no ONNX file (it has no graph).", AGAIN)
+    places = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
         for tensor in model.graph.initializer:
@@ -46,7 +47,7 @@ def read_onnx(path: Path) -> Any:
             'Convert it once: python -c "import onnx.version_converter as v, onnx; '
             "onnx.save(v.convert_version(onnx.load('OLD.onnx'), 17), 'NEW.onnx')\"",
         )
-    return model
+    return model, tuple(path.parent / place for place in sorted(places))
 
 
 def is_onnx(head: bytes) -> bool:

@@ -43,7 +43,7 @@ def network_of(folder: Path, wanted: Wanted) -> Loaded:
                 f"tf2onnx cannot convert {folder}: {said[-1][:200].rstrip('.') if said else 'it says nothing'}.",
                 "Save the model with a serving signature of one image: model.export(FOLDER) in Keras 3.",
             )
-        model = read_onnx(path)
+        model, _ = read_onnx(path)
         last_in, last_out = channels_last(put_together(read_graph(model)))
         outputs = [value.name for value in model.graph.output]
         reference = _reference(folder, bool(last_in), outputs, frozenset(last_out))

@@ -122,7 +122,7 @@ def _by_onnx(module: Any, shape: tuple[int, ...]) -> nn.Module:
                 input_names=["input"],
                 dynamic_axes={"input": {0: "batch"}},
             )
-        return plain_module(read_onnx(path), (1, *shape))
+        return plain_module(read_onnx(path)[0], (1, *shape))
 
 
 def _reference(module: Any) -> Any:

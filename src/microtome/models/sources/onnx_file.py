@@ -30,13 +30,11 @@ def matches(source: Given) -> bool:
 
 def load(source: Given, wanted: Wanted) -> Loaded:
     """Read, translate and capture it, and compare it with ONNX Runtime."""
-    from microtome.models.foreign.onnx_network import beside, network_of
+    from microtome.models.foreign.onnx_network import network_of
     from microtome.models.foreign.reading import read_onnx
 
     path = Path(str(source))
     if wanted.weights is not None:
         raise OptionError(f"{path} has its own weights.", "Leave --weights out.")
-    model = read_onnx(path)
-    files = (path, *beside(model, path))
-    loaded = network_of(model, path, wanted)
-    return replace(loaded, title=path.stem, files=(*files, *loaded.files))
+    model, others = read_onnx(path)
+    return replace(network_of(model, path, wanted), title=path.stem, files=(path, *others))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microtome.models.foreign.operators.layers import convolved
-from microtome.models.foreign.steps import LIMITS
+from microtome.models.foreign.steps import LIMITS, dequantized
 from microtome.models.foreign.values import Array, Constant, Grid, Integers, Turned, Value, like
 
 if TYPE_CHECKING:
@@ -65,18 +66,10 @@ def _dequantize(run: Run) -> Value:
 
 def _weight(run: Run, place: int, axis: int, *, transpose: bool = False) -> Tensor:
     """Return a weight of an integer operator: input `place`, its scale and zero point behind it."""
-    from microtome.models.foreign.steps import dequantized
-
     inputs = [run.constant(place + k) for k in range(3)]
     if inputs[0] is None or inputs[1] is None:
         raise run.refuse("has a weight that is computed")
-    value = dequantized(run.step, inputs)
-    grid = value.grid
-    if grid is not None and grid.axis is not None:
-        grid = Grid(grid.scale, grid.zero_point, axis, grid.qmin, grid.qmax)
-        shape = [-1 if k == axis else 1 for k in range(value.array.ndim)]
-        q = inputs[0].array.astype(np.float32) - grid.zero_point.reshape(shape)
-        value = Constant(value.name, (q * grid.scale.reshape(shape)).astype(np.float32), grid)
+    value = dequantized(replace(run.step, attributes={"axis": axis}), inputs)
     return run.module.parameter(value, "integers", (lambda c: c.transposed((1, 0))) if transpose else None)
 
 

@@ -33,6 +33,8 @@ def _resize(run: Run) -> Value:
     new: list[Any] = list(x.shape)
     factors: list[Any] = [1.0] * rank
     for place, axis in enumerate(axes):
+        if sizes is not None and axis == 0:
+            continue  # a batch is not resized: what stands there is the batch of the example
         if sizes is not None:
             new[axis] = sizes[place]
             same = isinstance(sizes[place], int) and isinstance(x.shape[axis], int)
