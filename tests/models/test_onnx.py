@@ -13,6 +13,7 @@ from microtome import recipes
 from microtome.errors import ModelError, OptionError, ReadError
 from microtome.graph.capture import capture
 from microtome.graph.quantizers import quantizers
+from microtome.graph.quiet import quiet
 from microtome.methods.base import Context
 from microtome.models import load_model
 from microtome.models.base import Wanted
@@ -48,7 +49,7 @@ def test_what_pytorch_wrote_is_what_is_captured_directly(tmp_path):
     torch.manual_seed(0)
     module, shape, path = Small().eval(), (3, 16, 16), tmp_path / "small.onnx"
     dims = ({0: torch.export.Dim.DYNAMIC},)
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         example = (torch.zeros(2, *shape),)
         torch.onnx.export(module, example, str(path), dynamo=True, dynamic_shapes=dims, verbose=False)
     loaded = load_model(path)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microtome.errors import OptionError
-from microtome.medical.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from microtome.medical.pipeline import Pipeline
 
 PICTURE = {"normalize": "fixed", "scale": 255.0}
 IMAGENET = {**PICTURE, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

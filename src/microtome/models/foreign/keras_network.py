@@ -106,11 +106,13 @@ def _exported(module: nn.Module, shape: tuple[int, ...], last: bool, place: Path
 
 def _name_weights(proto: Any, model: Any) -> None:
     """Name the tensors of the file that are a layer's kernel after that layer."""
+    import keras
     from onnx import numpy_helper
 
     known: dict[bytes, str] = {}
     for weight in model.weights:
-        array = np.asarray(weight.detach().cpu() if hasattr(weight, "detach") else weight.numpy(), np.float32)
+        with quiet():
+            array = np.array(keras.ops.convert_to_numpy(weight), np.float32)
         for order in KERNELS.get(array.ndim, ()):
             known.setdefault(np.ascontiguousarray(array.transpose(order)).tobytes(), f"{_layer(weight)}.weight")
     names: dict[str, str] = {}
