@@ -38,6 +38,7 @@ def made(before=LOAD, after=(), *, shape=(96, 96, 96), channels=1, others=None, 
         ({"type": "image", "format": "labels", "spatial_shape": [96, 96, 96]}, "segmentation"),
         ({"type": "probability", "format": "classification", "spatial_shape": [1, 1]}, "classification"),
         ({"type": "tuples", "format": "regression", "spatial_shape": [1, 3]}, "regression"),
+        ({"type": "image", "format": "magnitude"}, "image-to-image"),
     ],
 )
 def test_the_task_is_that_of_the_format(facts, task):
@@ -49,7 +50,7 @@ def test_the_task_is_that_of_the_format(facts, task):
     [
         ({"type": "tuples", "format": "points", "spatial_shape": [2, 10]}, "points"),
         ({"type": "object", "format": "dict"}, "boxes or other objects"),
-        ({"type": "image", "format": "magnitude"}, "an image"),
+        ({"type": "image", "format": "magnitude", "spatial_shape": [64, 64]}, "an image of something else"),
         ({"type": "image", "format": "kspace"}, "of the format 'kspace'"),
         ({"format": "regression"}, "a map of numbers"),
         ({"format": ""}, "of a format that its metadata do not name"),
@@ -298,6 +299,12 @@ def test_findings_that_are_decided_one_by_one_may_hold_together():
     assert "--with task=multi-label" in open_.notes[0]
     windows = {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": 32}}
     assert "microtome at the whole of it" in made(LOAD, config=windows, **facts).notes[0]
+
+
+def test_images_that_are_made_are_in_some_unit():
+    found = made(LOAD, [SIGMOID], format="image", channel_def=None, num_channels=1)
+    assert (found.pipeline.classes, found.pipeline.activation) == (("image",), "none")
+    assert ["through sigmoid" in found.notes[0], "undo_normalize" in found.notes[1]] == [True, True]
 
 
 def test_references_with_other_labels_are_said():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import sys
@@ -65,7 +64,7 @@ def build(folder: Path, path: Path, declared: Declared, parser: Any) -> nn.Modul
 def _needed(declared: Declared, key: str) -> dict[str, Any]:
     """Return the entry and those that it refers to, with expressions worked out where no code is needed for it.
 
-    Import statements come along where a name of theirs is used in what is left.
+    Import statements come along where expressions are left; MONAI minds a missing package when it is used.
     """
     import torch
 
@@ -77,11 +76,8 @@ def _needed(declared: Declared, key: str) -> dict[str, Any]:
             continue
         needed[current] = _folded(declared.config[current], declared, keep_cuda=torch.cuda.is_available())
         waiting += REFERENCE.findall(json.dumps(needed[current], default=str))
-    text = " ".join(_expressions(needed))
-    for name in IMPORTS:
-        lines = declared.config.get(name)
-        if isinstance(lines, list):
-            needed[name] = [line for line in lines if _used(str(line), text)]
+    if '"$' in json.dumps(needed, default=str):
+        needed |= {name: declared.config[name] for name in IMPORTS if name in declared.config}
     return needed
 
 
@@ -96,27 +92,6 @@ def _folded(value: Any, declared: Declared, *, keep_cuda: bool) -> Any:
     if is_data(plain):
         return plain
     return value if keep_cuda else CUDA.sub("torch.device('cpu')", value)
-
-
-def _expressions(value: Any) -> list[str]:
-    """All expressions in a value, and what would be imported by name."""
-    if isinstance(value, Mapping):
-        return [text for item in value.values() for text in _expressions(item)]
-    if isinstance(value, list):
-        return [text for item in value for text in _expressions(item)]
-    return [value] if isinstance(value, str) and value.startswith("$") else []
-
-
-def _used(line: str, text: str) -> bool:
-    """Whether an import statement binds a name that expressions use; what is no such statement counts as used."""
-    try:
-        statement = ast.parse(line.removeprefix("$").strip()).body[0]
-    except (SyntaxError, IndexError):
-        return True
-    if not isinstance(statement, ast.Import | ast.ImportFrom):
-        return True
-    names = [alias.asname or alias.name.split(".")[0] for alias in statement.names]
-    return any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
 
 
 def _check_files(folder: Path, declared: Declared, needed: Mapping[str, Any]) -> None:

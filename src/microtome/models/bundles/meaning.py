@@ -14,19 +14,20 @@ TASKS: Mapping[str, str] = {
     "classes": "classification",
     "classification": "classification",
     "regression": "regression",
+    "image": "image-to-image",
+    "magnitude": "image-to-image",
+    "hounsfield": "image-to-image",
 }
 SEVERAL = "multi-label"  # classes with a sigmoid and a threshold for each
 # What microtome has no task for, and what it is.
 NO_TASK: Mapping[str, str] = {
     "points": "points",
-    "boxes": "boxes",
-    "dict": "boxes or other objects",
-    "image": "an image",
-    "magnitude": "an image",
-    "hounsfield": "an image",
+    "boxes": "boxes, which the bundle makes of it in code of its own",
+    "dict": "boxes or other objects, which the bundle makes of it in code of its own",
     "feature": "features",
     "latent": "features",
 }
+NO_IMAGE = ("noise", "latent", "feature", "tuples")  # types of inputs of networks that make images of something else
 LABELS = "labels"  # of voxels or of images: the size of the output says which
 BACKGROUND = ("background", "bg", "back ground")
 # What MONAI's transform of that name makes of BraTS's labels: core, whole, enhancing, in this order of channels.
@@ -43,6 +44,9 @@ def task_of(declared: Declared) -> tuple[str | None, str]:
         word = "segmentation" if outside == inside else "classes"
     if word == "regression" and outside == inside:
         return None, "The network's output is a map of numbers, and microtome has no task for that from a bundle."
+    made = TASKS.get(word) == TASKS["image"]
+    if made and (outside != inside or str(declared.image.get("type", "")).lower() in NO_IMAGE):
+        return None, "The network makes an image of something else than an image, and microtome has no task for that."
     if word not in TASKS:
         what = NO_TASK.get(word, f"of the format {word!r}" if word else "of a format that its metadata do not name")
         return None, f"The network's output is {what}, and microtome has no task for that; declare it with --pipeline."
@@ -71,13 +75,21 @@ def settle(draft: Draft, declared: Declared, task: str) -> str:
     names = names_of(declared.prediction.get("channel_def")) or names_of(declared.prediction.get("label_def"))
     activation, decision = draft.fields.pop("activation", None), draft.fields.pop("decision", None)
     written = draft.fields.pop("written", ())
+    names = names or ["image"] * (task == TASKS["image"] and declared.prediction.get("num_channels") == 1)
     if not names or len(set(names)) < len(names):
         return "The bundle's metadata do not name the classes; declare them with --pipeline."
     draft.fields |= {"task": task}
     if task == TASKS["segmentation"]:
         problem = _maps(draft, declared, names, (activation, decision), written)
     elif task == TASKS["regression"]:
-        problem = _numbers(draft, names, activation or decision)
+        _whole(draft)
+        problem = _numbers(draft, names, activation or decision, "numbers")
+    elif task == TASKS["image"]:
+        problem = _numbers(draft, names, activation or decision, "images")
+        draft.note(
+            "The images that the network makes are taken to be in the unit of their references. If they are not, say "
+            "so by undo_normalize, output_scale and output_offset in --with."
+        )
     else:
         problem = _classes(draft, names, activation, decision)
     threshold = draft.fields.get("threshold")
@@ -94,10 +106,11 @@ def _whole(draft: Draft) -> None:
             draft.note("The bundle looks at an image window by window, microtome at the whole of it.")
 
 
-def _numbers(draft: Draft, names: list[str], step: str | None) -> str:
-    _whole(draft)
+def _numbers(draft: Draft, names: list[str], step: str | None, what: str) -> str:
     if step:
-        draft.note(f"The bundle takes numbers through {step}, microtome as the network returns them.")
+        draft.note(f"The bundle takes {what} through {step}, microtome as the network returns them.")
+    if draft.fields.pop("cleanup", None) or draft.fields.pop("decide", None):
+        draft.note(f"The bundle treats {what} as labels, microtome does not.")
     draft.fields |= {"classes": tuple(names), "activation": "none"}
     draft.fields.pop("threshold", None)
     return ""

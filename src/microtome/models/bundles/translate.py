@@ -13,7 +13,6 @@ from microtome.models.bundles import inferers, meaning, outputs, transforms
 from microtome.models.bundles.declared import LABELS, Declared, Settings, Step, keys_of, kind_of, multiple_of, sizes_of
 from microtome.models.bundles.draft import Draft, take
 from microtome.models.bundles.intensities import Values
-from microtome.tasks import task
 
 STAGES = ("preprocessing", "inferer", "postprocessing")
 COLOURS = (["r", "g", "b"], ["red", "green", "blue"])
@@ -111,7 +110,12 @@ def _problem(draft: Draft, declared: Declared, *, known: bool, readable: bool) -
 
 def _order(draft: Draft) -> None:
     """Whether intensities come before resampling, as far as that makes a difference."""
-    if draft.resampled and draft.order and "Invert" not in draft.order and task(draft.fields["task"]).MAPS:
+    if (
+        draft.resampled
+        and draft.order
+        and "Invert" not in draft.order
+        and draft.fields["task"] == meaning.TASKS["segmentation"]
+    ):
         draft.fields["decide"] = "network"
         draft.note("The bundle leaves labels on the network's grid; microtome brings them back by nearest neighbour.")
     before, now = draft.before, draft.values
