@@ -138,6 +138,17 @@ def test_a_weight_is_a_repeat_for_precision_without_ties() -> None:
     assert hits.average_precision(row)[0] == pytest.approx(again.average_precision(np.ones((1, 8)))[0], abs=0.03)
 
 
+def test_what_is_recorded_gives_the_same_metrics_again() -> None:
+    found, references = images(2)
+    for rows in found:  # scores that differ in the ninth digit only
+        rows[:, 1] = 1 - 1e-9 * np.random.default_rng(len(rows)).permutation(100)[: len(rows)]
+    first = summarise_boxes(cases(found, references), NAMES, resamples=3)
+    again = [np.array(case["parent"]["boxes"], float).reshape(-1, 6) for case in first["cases"]]
+    second = summarise_boxes(cases(again, references), NAMES, resamples=3)
+    for name, value in first["parent"]["metrics"].items():
+        assert second["parent"]["metrics"][name]["value"] == pytest.approx(value["value"], abs=1e-6)
+
+
 def test_perfect_findings_and_none_at_all() -> None:
     _, references = images()
     perfect = [np.insert(rows, 1, 0.9, axis=1) for rows in references]

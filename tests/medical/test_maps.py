@@ -125,6 +125,7 @@ def test_targets_are_read_from_a_manifest_on_the_images_grid(tmp_path: Path) -> 
     cohort = load_cohort(manifest(tmp_path, ["image,target", "0.png,m1.png", "1.png,m1.png", "2.png,"]))
     assert cohort.task == "image-to-image"
     assert len(cohort.cases) == 2
+    assert any("Passed over: 8 images" in note for note in cohort.notes)  # of 12: three images and a target are used
     image = cohort.image(cohort.cases[0])
     assert read_target(cohort, cohort.cases[0], image).max() == 255
     assert read_target(cohort, replace(cohort.cases[0], target=None), image) is None

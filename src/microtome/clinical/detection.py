@@ -218,4 +218,5 @@ def _doubts(
 
 
 def _rounded(found: Array) -> list[list[float]]:
-    return [[float(f"{value:.7g}") for value in row] for row in found]
+    """Findings for JSON: corners short, scores as they are, since their order is what is measured."""
+    return [[*map(float, row[:2]), *(float(f"{value:.7g}") for value in row[2:])] for row in found]

@@ -133,7 +133,7 @@ def summarise_images(
         own: a task's own metrics, beside those of `microtome.metrics`.
 
     Returns:
-        As `summary.summarise_segmentation`; `counts.empty_reference` counts references of one value.
+        As `summary.summarise_segmentation`; `counts.constant_reference` counts references of one value.
 
     Raises:
         DataError: no cases.
@@ -164,7 +164,8 @@ def summarise_images(
         own=own,
     )
     result["operating_point"] = None
-    result["counts"]["empty_reference"] = {name: sum(name in case.empty for case in scored) for name in channels}
+    result["counts"]["empty_reference"] = {}
+    result["counts"]["constant_reference"] = {name: sum(name in case.empty for case in scored) for name in channels}
     result["cases"] = [
         {
             "case": case.case,

@@ -25,7 +25,7 @@ def passed_over(path: Path, table: Table) -> tuple[str, ...]:
     """
     used = set(table.told)
     for row in table.rows:
-        used.update(row.image, row.further_masks, () if row.mask is None else (row.mask,))
+        used.update(row.image, (file for file in (row.mask, *row.further_masks, row.target) if file is not None))
     images, others = Counter[str](), Counter[str]()
     tables = Counter[str]()
     for file in _files(path, table, used):
