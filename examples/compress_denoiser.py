@@ -21,7 +21,7 @@ from torch import nn
 import microtome
 from microtome.medical.pipeline import Pipeline
 
-SIZE = 64
+SIZE = 48
 # The network gives values from 0 to 1; times 255 they are in the unit of the clean pictures.
 PIPELINE = Pipeline(
     task="image-to-image",
@@ -36,7 +36,7 @@ PIPELINE = Pipeline(
 class Residual(nn.Module):
     """Estimates the noise and takes it away (as DnCNN: Zhang et al., IEEE TIP 2017)."""
 
-    def __init__(self, width: int = 24, depth: int = 4) -> None:
+    def __init__(self, width: int = 16, depth: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU()]
         for _ in range(depth):
@@ -74,7 +74,7 @@ def write_cohort(folder: Path, rng: np.random.Generator) -> None:
             table.writerow([f"noisy{number:04d}.png", f"clean{number:04d}.png", split])
 
 
-def train(network: nn.Module, folder: Path, epochs: int = 40) -> None:
+def train(network: nn.Module, folder: Path, epochs: int = 25) -> None:
     """Fit the network to the training pairs."""
     noisy, clean = (
         torch.stack(
@@ -85,10 +85,10 @@ def train(network: nn.Module, folder: Path, epochs: int = 40) -> None:
         )
         for name in ("noisy", "clean")
     )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     network.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(noisy)).split(16):
+        for batch in torch.randperm(len(noisy)).split(8):
             optimizer.zero_grad()
             nn.functional.mse_loss(network(noisy[batch]), clean[batch]).backward()
             optimizer.step()

@@ -69,7 +69,7 @@ def write_cohort(folder: Path, rng: np.random.Generator) -> None:
                 number += 1
 
 
-def train(network: nn.Module, folder: Path, epochs: int = 25) -> None:
+def train(network: nn.Module, folder: Path, epochs: int = 20) -> None:
     """Fit the network to the answers of the training patients that are known."""
     with (folder / "cohort.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"]

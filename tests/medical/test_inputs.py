@@ -216,3 +216,9 @@ def test_training_sees_all_of_it_moved_alike(cohort: Cohort) -> None:
     assert {name: tuple(value.shape) for name, value in first.items()} == {
         "image": (1, 3, 4, 4, 4), "numbers": (1, 2), "prior": (1, 1, 4, 4, 4),
     }  # fmt: skip
+
+
+def test_who_knows_already_is_not_asked_again(cohort: Cohort) -> None:
+    told = with_further(cohort, VOLUMES, {})
+    assert with_further(told, VOLUMES, {}) is told
+    assert with_further(cohort, replace(VOLUMES, inputs=None), {}) is cohort

@@ -157,9 +157,10 @@ def test_a_missing_module_says_what_to_do(tmp_path, monkeypatch):
         ("missing.py:unet", "missing.py does not exist", "file.py:factory"),
         ("missing.pt2", "missing.pt2 does not exist", "bundle"),
         ("nothing", "neither a file nor a folder nor module:factory", "package.module:factory"),
-        ("weights.pt", "holds weights but no network", "--weights"),
+        ("weights.pt", "is empty", "again"),
         ("net.py", "does not say what builds the network", "net.py:factory"),
-        ("model.onnx", "is no model that microtome reads", ".pt2"),
+        ("model.onnx", "truncated or no ONNX", "again"),
+        ("model.what", "is no model that microtome reads", ".pt2"),
         ("empty", "is no model", "package folder"),
         ("package", "a package without network.pt2", "package folder"),
     ],
@@ -167,6 +168,7 @@ def test_a_missing_module_says_what_to_do(tmp_path, monkeypatch):
 def test_what_is_no_model_is_refused_with_the_accepted_forms(tmp_path, name, problem, hint):
     for file in ("weights.pt", "net.py", "model.onnx"):
         (tmp_path / file).touch()
+    (tmp_path / "model.what").write_text("what")
     (tmp_path / "empty").mkdir()
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "result.json").write_text("{}")

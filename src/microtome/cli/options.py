@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from microtome.medical.formats import FORMATS
+from microtome.medical.presets import PRESETS
 from microtome.metrics import METRICS
 from microtome.models import looked_for
 from microtome.runtimes import TARGETS
@@ -55,6 +56,13 @@ PipelineFields = Annotated[
         "--with",
         metavar="FIELD=VALUE",
         help="A field of the pipeline in place of the declared or guessed one, such as mirror=[]; may be repeated.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Normalisation of a common source, where no pipeline is declared: {one_of(PRESETS)}.",
         rich_help_panel=NETWORK,
     ),
 ]

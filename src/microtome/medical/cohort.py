@@ -138,13 +138,6 @@ class Cohort:
             )
         return labels
 
-    def with_box_classes(self, numbers: Mapping[int, int], classes: Sequence[str]) -> Cohort:
-        """The same cohort with other classes of boxes: the number of each of its own, and all names."""
-        cases = tuple(
-            case if case.boxes is None else replace(case, boxes=case.boxes.numbered(numbers)) for case in self.cases
-        )
-        return replace(self, classes=tuple(classes), unnamed=frozenset(), cases=cases)
-
     def sha256(self, case: Case) -> str:
         """Hash of what a case was read from, image before mask.
 

@@ -1,4 +1,4 @@
-"""Models in: from the user's code and weights, a `.pt2` file, a MONAI bundle or a package to a captured Network.
+"""Models in: from the user's code and weights, a bundle, a package, or a file of another format to a captured Network.
 
 Nothing here needs torch until a model is loaded.
 """
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from microtome.errors import OptionError, ReadError
+from microtome.errors import OptionError
 from microtome.graph.quiet import first_line
 from microtome.models.base import Loaded, Part, Source, Wanted
+from microtome.models.unknown import unknown_source
 from microtome.plugins import find
 
 if TYPE_CHECKING:
@@ -24,11 +25,16 @@ __all__ = ["SOURCES", "Loaded", "Part", "Wanted", "load_model", "looked_for"]
 
 # Asked in this order.
 SOURCES = {
+    "torchscript": "microtome.models.sources.torchscript",
     "module": "microtome.models.sources.module",
     "bundle": "microtome.models.sources.bundle",
     "nnunet": "microtome.models.sources.nnunet",
     "package": "microtome.models.sources.package",
     "pt2": "microtome.models.sources.pt2",
+    "onnx": "microtome.models.sources.onnx_file",
+    "keras": "microtome.models.sources.keras_model",
+    "tflite": "microtome.models.sources.tflite",
+    "saved_model": "microtome.models.sources.saved_model",
     "factory": "microtome.models.sources.factory",
 }
 FOREIGN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)::(.*)", re.DOTALL)
@@ -49,8 +55,9 @@ def load_model(
 
     Args:
         source: a module; `package.module:factory` or `path/to/file.py:factory`; a `.pt2` file, with `pipeline.json`
-            beside it if there is one; a MONAI bundle folder; a package folder. `their_pkg.their_source::anything` is
-            loaded by that module of another package: its `load` gets what stands behind the colons.
+            beside it if there is one; a MONAI bundle folder; a package folder; a file of ONNX, TorchScript, Keras or
+            TensorFlow Lite, or a SavedModel folder. `their_pkg.their_source::anything` is loaded by that module of
+            another package: its `load` gets what stands behind the colons.
         weights: for a module or factory: `.pt`, `.pth` or `.safetensors`; for a bundle instead of its own.
         input_shape: (C, *S) to capture with; None takes the pipeline's, or what a bundle says.
         pipeline: used instead of what is declared beside the model.
@@ -78,7 +85,7 @@ def load_model(
     for found in _sources():
         if found.matches(source):
             return found.load(source, wanted)
-    raise _unknown_source(Path(str(source)))
+    raise unknown_source(Path(str(source)), f"Give {looked_for()}.")
 
 
 def looked_for() -> str:
@@ -90,22 +97,6 @@ def looked_for() -> str:
 def _sources() -> Iterator[Source]:
     """Import one source after the other, as they are asked for."""
     return (cast(Source, importlib.import_module(place)) for place in SOURCES.values())
-
-
-def _unknown_source(path: Path) -> ReadError:
-    forms = f"Give {looked_for()}."
-    if path.is_dir():
-        return ReadError(f"The folder {path} is no model.", forms)
-    if not path.exists():
-        return ReadError(f"{path} is neither a file nor a folder nor module:factory.", forms)
-    if path.suffix == ".py":
-        return ReadError(f"{path} does not say what builds the network.", f"Name the function: {path}:factory.")
-    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
-        return ReadError(
-            f"{path} holds weights but no network.",
-            f"Give the code that builds it, and the file as weights: file.py:factory --weights {path}",
-        )
-    return ReadError(f"{path} is no model that microtome reads.", forms)
 
 
 def _check_device(device: str) -> None:

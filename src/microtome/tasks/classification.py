@@ -19,7 +19,8 @@ from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
 from microtome.metrics import CLASSES, named
 from microtome.report import drawing, plots, words
-from microtome.tasks.base import Judgement, Record, Task, examples, outputs_each
+from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.tasks.whole import outputs_each
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +13,11 @@ from microtome.clinical.froc import hits_of
 from microtome.errors import DataError, OptionError
 from microtome.medical.class_names import match_classes
 from microtome.medical.cohort import Cohort
-from microtome.medical.decoding import decoded, on_image, suppressed
-from microtome.medical.inputs import batch_of, by_name
+from microtome.medical.decoding import decoded
+from microtome.medical.detect import boxes_each
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.reference_boxes import boxes_on
-from microtome.medical.sliding import pad, starts, window_of
 from microtome.medical.stream import Stream
 from microtome.metrics import BOXES, named
 from microtome.report import words
@@ -28,7 +25,7 @@ from microtome.report.froc_plot import froc
 from microtome.report.plots import pairs as scatter
 from microtome.tasks.base import Judgement, Record, Task, examples
 from microtome.tasks.box_files import coco, columns_of, rows_of
-from microtome.types import Array, Batch, Boxes, Case, Image
+from microtome.types import Array, Boxes, Case, Image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +66,11 @@ class Detection(Task):
         if not cohort.classes:
             return cohort
         match = match_classes(cohort.classes, pipeline.classes, unnamed=cohort.unnamed, background=False)
-        return cohort.with_box_classes(match.numbers, pipeline.classes)
+        cases = tuple(
+            case if case.boxes is None else replace(case, boxes=case.boxes.numbered(match.numbers))
+            for case in cohort.cases
+        )
+        return replace(cohort, classes=pipeline.classes, unnamed=frozenset(), cases=cases)
 
     def check(self, pipeline: Pipeline) -> None:
         """Refuse a pipeline without a detector, and what is for maps only."""
@@ -119,11 +120,7 @@ class Detection(Task):
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
         """Yield boxes (n, 2 + 2·d), float64: class, score, box in voxels of the image, by falling score."""
-        if pipeline.input_shape is not None:
-            yield from _through(stream, images, pipeline)
-            return
-        for prepared in images:
-            yield from _through(stream, [prepared], pipeline)
+        return boxes_each(stream, images, pipeline)
 
     def drawn(self, prediction: Any, image: Image, pipeline: Pipeline) -> Array | None:
         """Draw the findings with at least the pipeline's `threshold`."""
@@ -266,56 +263,6 @@ class Detection(Task):
         parent, compressed = (np.array([pair[side] for pair in pairs], dtype=float) for side in (0, 1))
         svg = scatter(parent, compressed, name="cases", what="highest score")
         return [*drawn, {"svg": svg, "caption": "Highest score of every case. On the dashed line nothing changed."}]
-
-
-def _through(
-    stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
-) -> Generator[Array | DataError, None, None]:
-    """Send the windows of images through one stream; without a patch, one window is the whole image."""
-    waiting: deque[tuple[Prepared, list[tuple[int, ...]], Array]] = deque()
-
-    def inputs() -> Iterator[Batch]:
-        for prepared in images:
-            patch = pipeline.patch or prepared.array.shape[1:]
-            array, inner = pad(prepared.array, patch)
-            even = pipeline.placement == "even"
-            axes = [starts(n, p, pipeline.overlap, even=even) for n, p in zip(array.shape[1:], patch, strict=True)]
-            corners = list(itertools.product(*axes))
-            waiting.append((prepared, corners, np.array([part.start for part in inner[1:]], float)))
-            for corner in corners:
-                window = window_of(array, corner, patch)[None]
-                yield by_name(batch_of(window, prepared.numbers, pipeline), pipeline)
-
-    results = stream(inputs())
-    try:
-        for first in results:
-            prepared, corners, before = waiting.popleft()
-            problem: DataError | None = None
-            found = []
-            for corner in corners:
-                outputs = first if corner is corners[0] else next(results)
-                try:
-                    found.append(_shifted(_boxes(outputs, prepared, pipeline), np.array(corner) - before))
-                except DataError as error:
-                    problem = problem or error
-            assert pipeline.detector is not None
-            yield problem or on_image(suppressed(np.concatenate(found), pipeline.detector), prepared)
-    finally:
-        if isinstance(results, Generator):
-            results.close()
-
-
-def _boxes(outputs: Any, prepared: Prepared, pipeline: Pipeline) -> Array:
-    """The boxes in one window."""
-    size = pipeline.patch or prepared.array.shape[1:]
-    assert pipeline.detector is not None
-    names = pipeline.detector.outputs or tuple(outputs)
-    return decoded({name: np.asarray(outputs[name]) for name in names if name in outputs}, size, pipeline)
-
-
-def _shifted(found: Array, by: Array) -> Array:
-    found[:, 2:] += np.tile(by, 2)
-    return found
 
 
 def _squared(student: Tensor, teacher: Tensor, _: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ class CompressOptions:
         input_shape: (C, *S) that the network is captured with; None takes it from the pipeline.
         pipeline: pre- and post-processing, or a pipeline.json; None takes the model's, or guesses from the cohort.
         pipeline_fields: values of its fields in place of those, such as `{"mirror": []}`, as pipeline.json has them.
+        preset: normalisation of a common source where no pipeline is declared: a name of `medical.presets`.
         fold: of an nnU-Net folder, see `models.Part`.
         configuration: of an nnU-Net folder, likewise.
         output: name of the network's output that holds the scores; None goes by the pipeline, or finds it.
@@ -66,6 +67,7 @@ class CompressOptions:
     input_shape: tuple[int, ...] | None = None
     pipeline: Pipeline | Path | None = None
     pipeline_fields: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
     fold: str | None = None
     configuration: str | None = None
     output: str | None = None

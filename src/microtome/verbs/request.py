@@ -14,14 +14,14 @@ from microtome.files import writing
 from microtome.medical.cohort import Cohort
 from microtome.medical.described import describe as describe_pipeline
 from microtome.medical.further import with_further
-from microtome.medical.pipeline import Pipeline, with_fields
+from microtome.medical.pipeline import Pipeline
 from microtome.progress import Progress
 from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime, check_network
 from microtome.tasks import task as kind
-from microtome.tasks.guess import default_pipeline
 from microtome.types import Case
 from microtome.verbs.fit import channels_of, check_heads
+from microtome.verbs.guessed import guessed, undeclared
 from microtome.verbs.loading import load
 from microtome.verbs.named import check_inputs, with_names
 from microtome.verbs.options import AUTO, MEASURED, RULES, CompressOptions
@@ -135,10 +135,9 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     """Load a network, and settle what it wants: declared, found beside it, or guessed from the cohort."""
     from microtome.verbs.overlapping import overlap_notes
 
-    fields = options.pipeline_fields
     task = None if cohort.also else cohort.task
-    loaded = load(model, options, lambda: with_fields(default_pipeline(cohort), fields), task=task)
-    pipeline = loaded.pipeline
+    loaded = load(model, options, lambda: guessed(cohort, options), task=task)
+    pipeline = undeclared(loaded.pipeline, options)
     check_inputs(loaded.network, pipeline)
     if pipeline is not None:
         _check_task(pipeline, cohort.of_task(pipeline.task))
@@ -146,7 +145,7 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
         cohort = _for_output(loaded.network, cohort)
     outputs = channels_of(loaded.network, kind(cohort.task if pipeline is None else pipeline.task))
     if pipeline is None:
-        pipeline = with_fields(default_pipeline(cohort, outputs=outputs), fields)
+        pipeline = guessed(cohort, options, outputs=outputs)
         note = (
             f"Pre-processing was guessed from the cohort: {describe_pipeline(pipeline)}; the network's outputs are "
             f"taken for {', '.join(pipeline.classes)}, in that order. Declare it with --pipeline."
@@ -156,7 +155,8 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
     check_heads(loaded.network, kind(pipeline.task), pipeline)
-    notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
+    cases = with_further(cohort.of_task(pipeline.task), pipeline, options.inputs)
+    notes = overlap_notes(loaded.network, pipeline, cases)
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
 
 
