@@ -102,6 +102,14 @@ def test_a_file_that_the_definition_reads_is_named(tmp_path, there):
         assert "Download the bundle whole" in missing.value.hint
 
 
+def test_an_older_monai_is_named(tmp_path):
+    config = {"network_def": {"_target_": "UNet", **SETTINGS, "img_size": 96}}
+    folder = bundle(tmp_path / "b", config=config, metadata={**METADATA, "monai_version": "1.0.0"})
+    with pytest.raises(ModelError, match="unexpected keyword argument 'img_size'") as failed:
+        read_bundle(folder)
+    assert "(MONAI 1.0.0; here is 1." in failed.value.hint
+
+
 def test_imports_that_the_network_does_not_need_are_not_made(tmp_path):
     config = {
         **CONFIG,

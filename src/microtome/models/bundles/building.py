@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import sys
@@ -25,7 +26,7 @@ FILES = frozenset((".pt", ".pth", ".ts", ".ckpt", ".npy", ".npz", ".pkl", ".json
 INSTEAD = "give the network as file.py:factory with --weights"
 
 
-def build(folder: Path, path: Path, declared: Declared, parser: Any) -> nn.Module:
+def build(folder: Path, path: Path, declared: Declared, parser: Any, made_for: object = None) -> nn.Module:
     """Make the network that a config defines.
 
     Args:
@@ -33,6 +34,7 @@ def build(folder: Path, path: Path, declared: Declared, parser: Any) -> nn.Modul
         path: of the config, for errors.
         declared: what is in it.
         parser: MONAI's `ConfigParser`.
+        made_for: the version of MONAI that the metadata name, for errors.
 
     Raises:
         ReadError: the definition reads a file that is not there.
@@ -53,7 +55,7 @@ def build(folder: Path, path: Path, declared: Declared, parser: Any) -> nn.Modul
         with quiet():
             module = parser(needed).get_parsed_content(key)
     except Exception as error:  # anything may fail in there
-        raise _failed(path, needed, error) from error
+        raise _failed(path, needed, error, made_for) from error
     finally:
         sys.path.remove(root)
     if not isinstance(module, nn.Module):
@@ -108,7 +110,7 @@ def _check_files(folder: Path, declared: Declared, needed: Mapping[str, Any]) ->
             )
 
 
-def _failed(path: Path, needed: Mapping[str, Any], error: BaseException) -> ModelError:
+def _failed(path: Path, needed: Mapping[str, Any], error: BaseException, made_for: object) -> ModelError:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -119,9 +121,11 @@ def _failed(path: Path, needed: Mapping[str, Any], error: BaseException) -> Mode
             f"{first_line(cause)}.",
             f"Build the network yourself and {INSTEAD}.",
         )
+    here = importlib.metadata.version("monai")
+    other = f" (MONAI {made_for}; here is {here})" if made_for and str(made_for) != here else ""
     return ModelError(
         f"{path} defines a network that cannot be built: {first_line(cause)}.",
-        f"Install what the bundle's metadata asks for, or {INSTEAD}.",
+        f"Install what the bundle's metadata asks for{other}, or {INSTEAD}.",
     )
 
 

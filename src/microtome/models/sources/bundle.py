@@ -112,7 +112,7 @@ def read_bundle(folder: Path) -> Bundle:
     metadata = _metadata(metadata_file)
     config_file, config = _config(folder, ConfigParser)
     declared = _declared(folder, metadata, config, ConfigParser)
-    module = build(folder, config_file, replace(declared, config=config), ConfigParser)
+    module = build(folder, config_file, replace(declared, config=config), ConfigParser, metadata.get("monai_version"))
     return Bundle(
         module,
         translate(declared),
