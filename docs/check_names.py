@@ -28,7 +28,7 @@ OTHERS = frozenset(
     {
         *("MONAI", "SlidingWindowInferer", "BILINEAR", "brgconv_avx512_amx_I8", "einsum"),
         *("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "Gemm", "MatMulIntegerToFloat", "QLinearConv"),
-        *("QLinearMatMul", "channel_names", "imgs", "labelsTs", "segmentations"),
+        *("QLinearMatMul", "channel_names", "imgs", "labelsTs", "segmentations", "coordX", "coordY", "coordZ"),
     }
 )
 """Operators, functions, kernels and folders of other projects."""

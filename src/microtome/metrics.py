@@ -3,7 +3,8 @@
 A metric of a structure compares two masks of one case; `computed_by` names its function of `clinical.masks.Masks`. A
 metric of classes is one number for a cohort; its function takes probabilities, labels, a threshold and weights, as
 `clinical.classification.auroc` does. A metric of numbers takes predictions, references, weights and their spread, as
-`clinical.numbers.mae` does; one of images two arrays, as `clinical.pixels.psnr`. Others belong to a task of their own.
+`clinical.numbers.mae` does; one of images two arrays, as `clinical.pixels.psnr`; those of boxes are of
+`clinical.detection`. Others belong to a task of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-STRUCTURE, CLASSES, NUMBERS, IMAGES = "structure", "classes", "numbers", "images"
+STRUCTURE, CLASSES, NUMBERS, IMAGES, BOXES = "structure", "classes", "numbers", "images", "boxes"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Metric:
     Attributes:
         title: as it is written in tables and sentences.
         words: what it says, for people who do not know it.
-        of: `structure`, `classes`, `numbers`, `images`, or a task's own kind.
+        of: `structure`, `classes`, `numbers`, `images`, `boxes`, or a task's own kind.
         computed_by: `module:function`; empty where the task computes it.
         unit: empty for shares, `length` for what is measured in millimetres (or pixels), or a unit's own symbol.
         better: which values are better.
@@ -69,6 +70,19 @@ METRICS: Mapping[str, Metric] = {
     "psnr": Metric("PSNR", "peak signal to noise ratio", IMAGES, "microtome.clinical.pixels:psnr", unit="dB", margin=0.5, best=100.0, worst=None),
     "ssim": Metric("SSIM", "structural similarity, 1 is perfect", IMAGES, "microtome.clinical.pixels:ssim", guard=0.01),
     "nrmse": Metric("NRMSE", "root mean squared error over the root mean square of the reference; lower is better", IMAGES, "microtome.clinical.pixels:nrmse", guard=0.02, better="lower", best=0.0, worst=None),
+    "froc": Metric("FROC", "mean sensitivity at 1/8 to 8 false findings per image, at an overlap of 0.1", BOXES, margin=0.02),
+    "map": Metric("mAP", "mean average precision at overlaps of 0.50 to 0.95, as COCO defines it", BOXES, guard=0.02),
+    "ap50": Metric("AP50", "average precision at an overlap of 0.50", BOXES, guard=0.02),
+    "ap10": Metric("AP10", "average precision at an overlap of 0.10", BOXES, guard=0.02),
+    "sensitivity@0.125": Metric("Sensitivity at 1/8", "share of references found at 1/8 false findings per image", BOXES, guard=0.03),
+    "sensitivity@0.25": Metric("Sensitivity at 1/4", "share of references found at 1/4 false findings per image", BOXES, guard=0.03),
+    "sensitivity@0.5": Metric("Sensitivity at 1/2", "share of references found at 1/2 false findings per image", BOXES, guard=0.03),
+    "sensitivity@1": Metric("Sensitivity at 1", "share of references found at 1 false findings per image", BOXES, guard=0.03),
+    "sensitivity@2": Metric("Sensitivity at 2", "share of references found at 2 false findings per image", BOXES, guard=0.03),
+    "sensitivity@4": Metric("Sensitivity at 4", "share of references found at 4 false findings per image", BOXES, guard=0.03),
+    "sensitivity@8": Metric("Sensitivity at 8", "share of references found at 8 false findings per image", BOXES, guard=0.03),
+    "hits": Metric("Found", "share of references found, at the operating point", BOXES, guard=0.02),
+    "false": Metric("False", "false findings per image, at the operating point; lower is better", BOXES, unit="per image", better="lower", guard=0.1, best=0.0, worst=None),
 }
 # fmt: on
 

@@ -119,12 +119,13 @@ class QuantizerRow(TypedDict, total=False):
 
 
 class CaseRow(TypedDict, total=False):
-    """An evaluated case, by its pseudonym; the sides hold metrics, or the `score` of each class."""
+    """An evaluated case, by its pseudonym; the sides hold metrics, the `score` of each class or finding, the
+    `value`s, or the `boxes` (class, score, corners). `label` is a class, or what is given in their place."""
 
     case: str
     patient: str
     subgroups: dict[str, str]
-    label: int | float | list[float | None] | None
+    label: int | float | list[Any] | None
     parent: dict[str, Any]
     compressed: dict[str, Any]
     agreement: float | None

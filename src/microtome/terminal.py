@@ -170,6 +170,7 @@ def inspect_table(result: dict[str, Any]) -> None:
             sizes = "other sizes too" if any(port["dynamic"][1:]) else "no other size"
             shape = "×".join(map(str, port["shape"]))
             console.print(f"{side.removesuffix('s')} {port['name']}: {shape}, {sizes}", highlight=False)
+    _steps(console, result.get("steps", ()))
     for note in result["notes"]:
         console.print(note, style="dim", markup=False, highlight=False)
     if "cohort" in result:
@@ -202,6 +203,18 @@ def _cohort(console: Console, cohort: Mapping[str, Any]) -> None:
     console.print(f"becomes: {'×'.join(map(str, case['input']))}, {low:g} to {high:g}", highlight=False)
     for note in cohort["notes"]:
         console.print(note, style="dim", markup=False, highlight=False)
+
+
+def _steps(console: Console, steps: Iterable[Mapping[str, Any]]) -> None:
+    """Print what became of each step of processing that a model declares."""
+    rows = list(steps)
+    if not rows:
+        return
+    table = Table("declared", "step", "", "what", show_edge=False, pad_edge=False)
+    for row in rows:
+        verdict = "[yellow]noted[/]" if row["verdict"] == "noted" else row["verdict"]
+        table.add_row(row["stage"], escape(row["name"]), verdict, escape(row["what"]))
+    console.print(table)
 
 
 def _pipeline(console: Console, fields: Iterable[Mapping[str, Any]]) -> None:

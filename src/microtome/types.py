@@ -151,6 +151,26 @@ Label = int | float | tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """The reference boxes of a case; there may be none.
+
+    Attributes:
+        labels: the number of each box's class.
+        corners: of each, the lower corner and then the upper one.
+        frame: what corners are in: `voxel`s of the image, axes as in its array, a voxel k reaching from k to k + 1; or
+            millimetres, as in an affine of NIfTI (`ras`) or as in DICOM and ITK (`lps`).
+    """
+
+    labels: tuple[int, ...]
+    corners: tuple[tuple[float, ...], ...]
+    frame: Literal["voxel", "ras", "lps"] = "voxel"
+
+    def numbered(self, numbers: Mapping[int, int]) -> Boxes:
+        """Return the same boxes with other numbers of their classes."""
+        return replace(self, labels=tuple(numbers[label] for label in self.labels))
+
+
+@dataclass(frozen=True)
 class Further:
     """What a network takes beside an image: one of these.
 
@@ -186,8 +206,10 @@ class Case:
         role: what the case may be used for. `train` cases may have been seen in training; calibration takes from them.
         subgroups: further columns (site, sex, device, …) by which results are also shown.
         further_masks: other parts of the reference, where it lies in several files.
-        inputs: what the network takes beside the image, by name; filled in when the pipeline is known that declares it.
         target: the image that a network ought to make of this one.
+        boxes: the boxes that a network ought to find.
+        inputs: what the network takes beside the image, by name: numbers, or files on the image's grid. Filled in when
+            the pipeline that declares it is known.
     """
 
     id: str
@@ -201,11 +223,12 @@ class Case:
     further_masks: tuple[Path, ...] = ()
     inputs: Mapping[str, Further] = field(default_factory=dict)
     target: Path | None = None
+    boxes: Boxes | None = None
 
     @property
     def labelled(self) -> bool:
         """Whether there is a reference, of whatever kind."""
-        return self.mask is not None or self.label is not None or self.target is not None
+        return any(one is not None for one in (self.mask, self.label, self.target, self.boxes))
 
     @property
     def number(self) -> int | float | None:
@@ -219,7 +242,7 @@ class Case:
 
     def without_reference(self) -> Case:
         """Return the same examination, of which nothing is known."""
-        return replace(self, mask=None, further_masks=(), label=None, target=None)
+        return replace(self, mask=None, further_masks=(), label=None, target=None, boxes=None)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from networks import randomize, sqnr_db
 SHAPES = {"image": (1, 8, 8), "numbers": (3,)}
 KEPT = ("mask", "label")
 # Rounding to 4 bits leaves more than this, another output next to nothing.
-ROUNDED_DB = 5.0
+ROUNDED_DB = 8.0
 EXACT = {"fold", "equalize", "smooth", "even_layernorm"}  # of these the results are the same function
 EXACT_DB = 60.0
 
@@ -51,7 +51,8 @@ def two_heads() -> Network:
 def given(count: int = 3, seed: int = 0) -> tuple[dict[str, Tensor], ...]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        {name: torch.randn((2, *shape), generator=generator) for name, shape in SHAPES.items()} for _ in range(count)
+        {name: 3 * torch.rand((2, *shape), generator=generator) - 1.5 for name, shape in SHAPES.items()}
+        for _ in range(count)
     )
 
 
@@ -95,7 +96,7 @@ def test_training_for_the_first_output_draws_the_others_to_the_teacher() -> None
     trained, x = Finetune(steps=60, check_every=60).run(start, context), given(1, seed=3)[0]
     with torch.no_grad():
         wanted, before, after = (network.run(x)["label"] for network in (two_heads(), start, trained))
-    assert sqnr_db(wanted, before) < 0 < sqnr_db(wanted, after)  # -9 dB where nothing draws them
+    assert sqnr_db(wanted, after) > sqnr_db(wanted, before) + 3  # 1 dB less where nothing draws them
 
 
 def test_widths_are_not_chosen_for_layers_that_the_scores_do_not_show() -> None:

@@ -64,6 +64,11 @@ TWO = {
         Wish(),
         r"'mask' \(N, 2, 8, 8\) and 'label' \(N, 3\)",
     ),
+    "a side is no side output": (
+        lambda m, h, f, n: {"side": n, "grade": n + 1},
+        NUMBERS,
+        r"'side' \(N, 3\) and 'grade' \(N, 3\)",
+    ),
     "two maps": (lambda m, h, f, n: {"mask": m, "logits": m, "y": n}, MAPS, r"2 outputs .* 'mask' .* and 'logits'"),
 }
 

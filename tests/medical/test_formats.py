@@ -33,10 +33,15 @@ class TestFinding:
         picture(tmp_path / "pairs" / "images" / "a.png")
         picture(tmp_path / "pairs" / "masks" / "a.png")
         made["image_masks"] = tmp_path / "pairs"
+        made["boxes"] = picture(tmp_path / "boxes" / "a.png").parent
+        (tmp_path / "boxes" / "a.csv").write_text("image,x_min,y_min,x_max,y_max\na.png,0,0,1,1\n")
         made["masks_beside"] = picture(tmp_path / "beside" / "a.png").parent
         picture(tmp_path / "beside" / "a_mask.png")
         write_series(tmp_path / "dicom" / "someone" / "scan", PIXELS)
         made["dicom"] = tmp_path / "dicom"
+        boxes = "image,x1,y1,x2,y2,class\na.png,0,0,1,1,nodule\n"
+        made["boxes"] = picture(tmp_path / "boxes" / "a.png").parent
+        (tmp_path / "boxes" / "boxes.csv").write_text(boxes)
         assert {name: find_format(path).NAME for name, path in made.items()} == {name: name for name in made}
         assert sorted(made) == sorted(FORMATS)
 
@@ -52,7 +57,7 @@ class TestFinding:
             load_cohort(tmp_path, format="manifest")
 
     def test_unknown_name_lists_the_names(self, tmp_path):
-        with pytest.raises(OptionError, match=r"no cohort format 'nrrd'.*medmnist, manifest, decathlon, image_masks"):
+        with pytest.raises(OptionError, match=r"no cohort format 'nrrd'.*medmnist, boxes, manifest, decathlon"):
             find_format(tmp_path, "nrrd")
 
     def test_nothing_matches_lists_what_was_looked_for(self, tmp_path):

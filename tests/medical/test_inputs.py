@@ -194,3 +194,31 @@ def test_folders_and_tables_in_place_of_columns(cohort: Cohort, tmp_path: Path) 
     case = next(case for case in told.cases if told.key[case.id] == "image3.nii.gz")
     assert told.image(case).inputs["prior"].max() == 1
     assert told.image(case).inputs["numbers"].tolist() == [pytest.approx(-2.7), 1]
+
+
+def test_training_sees_all_of_it_moved_alike(cohort: Cohort) -> None:
+    from microtome.batches.training import TrainingBatches, TuningBatches
+
+    declared = pipeline(ALL, input="image", size=(4, 4, 4))
+    told = with_further(cohort, declared, {})
+    numbers = {tuple(np.float32(told.image(case).inputs["numbers"])) for case in told.train}
+    batches = TrainingBatches(told, told.train, declared, batch=2, labelled=True, flips=(0,))
+    for _ in range(3):
+        ((x, labels),) = batches
+        assert list(x) == ["image", "numbers", "prior"]
+        assert {tuple(row.tolist()) for row in x["numbers"]} == numbers
+        marks = x["image"][:, 1:]
+        assert set(marks.unique().tolist()) <= {0.0, 1.0}
+        assert np.array_equal(marks[:, 0].numpy(), labels.numpy() == 1)  # mask and stage are the same here
+        np.testing.assert_allclose(x["image"][:, 0], x["prior"][:, 0], atol=1e-6)  # image and prior, too
+    tuned = replace(told, cases=tuple(replace(case, role="tuning") for case in told.cases))
+    (first, *_) = TuningBatches(tuned, declared)
+    assert {name: tuple(value.shape) for name, value in first.items()} == {
+        "image": (1, 3, 4, 4, 4), "numbers": (1, 2), "prior": (1, 1, 4, 4, 4),
+    }  # fmt: skip
+
+
+def test_who_knows_already_is_not_asked_again(cohort: Cohort) -> None:
+    told = with_further(cohort, VOLUMES, {})
+    assert with_further(told, VOLUMES, {}) is told
+    assert with_further(cohort, replace(VOLUMES, inputs=None), {}) is cohort

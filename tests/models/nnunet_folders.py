@@ -64,7 +64,7 @@ KINDS = {
     "masked": Kind(channels=("T1", "T2"), schemes=("ZScoreNormalization",) * 2, masked=True),
     "regions": Kind(labels={"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, order=(1, 2, 3)),
     "cascade": Kind(previous="3d_lowres"),
-    "folds": Kind(folds=("0", "1", "2")),
+    "folds": Kind(folds=("0", "1", "2"), channels=("T1", "T2"), schemes=("ZScoreNormalization",) * 2),
     "residual": Kind(residual=True),
     "old plans": Kind(old=True),
     "old residual plans": Kind(old=True, residual=True),

@@ -9,8 +9,8 @@ import torch
 from microtome.errors import MissingExtraError, ModelError, ReadError, WeightsError
 from microtome.medical.pipeline import Pipeline
 from microtome.models import load_model
-from microtome.models.declared import Declared, kind_of, multiple_of
-from microtome.models.translate import translate
+from microtome.models.bundles.declared import Declared, kind_of, multiple_of
+from microtome.models.bundles.translate import translate
 
 monai_only = pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="MONAI is not installed")
 
@@ -54,8 +54,7 @@ CONFIG = {
     "postprocessing": {
         "_target_": "Compose",
         "transforms": [
-            {"_target_": "Activationsd", "keys": "pred", "softmax": True},
-            {"_target_": "Invertd", "keys": "pred"},
+            {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "nearest_interp": False},
             {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
         ],
     },
@@ -78,7 +77,8 @@ def translated(preprocessing, *, channels=1, dims=3, **changes):
     image = {"num_channels": channels, "spatial_shape": ["8*n"] * dims}
     config = {"preprocessing": {"transforms": preprocessing}, **changes.pop("config", {})}
     prediction = {**METADATA["network_data_format"]["outputs"]["pred"], **changes}
-    return translate(Declared(config, image, prediction))
+    made = translate(Declared(config, image, prediction))
+    return made.pipeline, made.notes
 
 
 @monai_only
@@ -106,10 +106,14 @@ def test_a_bundle_gives_network_weights_and_pipeline(tmp_path, name):
         spacing=(1.5, 1.5, 2.0),
         window=(-57.0, 164.0),
         normalize="minmax",
+        align="centres",
         patch=(32, 32, 16),
         overlap=0.6,
+        placement="stepwise",
+        blending="constant",
     )
     assert loaded.notes == ()
+    assert {step.verdict for step in loaded.steps} == {"translated", "harmless"}
     assert loaded.title == "Tiny spleen"
     assert [file.name for file in loaded.files] == ["metadata.json", name, "model.pt"]
     assert loaded.network.shape == (1, 32, 32, 16)
@@ -200,11 +204,16 @@ def test_without_monai_the_extra_is_named(tmp_path, monkeypatch):
             {"_target_": "NormalizeIntensityd", "subtrahend": 100, "divisor": 50.0},
             {"normalize": "fixed", "mean": (100,), "std": (50.0,)},
         ),
-        # x in [-100, 300] to [-1, 1] is (x - 100) / 200
         (
             {"_target_": "ScaleIntensityRanged", "a_min": -100, "a_max": 300, "b_min": -1, "b_max": 1, "clip": True},
-            {"window": (-100.0, 300.0), "normalize": "fixed", "mean": (100.0,), "std": (200.0,)},
+            {"window": (-100.0, 300.0), "normalize": "minmax", "range": (-1.0, 1.0)},
         ),
+        # x in [-100, 300] to [-1, 1] is (x - 100) / 200
+        (
+            {"_target_": "ScaleIntensityRanged", "a_min": -100, "a_max": 300, "b_min": -1, "b_max": 1},
+            {"window": None, "normalize": "fixed", "mean": (100.0,), "std": (200.0,)},
+        ),
+        ({"_target_": "ScaleIntensityd", "minv": -1.0, "maxv": 1}, {"normalize": "minmax", "range": (-1.0, 1.0)}),
         (
             {"_target_": "ScaleIntensityRanged", "a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1},
             {"window": None, "normalize": "fixed", "mean": (0.0,), "std": (255.0,)},
@@ -231,10 +240,13 @@ def test_transforms_become_fields(transform, expected):
     "transform",
     [
         {"_target_": "CenterSpatialCropd", "roi_size": [8, 8, 8]},
-        {"_target_": "ScaleIntensityd", "minv": -1},
+        {"_target_": "ScaleIntensityd", "minv": 1, "maxv": -1},
+        {"_target_": "ScaleIntensityRanged", "a_min": 0, "a_max": 1, "b_min": 0, "clip": True},
+        {"_target_": "ScaleIntensityd", "gamma": 2},
         {"_target_": "NormalizeIntensityd", "subtrahend": "$@data.mean()", "divisor": 1},
         {"_target_": "Resized", "spatial_size": [32, -1, 32]},
-        {"_target_": "CropForegroundd", "margin": 5},
+        {"_target_": "CropForegroundd", "select_fn": "$lambda x: x < 5"},
+        {"_target_": "mine.LoadImaged"},
         {"_target_": "Orientationd", "axcodes": "$@codes()"},
         {"_target_": "scripts.Own"},
     ],
@@ -257,9 +269,13 @@ def test_the_crop_after_a_window_keeps_what_lies_above_it():
     assert (pipeline.crop, pipeline.crop_threshold, notes) == ("foreground", -57.0, ())
 
 
-def test_another_order_is_noted():
-    notes = translated([{"_target_": "ScaleIntensityd"}, {"_target_": "Resized", "spatial_size": 32}])[1]
-    assert notes[0].startswith("The bundle runs ScaleIntensity before Resize")
+def test_intensities_may_come_before_the_grid_but_not_on_both_sides_of_it():
+    resize = {"_target_": "Resized", "spatial_size": 32}
+    pipeline, notes = translated([{"_target_": "ScaleIntensityd"}, resize])
+    assert (pipeline.normalize_first, notes) == (True, ())
+    pipeline, notes = translated([{"_target_": "ScaleIntensityd"}, resize, {"_target_": "NormalizeIntensityd"}])
+    assert not pipeline.normalize_first
+    assert notes[0].startswith("The bundle changes intensities before and after Resize")
 
 
 def test_a_free_size_becomes_a_multiple_and_single_numbers_fit_all_axes():
@@ -289,13 +305,15 @@ def test_a_classifier_of_pictures():
     )
     assert (pipeline.task, pipeline.classes, pipeline.size) == ("classification", ("A", "B", "C"), (64, 64))
     assert not pipeline.grayscale
-    assert "width before height" in notes[0]
+    assert (pipeline.transpose, pipeline.antialias, pipeline.interpolation) == ((1, 0), False, "area")
+    assert notes == ()
 
 
-def test_channels_that_are_normalized_together_are_noted():
+def test_channels_are_normalized_together_where_the_bundle_does_so():
     transform = {"_target_": "NormalizeIntensityd", "nonzero": True}
-    assert "takes all channels together" in translated([transform], channels=4)[1][0]
-    assert translated([{**transform, "channel_wise": True}], channels=4)[1] == ()
+    assert translated([transform], channels=4)[0].together
+    assert not translated([{**transform, "channel_wise": True}], channels=4)[0].together
+    assert not translated([transform])[0].together
 
 
 def test_without_classes_or_preprocessing_there_is_no_pipeline():

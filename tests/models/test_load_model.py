@@ -1,5 +1,6 @@
 import json
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -245,7 +246,7 @@ def test_our_own_package_can_be_loaded_again(tmp_path):
     assert (loaded.title, loaded.pipeline) == ("package", PIPELINE)
 
 
-def several(**more: str) -> Pipeline:
+def several(**more: Any) -> Pipeline:
     """A pipeline for a network of several outputs."""
     return Pipeline("segmentation", ("background", "spot"), size=(8, 8), **more)
 
@@ -293,3 +294,25 @@ def test_the_pipeline_names_the_output_of_a_file(tmp_path):
             load_model(source, pipeline=several(output="logits"))
         with pytest.raises(OptionError, match="has no input 'picture'"):
             load_model(source, pipeline=several(input="picture"))
+
+
+class Prior(nn.Module):
+    """The image is the second input."""
+
+    def forward(self, prior: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([image - prior, image], 1)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_image_may_be_any_input_of_a_file(tmp_path, named):
+    examples = {"prior": torch.zeros(1, *SHAPE), "image": torch.zeros(1, *SHAPE)}
+    torch.export.save(torch.export.export(Prior().eval(), (), examples), tmp_path / "prior.pt2")
+    pipeline = several(inputs={"prior": {"images": "before"}}, **({"input": "image"} if named else {}))
+    network = load_model(str(tmp_path / "prior.pt2"), pipeline=pipeline).network
+    assert [port.name for port in network.inputs] == ["image", "prior"]
+    x = {"image": torch.randn(1, *SHAPE), "prior": torch.randn(1, *SHAPE)}
+    torch.testing.assert_close(network(x), Prior()(**x))
+    pt2.save(network, tmp_path / "ours.pt2")
+    torch.testing.assert_close(load_model(str(tmp_path / "ours.pt2"), pipeline=pipeline).network(x), Prior()(**x))
+    with pytest.raises(OptionError, match=r"which input of Prior takes the image is not clear|no input left"):
+        load_model(str(tmp_path / "prior.pt2"), pipeline=several(inputs={n: {"images": n} for n in ("prior", "image")}))

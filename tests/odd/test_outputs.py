@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -300,6 +302,53 @@ def test_a_detector_is_a_sentence_at_the_command_line(as_json: list[str], masks:
     assert "Detector returns boxes" in " ".join(result.stderr.split())
     assert not result.stdout
     assert not (tmp_path / "out").exists()
+
+
+TWO_HEADS = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, image, age: torch.Tensor):
+        scores = self.conv(image) + age[:, :, None, None]
+        return {"mask": scores, "label": scores.mean((2, 3))}
+"""
+
+
+def test_inputs_and_outputs_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO_HEADS)
+    pipeline = tmp_path / "pipeline.json"
+    pipeline.write_text(replace(PICTURES, inputs={"age": {"columns": ["age"]}}).to_json())  # type: ignore[dict-item]
+    arguments = [
+        "inspect",
+        f"{tmp_path / 'two.py'}:Two",
+        "--target",
+        "reference",
+        "--json",
+        "--pipeline",
+        str(pipeline),
+    ]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    assert [port["name"] for port in found["inputs"]] == ["image", "age"]
+    assert [port["name"] for port in found["outputs"]] == ["mask"]  # the task says which
+    assert {"name": "inputs", "value": {"age": {"columns": ["age"]}}, "guessed": False} in found["pipeline"]
+    assert any("left out: label (no scores of every voxel)" in note for note in found["notes"])
+    other = json.loads(CliRunner().invoke(app, [*arguments, "--output", "label"]).stdout)
+    assert [port["name"] for port in other["outputs"]] == ["label"]
+    typo = CliRunner().invoke(app, [*arguments, "--output", "lable"])
+    assert typo.exit_code == 2
+    assert "no output 'lable'" in typo.stderr
+    wrong = CliRunner().invoke(
+        app, ["predict", str(tmp_path), str(tmp_path), "-o", str(tmp_path / "o"), "--input", "age"]
+    )
+    assert wrong.exit_code == 2
+    assert "'age' is not NAME=PATH" in " ".join(wrong.stderr.split())
 
 
 def test_a_program_with_one_image_at_a_time_may_return_one_number() -> None:

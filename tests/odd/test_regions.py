@@ -23,8 +23,8 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.medical.regions import code_type, codes, label_map, masks_of_codes, masks_of_labels
 from microtome.medical.stream import segment_streamed
-from microtome.models.declared import Declared
-from microtome.models.translate import translate
+from microtome.models.bundles.declared import Declared
+from microtome.models.bundles.translate import translate
 from microtome.tasks import task
 from microtome.tasks.guess import default_pipeline
 from microtome.types import Array, Image
@@ -334,12 +334,13 @@ def test_a_bundle_for_brats_says_what_its_channels_mean() -> None:
     image = {"spatial_shape": ["8*n"] * 3, "num_channels": 1}
     prediction = {"spatial_shape": ["8*n"] * 3, "format": "segmentation", "channel_def": names}
     config = {"preprocessing": {"transforms": [label]}, "postprocessing": post}
-    pipeline, notes = translate(Declared(config, image, prediction))
+    made = translate(Declared(config, image, prediction))
+    pipeline = made.pipeline
     assert pipeline is not None
-    assert notes == ()
+    assert made.notes == ()
     labels = np.random.default_rng(0).choice([0, 1, 2, 4], size=(1, 4, 5, 6)).astype(np.uint8)
     expected = np.asarray(transforms.ConvertToMultiChannelBasedOnBratsClasses()(torch.from_numpy(labels)))
     np.testing.assert_array_equal(masks_of_labels(labels[0], pipeline.regions or {}), expected.astype(bool))
     np.testing.assert_array_equal(label_map(expected.astype(bool), pipeline), labels[0])
     undeclared = Declared({"preprocessing": {"transforms": []}, "postprocessing": post}, image, prediction)
-    assert "may overlap" in translate(undeclared)[1][0]
+    assert "may overlap" in translate(undeclared).notes[0]

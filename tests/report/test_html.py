@@ -256,8 +256,8 @@ def test_bad_results_are_refused_with_a_reason_and_a_hint(tmp_path: Path, conten
 
 
 def test_a_result_of_a_task_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text('{"schema": 1, "task": "detection", "parent": {}, "compressed": {}}')
-    with pytest.raises(OptionError, match="no task 'detection'"):
+    (tmp_path / "result.json").write_text('{"schema": 1, "task": "tracking", "parent": {}, "compressed": {}}')
+    with pytest.raises(OptionError, match="no task 'tracking'"):
         write_report(tmp_path, task)
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 import microtome
 from microtome.errors import CaptureError, DataError, OptionError
 from microtome.inference.jobs import Given
+from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image
 from microtome.package import open_package
@@ -159,6 +160,10 @@ def test_two_time_points_in_windows_mirrored(tmp_path: Path) -> None:
     assert not np.array_equal(package.predict(replace(image, inputs={"prior": image.array})), found)
 
 
+def mask_and_label(scores: Any, low: Any, numbers: Any) -> Any:
+    return {"mask": scores, "label": numbers}
+
+
 FORMS = {
     "a dict with aux": (
         lambda scores, low, numbers: {"out": scores, "aux": scores * 0.9},
@@ -183,18 +188,37 @@ def test_the_scores_are_found_and_the_rest_is_noted(form: str, tmp_path: Path) -
     assert abs(result["difference"]["dice"]["value"]) < 0.01
     assert result["integer"]["executed"] == result["integer"]["requested"] == 3
     assert any(f"taken from {name}" in note and left in note for note in result["notes"])
+    check_dice(tmp_path / "package", tmp_path / "cohort" / "manifest.csv", result)
 
 
-def test_mask_and_label_of_one_network(tmp_path: Path) -> None:
-    cohort = both_cohort(tmp_path / "cohort")
-    model = Headed(lambda scores, low, numbers: {"mask": scores, "label": numbers})
+def check_dice(package: Path, manifest: Path, result: dict[str, Any]) -> None:
+    """Compute the Dice of every case with scikit-learn, from what the opened package predicts."""
+    opened, cohort = open_package(package, threads=1), load_cohort(manifest)
+    cases, checked = {case.id: case for case in cohort.cases}, 0
+    for row in result["cases"]:
+        image = cohort.image(cases[row["case"]])
+        truth, found = cohort.mask(cases[row["case"]], image), opened.predict(image)
+        if truth is not None and truth.any():
+            assert row["compressed"]["dice"] == pytest.approx(f1_score(truth.ravel(), found.ravel()))
+            checked += 1
+    assert checked > 3
+
+
+def test_two_candidates_for_the_output(tmp_path: Path) -> None:
+    cohort, model = both_cohort(tmp_path / "cohort"), Headed(mask_and_label)
     with pytest.raises(CaptureError, match=r"'mask' \(N, 2, 32, 32\) and 'label' \(N, 2\)") as caught:
         read_request(model.eval(), cohort, CompressOptions(input_shape=(1, SIZE, SIZE)))
     assert "--output mask" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_mask_and_label_of_one_network(tmp_path: Path) -> None:
+    cohort, model = both_cohort(tmp_path / "cohort"), Headed(mask_and_label)
     result = compressed(model, cohort, tmp_path / "package", MASK)
     assert [port["name"] for port in result["outputs"]] == ["mask", "label"]
     assert result["integer"] == {"requested": 4, "executed": 4}
     assert abs(result["difference"]["dice"]["value"]) < 0.01
+    check_dice(tmp_path / "package", cohort, result)
     options = CompressOptions(pipeline=LABEL, evaluation=1.0, tuning=0.0, threads=1)
     label = evaluate(tmp_path / "package", cohort, tmp_path / "label", options=options)
     scores, labels = zip(*((case["compressed"]["score"][1], case["label"]) for case in label["cases"]), strict=True)

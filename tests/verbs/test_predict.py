@@ -24,11 +24,11 @@ import microtome
 from microtome.cli import app
 from microtome.errors import OptionError, OutputError, ReadError
 from microtome.files import sha256
-from microtome.inference import output as predictions
 from microtome.inference.jobs import jobs_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image
 from microtome.runtimes.openvino import Session
+from microtome.tasks import base as predictions
 from plain import segment
 
 sys.path.append(str(Path(__file__).parents[1] / "medical"))

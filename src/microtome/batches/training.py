@@ -113,7 +113,7 @@ class TrainingBatches:
         if len(self.cases) < self.world:
             raise OptionError(f"{len(self.cases)} cases cannot be shared out to {self.world} processes.")
         if self.labelled:
-            missing = [case.id for case in self.cases if self._reference(case) is None]
+            missing = [case.id for case in self.cases if not case.labelled]
             if missing:
                 raise LabelError(f"{missing[0]} has no reference to train on.", "Label all cases, or train without.")
         self._room = self.cached_bytes
@@ -148,9 +148,6 @@ class TrainingBatches:
     @property
     def _per_batch(self) -> int:
         return self.batch if self.pipeline.input_shape is not None else 1
-
-    def _reference(self, case: Case) -> object:
-        return case.mask if self._kind.MAPS else case.label
 
     def _draw(self, position: int, epoch: int) -> tuple[Array, Mapping[str, Array], Target | None]:
         """Return image, further numbers and target of a case as they are in one epoch."""

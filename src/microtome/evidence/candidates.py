@@ -144,7 +144,8 @@ class Judge:
         if not self._kind.operating_cases(self._cohort, self._pipeline)[0]:
             return None
         with contextlib.suppress(LabelError):
-            return self._kind.operating_point([record["parent"] for _, record in rows], self._cases, "tuning")
+            resolved = [self._kind.resolved(self._cohort, case) for case in self._cases]
+            return self._kind.operating_point([record["parent"] for _, record in rows], resolved, "tuning")
         return None
 
     def _predict(self, stream: Stream, case: Case) -> Array:
@@ -153,7 +154,7 @@ class Judge:
 
     def _row(self, case: Case, found: Array) -> tuple[Case, Record]:
         """Compare a prediction with the parent's."""
-        image = self._cohort.image(case) if self._kind.MAPS else BLANK
+        image = self._cohort.image(case) if self._kind.DRAWS else BLANK
         reference = self._kind.reference(self._cohort, case, image)
         only = (base(self.metric),) if self._kind.MAPS else None
         parent = self._parent[case.id]

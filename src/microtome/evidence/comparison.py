@@ -144,7 +144,10 @@ def _fix_operating_point(
             image = cohort.image(case)
             found = predict_one(kind, parent, prepare(image, pipeline), pipeline)
             records.add(case.id, kind.compare(found, found, None, image, pipeline))
-    return kind.operating_point([records[case.id]["parent"] for case in cases], cases, called) if cases else None
+    if not cases:
+        return None
+    resolved = [kind.resolved(cohort, case) for case in cases]
+    return kind.operating_point([records[case.id]["parent"] for case in cases], resolved, called)
 
 
 class _Store:

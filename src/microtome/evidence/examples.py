@@ -15,6 +15,8 @@ from microtome.tasks import task
 from microtome.tasks.base import predict_one
 from microtome.types import Array, Case, Image
 
+SHOWN = (0.5, 99.5)  # percentiles between which gray values are shown
+
 
 def choose(parts: Mapping[str, Any], pipeline: Pipeline) -> list[dict[str, Any]]:
     """Choose the cases that a reader should look at, worst first: entries of `result.json`'s `examples`."""
@@ -37,23 +39,35 @@ def pictures(
 
 def _maps(case: Case, pair: Pair, cohort: Cohort, pipeline: Pipeline) -> tuple[dict[str, Array], int | None]:
     image, kind = cohort.image(case), task(pipeline.task)
-    if not kind.MAPS:
-        position = None if image.affine is None and image.array.ndim == 3 else image.spatial[-1] // 2
-        return {"image": _displayed(image, position)}, position
-    prepared = prepare(image, pipeline)
-    parent, compressed = (
-        kind.label_map(predict_one(kind, side, prepared, pipeline), pipeline) for side in (pair.parent, pair.compressed)
-    )
-    reference = kind.reference(cohort, case, image)
-    position = None
-    if parent.ndim == 3:
-        shown = reference if reference is not None and reference.any() else parent
-        position = int((shown > 0).sum((0, 1)).argmax())
+    found: dict[str, Array] = {}
+    if kind.DRAWS:
+        prepared = prepare(image, pipeline)
+        sides = {"parent": pair.parent, "compressed": pair.compressed}
+        drawn = {"reference": kind.drawn_reference(kind.reference(cohort, case, image), image, pipeline)}
+        for name, side in sides.items():
+            drawn[name] = kind.drawn(predict_one(kind, side, prepared, pipeline), image, pipeline)
+        found = {name: array for name, array in drawn.items() if array is not None}
+    position = _position(image, found)
     maps = {"image": _displayed(image, position)}
-    for name, array in (("reference", reference), ("parent", parent), ("compressed", compressed)):
-        if array is not None:
-            maps[name] = _plane(array, position).astype(np.uint8)
+    planes = {name: _plane(array, position) for name, array in found.items()}
+    for name, plane in planes.items():
+        maps[name] = _as_image(plane, planes) if plane.dtype.kind == "f" else plane.astype(np.uint8)
     return maps, position
+
+
+def _position(image: Image, found: Mapping[str, Array]) -> int | None:
+    """Which slice of a volume to show: the one with most of the reference, or of what the parent found."""
+    if len(image.spatial) == 2:
+        return None
+    maps = [found[name] for name in ("reference", "parent") if name in found and found[name].dtype.kind != "f"]
+    shown = next((one for one in maps if one.any()), None)
+    return image.spatial[-1] // 2 if shown is None else int((shown > 0).sum((0, 1)).argmax())
+
+
+def _as_image(plane: Array, others: Mapping[str, Array]) -> Array:
+    """Return a plane of an image that was made, float32 from 0 to 1; all of a case are scaled alike."""
+    low, high = np.percentile(others.get("reference", others.get("parent", plane)), SHOWN)
+    return np.asarray(((plane - low) / max(high - low, 1e-6)).clip(0, 1), np.float32)
 
 
 def _plane(array: Array, position: int | None) -> Array:
@@ -67,5 +81,5 @@ def _displayed(image: Image, position: int | None) -> Array:
         plane = _plane(image.array[0], position).astype(np.float32)
     else:
         plane = np.moveaxis(image.array, 0, -1).astype(np.float32)
-    low, high = np.percentile(plane, (0.5, 99.5))
+    low, high = np.percentile(plane, SHOWN)
     return np.asarray(((plane - low) / max(high - low, 1e-6)).clip(0, 1), np.float32)

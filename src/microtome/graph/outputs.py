@@ -43,7 +43,8 @@ def refuse_structure(output: Any, title: str) -> None:
     if _is_detection(output):
         raise CaptureError(
             f"{title} returns boxes, as detectors do, not scores of an image or of its voxels.",
-            "microtome compresses networks for segmentation and classification: wrap the part that gives such scores.",
+            "Return the raw heads, without the loop that chooses boxes, and declare them in --pipeline with 'output', "
+            "'keep' and 'detector' (docs/tasks.md); or wrap the part that gives scores.",
         )
     leaves = tree_leaves(output)
     if not any(isinstance(leaf, Tensor) for leaf in leaves):

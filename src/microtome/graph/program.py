@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,6 +103,19 @@ def network_from_export(
         outputs=tuple(_port(name, node) for name, node in kept.items()),
         notes=(*notes, *more),
     )
+
+
+def image_first(network: Network, name: str) -> Network:
+    """Return a network with an input moved to the front, where the image is."""
+    names = [port.name for port in network.inputs]
+    if names[0] == name:
+        return network
+    network = network.copy()
+    first, *others = network.graph_module.graph.find_nodes(op="placeholder")
+    first.prepend(others[names.index(name) - 1])
+    network.graph_module.recompile()
+    chosen = network.inputs[names.index(name)]
+    return replace(network, inputs=(chosen, *(port for port in network.inputs if port is not chosen)))
 
 
 @functools.cache

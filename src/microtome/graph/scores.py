@@ -19,7 +19,7 @@ SCORES_NAMES = frozenset({
     "segs", "segmentation", "mask", "masks", "map", "prob", "probs", "probability", "probabilities", "label", "labels",
     "class", "classes", "cls", "classification", "diagnosis", "final", "main", "y",
 })  # fmt: skip
-TRAINING_NAMES = re.compile(r"(^|[._])(aux\w*|loss\w*|deep[_ ]sup\w*|ds_?\d*|side_?\d*|intermediate\w*)($|\.)")
+TRAINING_NAMES = re.compile(r"(^|[._])(aux\w*|loss\w*|deep[_ ]sup\w*|ds_?\d+|side_?\d+|intermediate\w*)($|\.)")
 UNNAMED = re.compile(rf"{OUTPUT}(_\d+)?")
 TRAINING = "for training only"
 COARSER = "of lower resolution, for training only"

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,13 +15,10 @@ from microtome.errors import MicrotomeError, OutputError
 from microtome.files import write_json, writing
 from microtome.inference.jobs import Job
 from microtome.medical.remarks import Remarks
-from microtome.medical.write import write_labels
-from microtome.types import Array, Image
 from microtome.version import __version__
 
 SCHEMA = 1
 RECORD = "predict.json"
-TABLE = "predictions.csv"
 PAUSE = 20  # times as long as writing the record takes, before it is written again: it grows with the cases
 
 
@@ -34,18 +31,22 @@ class Predictions:
         remarks: what had to be assumed to read the images of this run.
     """
 
-    def __init__(self, out: Path, task: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, out: Path, task: Mapping[str, Any], *, table: str = "predictions.csv", overwrite: bool = False
+    ) -> None:
         """Make the folder, or find what the same task left in it.
 
         Args:
             out: the folder.
             task: package and settings; what they made is kept.
+            table: the file that holds rows.
             overwrite: forget what is there. Files are replaced one by one.
 
         Raises:
             OutputError: it holds something else, or cannot be written.
         """
         self.out, self.failed, self.remarks = out, list[dict[str, str]](), Remarks()
+        self.table = out / table
         self._task = json.loads(json.dumps(task))
         self._cases: dict[str, dict[str, Any]] = {}
         self._written, self._pause = 0.0, 0.0
@@ -53,7 +54,7 @@ class Predictions:
             out.mkdir(parents=True, exist_ok=True)
             if not overwrite and any(out.iterdir()):
                 self._cases = self._finished()
-            if (out / TABLE).exists():
+            if self.table.exists():
                 self._keep_rows(set(self._cases))
             self.save()
 
@@ -93,15 +94,27 @@ class Predictions:
         return cases
 
     def _keep_rows(self, names: set[str]) -> None:
-        """Drop the rows of what is not finished, such as one that was cut off; forget what has no row."""
-        with (self.out / TABLE).open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-        kept = {row[0]: row for row in rows if len(row) == len(header) and row[0] in names}
-        self._cases = {name: case for name, case in self._cases.items() if name in kept or case["file"] != TABLE}
-        if kept:
-            _replace(self.out / TABLE, _rows([header, *kept.values()]))
+        """Drop the rows of what is not finished, such as one that was cut off; forget what has not all of its rows."""
+        header, rows = self._read()
+        kept: dict[str, list[list[str]]] = {name: [] for name in names}
+        for row in rows:
+            if len(row) == len(header) and row[0] in names:
+                kept[row[0]].append(row)
+        whole = {name for name, found in kept.items() if len(found) == self._cases[name].get("rows", 1)}
+        self._cases = {
+            name: case for name, case in self._cases.items() if name in whole or case["file"] != self.table.name
+        }
+        left = [row for name, found in kept.items() if name in self._cases for row in found]
+        if any(case["file"] == self.table.name for case in self._cases.values()):
+            _replace(self.table, _rows([header, *left]))
         else:
-            (self.out / TABLE).unlink()
+            self.table.unlink()
+
+    def _read(self) -> tuple[list[str], list[list[str]]]:
+        """The table's columns and rows."""
+        with self.table.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        return header, rows
 
     def has(self, job: Job, file: str) -> bool:
         """Whether an image is finished.
@@ -122,8 +135,8 @@ class Predictions:
             )
         return bool(path.exists())
 
-    def add_labels(self, job: Job, file: str, labels: Array, image: Image, seconds: dict[str, float]) -> None:
-        """Write a label map; a map that cannot be written for its own sake is a failed image.
+    def add_file(self, job: Job, file: str, write: Callable[[Path], None], seconds: dict[str, float]) -> None:
+        """Have a map written; one that cannot be written for its own sake is a failed image.
 
         Raises:
             OutputError: the place cannot be written.
@@ -131,33 +144,51 @@ class Predictions:
         begin = time.perf_counter()
         with writing(self.out):
             try:
-                write_labels(labels, image, self.out / file)
+                write(self.out / file)
             except MicrotomeError as error:
                 self.fail(job, error)
                 return
             self._add(job, file, {**seconds, "write": time.perf_counter() - begin})
 
-    def add_row(self, job: Job, row: Mapping[str, str], seconds: dict[str, float]) -> None:
-        """Append a row to the table.
+    def add_rows(
+        self, job: Job, rows: Sequence[Mapping[str, str]], columns: Sequence[str], seconds: dict[str, float]
+    ) -> None:
+        """Append the rows of an image to the table; there may be none, where it has these columns.
 
         Raises:
             OutputError: the place cannot be written.
         """
         begin = time.perf_counter()
-        values = {"name": job.name, **row}
+        names = ["name", *(columns or rows[0])]
+        lines = [[job.name, *(row[name] for name in names[1:])] for row in rows]
         with writing(self.out):
-            fresh = not (self.out / TABLE).exists()
-            with (self.out / TABLE).open("a", newline="", encoding="utf-8") as file:
-                file.write(_rows([list(values), list(values.values())] if fresh else [list(values.values())]))
-            self._add(job, TABLE, {**seconds, "write": time.perf_counter() - begin})
+            fresh = not self.table.exists()
+            with self.table.open("a", newline="", encoding="utf-8") as file:
+                file.write(_rows([names, *lines] if fresh else lines))
+            self._add(job, self.table.name, {**seconds, "write": time.perf_counter() - begin}, rows=len(rows))
+
+    def collect(self, make: Callable[[Sequence[Mapping[str, str]], Sequence[str]], Mapping[str, Any]]) -> None:
+        """Write what is made of the whole table: content of JSON files by their names.
+
+        Raises:
+            OutputError: the place cannot be written.
+        """
+        if not self.table.exists():
+            return
+        with writing(self.out):
+            header, lines = self._read()
+            rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
+            for name, content in make(rows, list(self._cases)).items():
+                write_json(self.out / name, content)
 
     def fail(self, job: Job, error: MicrotomeError) -> None:
         """Note what was wrong with an image."""
         self.failed.append({"name": job.name, "problem": error.problem, "hint": error.hint})
 
-    def _add(self, job: Job, file: str, seconds: Mapping[str, float]) -> None:
+    def _add(self, job: Job, file: str, seconds: Mapping[str, float], rows: int | None = None) -> None:
         rounded = {name: round(value, 6) for name, value in seconds.items()}
-        self._cases[job.name] = {"name": job.name, "file": file, "source": job.source, "seconds": rounded}
+        case = {"name": job.name, "file": file, "source": job.source, "seconds": rounded}
+        self._cases[job.name] = case if rows in (None, 1) else {**case, "rows": rows}
         if time.monotonic() - self._written >= self._pause:
             self.save()
 

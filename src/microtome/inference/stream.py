@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,10 +93,11 @@ class _Run:
         if self._kind.MAPS:
             grid = case.grid
             assert grid is not None
-            labels = self._kind.label_map(outcome, self._package.pipeline)
-            return lambda: self._place.add_labels(case.job, file, labels, grid, case.seconds)
-        row = self._kind.row(outcome, self._package.pipeline, self._package.result.get("operating_point"))
-        return lambda: self._place.add_row(case.job, row, case.seconds)
+            write = functools.partial(self._kind.write, outcome, grid, pipeline=self._package.pipeline)
+            return lambda: self._place.add_file(case.job, file, write, case.seconds)
+        pipeline = self._package.pipeline
+        rows = self._kind.rows(outcome, pipeline, self._package.result.get("operating_point"))
+        return lambda: self._place.add_rows(case.job, rows, self._kind.columns(pipeline), case.seconds)
 
     def _fail(self, case: Pending, error: MicrotomeError) -> None:
         self._place.fail(case.job, error)

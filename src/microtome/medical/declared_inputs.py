@@ -24,6 +24,8 @@ class Input:
         channels: of such an image; None is as many as the image has.
         labels: likewise a column or folder of label maps, such as those of a previous stage.
         one_hot: how label maps become channels of zeros and ones: one for each of these labels; a number n is 1 to n.
+        interpolation: of label maps on the way to the network's grid: `nearest` neighbours, or `linear` of each label's
+            mask, of which the largest counts (nnU-Net).
         into: `image` puts the channels behind those of the image; None makes them an input of that name.
 
     Raises:
@@ -38,6 +40,7 @@ class Input:
     channels: int | None = None
     labels: str | None = None
     one_hot: int | tuple[int, ...] | None = None
+    interpolation: Literal["nearest", "linear"] = "nearest"
     into: Literal["image"] | None = None
 
     def __post_init__(self) -> None:

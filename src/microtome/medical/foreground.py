@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from microtome.errors import GeometryError
-from microtome.medical.resampling import nearest
+from microtome.medical.resampling import nearest, resample
 from microtome.types import Array
 
 if TYPE_CHECKING:
     from microtome.medical.prepare import Prepared
 
 
-def prepare_labels(labels: Array, prepared: Prepared) -> Array:
+def prepare_labels(labels: Array, prepared: Prepared, *, smooth: bool = False) -> Array:
     """Put a label map on the grid of a prepared image, by nearest neighbour; padding is label 0.
+
+    Where it is `smooth`, each label's mask is interpolated linearly and the largest counts; of equals, the nearest.
 
     Args:
         labels: integers of the image's own spatial shape.
         prepared: what `prepare` returned for the image.
+        smooth: see above.
 
     Returns:
         Labels of the type given, of the spatial shape of `prepared.array`.
@@ -34,13 +37,33 @@ def prepare_labels(labels: Array, prepared: Prepared) -> Array:
         raise GeometryError(
             f"The labels have the size {oriented.shape}, the image {prepared.oriented}.", "Check the mask."
         )
-    result = oriented[prepared.box]
-    steps = prepared.steps or (None,) * result.ndim
-    for axis, (source, target, step) in enumerate(zip(prepared.crop, prepared.content, steps, strict=True)):
-        result = np.take(result, nearest(source, target, step), axis=axis)
+    result = _nearest(oriented[prepared.box], prepared)
+    if smooth and prepared.resampled:
+        result = _smooth(oriented[prepared.box], result, prepared)
     whole = np.zeros(prepared.array.shape[1:], labels.dtype)
     whole[prepared.inner] = result
     return whole
+
+
+def _nearest(labels: Array, prepared: Prepared) -> Array:
+    """Labels of the crop on the content's grid."""
+    steps = prepared.steps or (None,) * labels.ndim
+    for axis, (source, target, step) in enumerate(zip(prepared.crop, prepared.content, steps, strict=True)):
+        labels = np.take(labels, nearest(source, target, step), axis=axis)
+    return labels
+
+
+def _smooth(labels: Array, near: Array, prepared: Prepared) -> Array:
+    """Labels of the crop on the content's grid, where `near` is what nearest neighbours say."""
+    found, best, of_near = near.copy(), np.zeros(near.shape, np.float32), np.zeros(near.shape, np.float32)
+    grid: dict[str, Any] = {"antialias": False, "steps": prepared.steps, "apart": prepared.apart}
+    for label in np.unique(labels):
+        share = resample((labels == label)[None].astype(np.float32), prepared.content, **grid)[0]
+        found[share > best] = label
+        np.maximum(best, share, out=best)
+        np.copyto(of_near, share, where=near == label)
+    np.copyto(found, near, where=of_near >= best)
+    return found
 
 
 def foreground_points(labels: Array, rng: np.random.Generator, most: int) -> tuple[Array, ...]:

@@ -37,7 +37,9 @@ class Asked:
 
 
 def with_further(cohort: Cohort, pipeline: Pipeline, given: Mapping[str, Path]) -> Cohort:
-    """Return a cohort whose cases know what the network takes beside their images. Files are not read.
+    """Return a cohort whose cases know what the network takes beside their images; the same one if they do already.
+
+    Files are not read.
 
     Columns with files are no subgroups any more, nor are those with plain numbers, such as an age.
 
@@ -50,7 +52,8 @@ def with_further(cohort: Cohort, pipeline: Pipeline, given: Mapping[str, Path]) 
         OptionError: something is given for an input that is not declared.
         DataError: a column or a file is missing, or a cell is empty, no number, or has no code.
     """
-    if not (pipeline.inputs or given):
+    declared = (pipeline.inputs or {}).keys()
+    if not (declared or given) or (declared and all(case.inputs.keys() == declared for case in cohort.cases)):
         return cohort
     root = cohort.path if cohort.path.is_dir() else cohort.path.parent
     columns = {name for case in cohort.cases for name in case.subgroups}
@@ -101,9 +104,11 @@ def further_inputs(
 
 
 def stem_of_files(files: Sequence[Path]) -> str:
-    """Return what an image is called: its file without suffix and without nnU-Net's number of a channel."""
+    """Return what an image is called: its file without suffix and nnU-Net's number of a channel, or its folder."""
     stem = stem_of(files[0])
     channel = CHANNEL.fullmatch(stem)
+    if channel is None and len(files) > 1:  # slices of a series
+        return files[0].parent.name
     return channel.group(1) if channel else stem
 
 
@@ -177,7 +182,7 @@ def _lines(table: Path) -> dict[str, Mapping[str, str]]:
         raise DataError(f"{table} does not say which image a line belongs to.", f"Add a column '{KEYS[0]}'.")
     found: dict[str, Mapping[str, str]] = {}
     for line in lines:
-        stem = stem_of_files([Path(line.cells[key].replace("\\", "/"))])
+        stem = stem_of_files([Path(line.cells[key].split(";")[0].strip().replace("\\", "/"))])
         if stem in found:
             raise DataError(f"{line.place} is about the same image as another line.", "Leave one line per image.")
         found[stem] = line.cells

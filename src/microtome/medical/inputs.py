@@ -49,7 +49,7 @@ def with_inputs(
         if declared.columns:
             numbers[name] = np.asarray(given, np.float32)
         elif declared.labels is not None:
-            labels = prepare_labels(given, prepared)
+            labels = prepare_labels(given, prepared, smooth=declared.interpolation == "linear")
             stack.append(np.stack([labels == label for label in declared.one_hot_labels]).astype(np.float32))
         else:
             channels = declared.channels_beside(pipeline.channels)

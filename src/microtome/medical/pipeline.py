@@ -17,6 +17,7 @@ from typing import Any, Literal
 from microtome.errors import OptionError
 from microtome.medical.cleanup import Cleanup
 from microtome.medical.declared_inputs import Input, inputs_of
+from microtome.medical.detector import Detector
 from microtome.medical.sound import check, require
 from microtome.records import fits, in_words, native, nearest, plain
 
@@ -77,7 +78,8 @@ class Pipeline:
         overlap: share of the patch by which neighbouring windows overlap at least, in [0, 1).
         placement: windows stand `even`ly spaced, as in nnU-Net, or `stepwise`, the last one moved to the border, as in
             MONAI.
-        blending: scores of windows that overlap are averaged with `gaussian` weights, or `constant` ones.
+        blending: scores of windows that overlap are averaged with `gaussian` weights, with `gaussian_voxel` ones, which
+            peak on the voxel behind the middle of an even size (nnU-Net), or `constant` ones.
         sigma: of these weights, as a share of the patch.
         mirror: spatial axes of the network's grid along which scores are averaged over both directions, all 2^n ways.
         skip_empty: do not run windows that hold one value only; they count as background, less than any other window.
@@ -99,9 +101,12 @@ class Pipeline:
             in that order, each written as the label that is its own (no later region has it, and the fewest others);
             or, as nnU-Net's `regions_class_order`, the label of each region in the order of `regions`. None: regions
             of more labels come first.
+        undo_normalize: an image that the network makes is in the unit of the normalized one: what was done to a channel
+            of the image is undone for that of the output (of one channel, for all), before `output_scale`.
         output_scale: what numbers or images that the network returns are multiplied with, to be in the unit of their
             references: one value, or one for each.
         output_offset: what is added to them then.
+        detector: how raw heads become boxes: see `medical.detector`.
         input: name of the network's input that takes the image; None is the only one that 'inputs' does not name.
         inputs: what the network takes beside the image, by name, and where it comes from: see `declared_inputs.Input`.
         output: name of the network's output that holds the scores; None is the only one that can.
@@ -140,7 +145,7 @@ class Pipeline:
     patch: tuple[int, ...] | None = None
     overlap: float = 0.5
     placement: Literal["even", "stepwise"] = "even"
-    blending: Literal["gaussian", "constant"] = "gaussian"
+    blending: Literal["gaussian", "gaussian_voxel", "constant"] = "gaussian"
     sigma: float = 0.125
     mirror: tuple[int, ...] = ()
     skip_empty: bool = False
@@ -153,8 +158,10 @@ class Pipeline:
     score_interpolation: Interpolation = "linear"
     decide: Literal["image", "network"] = "image"
     cleanup: tuple[Cleanup, ...] = ()
+    undo_normalize: bool = False
     output_scale: tuple[float, ...] = (1.0,)
     output_offset: tuple[float, ...] = (0.0,)
+    detector: Detector | None = None
     input: str | None = None
     inputs: Mapping[str, Input] | None = None
     output: str | None = None

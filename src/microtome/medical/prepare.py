@@ -12,7 +12,7 @@ import numpy as np
 
 from microtome.errors import DataError, GeometryError
 from microtome.medical.inputs import with_inputs
-from microtome.medical.intensities import normalize, shift
+from microtome.medical.intensities import Line, normalize, shift
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.resampling import resample
 from microtome.types import Array, Image
@@ -37,6 +37,7 @@ class Prepared:
             ones have one centre; None where both share their outer borders, see `Pipeline.align`.
         apart: the axis of S along which scores come back by nearest neighbour, slice by slice, see `Pipeline.coarse`.
         numbers: further inputs that are numbers, float32 (K,), by name.
+        back: what each channel of the image is multiplied with, and what is added then, to undo its normalization.
     """
 
     array: Array
@@ -49,6 +50,7 @@ class Prepared:
     apart: int | None = None
     steps: tuple[float, ...] | None = None
     numbers: Mapping[str, Array] = field(default_factory=dict)
+    back: tuple[Line, ...] = ()
 
     @property
     def inner(self) -> tuple[slice, ...]:
@@ -114,21 +116,23 @@ def _prepared(image: Image, pipeline: Pipeline) -> Prepared:
         apart=_apart(spacing, wanted, pipeline),
         steps=steps,
     )
-    array = _values(array, image.array.dtype, pipeline, resampled)
+    array, back = _values(array, image.array.dtype, pipeline, resampled)
     array, start = _pad(array, pipeline)
     apart = _apart(wanted, spacing, pipeline)
-    return Prepared(array, content, start, box, oriented, flips, order, apart, _moved(steps))
+    return Prepared(array, content, start, box, oriented, flips, order, apart, _moved(steps), back=back)
 
 
-def _values(array: Array, stored: np.dtype, pipeline: Pipeline, resampled: Callable[[Array], Array]) -> Array:
-    """Bring a crop (C, *S) to its new size, clip and normalize it, in the pipeline's order."""
+def _values(
+    array: Array, stored: np.dtype, pipeline: Pipeline, resampled: Callable[[Array], Array]
+) -> tuple[Array, tuple[Line, ...]]:
+    """Bring a crop (C, *S) to its new size, clip and normalize it, in the pipeline's order; and the way back."""
     if not pipeline.normalize_first:
         array = resampled(array)
-    normalize(array, stored, pipeline)
+    back = normalize(array, stored, pipeline)
     if array.shape[0] < pipeline.channels:
         array = np.repeat(array, pipeline.channels, axis=0)
-    shift(array, pipeline)
-    return resampled(array) if pipeline.normalize_first else array
+    lines = shift(array, pipeline, back)
+    return resampled(array) if pipeline.normalize_first else array, lines
 
 
 def antialiased(pipeline: Pipeline, how: str) -> bool:

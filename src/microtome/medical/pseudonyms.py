@@ -66,6 +66,7 @@ def case_of(row: Row, name: Name) -> Case:
         subgroups=dict(row.subgroups),
         further_masks=row.further_masks,
         target=row.target,
+        boxes=row.boxes,
     )
 
 

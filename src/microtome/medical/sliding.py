@@ -54,7 +54,7 @@ def require_windows(scores: Array, batch: int, patch: Sequence[int]) -> None:
         )
 
 
-def blending(begins: Sequence[int], patch: int, sigma: float | None) -> Array:
+def blending(begins: Sequence[int], patch: int, sigma: float | None, *, on_voxel: bool = False) -> Array:
     """Weights (windows, patch) along one axis; in every voxel, those of all windows add up to one.
 
     The windows form a full grid, so that products of these weights over the axes add up to one as well. Nothing is left
@@ -65,9 +65,11 @@ def blending(begins: Sequence[int], patch: int, sigma: float | None) -> Array:
         patch: their size.
         sigma: of the Gaussian, as a share of the patch (1/8 in nnU-Net: Isensee et al., Nature Methods 2021); None is a
             constant weight.
+        on_voxel: the Gaussian peaks on a voxel also where the size is even: the one behind the middle.
     """
+    peak = patch // 2 if on_voxel else (patch - 1) / 2
     width = max(patch * (sigma or math.inf), patch / FAR)
-    gauss = np.exp(-0.5 * ((np.arange(patch) - (patch - 1) / 2) / width) ** 2)  # never 0
+    gauss = np.exp(-0.5 * ((np.arange(patch) - peak) / width) ** 2)  # never 0
     total = np.zeros(begins[-1] + patch)
     for begin in begins:
         total[begin : begin + patch] += gauss

@@ -114,7 +114,11 @@ def segment_each(
     """
     if batch < 1:
         raise OptionError(f"The batch must be at least 1, not {batch}.")
-    passages = (_Passage(prepared, pipeline, batch) for prepared in images)
+    yield from passed(stream, (Passage(prepared, pipeline, batch) for prepared in images), pipeline)
+
+
+def passed(stream: Stream, passages: Iterable[Passage], pipeline: Pipeline) -> Generator[Array | DataError, None, None]:
+    """Send images through the network, in order: all through one stream where its inputs have one shape."""
     if pipeline.input_shape is not None:
         yield from _through(stream, passages)
         return
@@ -122,31 +126,34 @@ def segment_each(
         yield from _through(stream, [passage])
 
 
-class _Passage:
+class Passage:
     """One image on its way through the network.
 
     Attributes:
+        prepared: the image.
+        pipeline: the one that prepared it.
         plan: its windows.
         left: results that have not come yet.
     """
 
     def __init__(self, prepared: Prepared, pipeline: Pipeline, batch: int) -> None:
+        """Plan its windows, `batch` at a time."""
         self.plan = plan_windows(prepared, pipeline)
-        self._prepared, self._pipeline, self._batch = prepared, pipeline, batch
+        self.prepared, self.pipeline, self._batch = prepared, pipeline, batch
         runs = [window for window in self.plan.windows if not window.again]
         self._groups = [runs[first : first + batch] for first in range(0, len(runs), batch)]
         self.left = len(self._groups)
 
     def inputs(self) -> Iterator[Batch]:
         """What the network is given: float32 (batch, C, *patch), with what it takes beside that."""
-        array, patch, batch, slices = self.plan.array, self.plan.patch, self._batch, self._pipeline.slices
+        array, patch, batch, slices = self.plan.array, self.plan.patch, self._batch, self.pipeline.slices
         for group in self._groups:
             tiles = [window.flip(input_of(array, window.corner, patch, slices)) for window in group]
             tiles = tiles if slices is None else [tile[:, 0] for tile in tiles]
             x = tiles[0][None] if batch == 1 else np.stack(tiles + tiles[-1:] * (batch - len(tiles)))
-            yield batch_of(x, self._prepared.numbers, self._pipeline)
+            yield batch_of(x, self.prepared.numbers, self.pipeline)
 
-    def _outputs(self, results: Iterator[Batch]) -> Iterator[tuple[Window, Array]]:
+    def outputs(self, results: Iterator[Batch]) -> Iterator[tuple[Window, Array]]:
         """Every window with the network's scores (K, *patch) for it, mirrored back.
 
         The scores of the last constant window are kept: they are those of the next ones, if these hold the same value.
@@ -164,12 +171,12 @@ class _Passage:
         for group in self._groups:
             result = next(results)
             self.left -= 1
-            scores = scores_of(result, self._pipeline)
-            if self._pipeline.slices is not None:
+            scores = scores_of(result, self.pipeline)
+            if self.pipeline.slices is not None:
                 scores = scores[:, :, None]
                 require_windows(scores, self._batch, self.plan.patch)
-            elif self._pipeline.patch is None:
-                require_size(scores[0], self._prepared)
+            elif self.pipeline.patch is None:
+                require_size(scores[0], self.prepared)
             else:
                 require_windows(scores, self._batch, self.plan.patch)
             yield from scores[: len(group)]
@@ -181,11 +188,11 @@ class _Passage:
             DataError: they cannot be used.
             _Undecided: they can, but not by the difference of two channels.
         """
-        prepared, pipeline, dtype = self._prepared, self._pipeline, label_type(self._pipeline)
+        prepared, pipeline, dtype = self.prepared, self.pipeline, label_type(self.pipeline)
         size = decided_size(prepared, pipeline)
         if not self._groups:  # every window is empty
             return restored(np.zeros(size, dtype), prepared, pipeline)
-        outputs = self._outputs(results)
+        outputs = self.outputs(results)
         first = next(outputs)
         channels = first[1].shape[0]
         threshold = foreground_threshold(channels, pipeline)
@@ -208,9 +215,9 @@ class _Passage:
         return restored(labels, prepared, pipeline)
 
 
-def _through(stream: Stream, passages: Iterable[_Passage]) -> Generator[Array | DataError, None, None]:
+def _through(stream: Stream, passages: Iterable[Passage]) -> Generator[Array | DataError, None, None]:
     """Send the inputs of all passages through one stream."""
-    waiting: deque[_Passage] = deque()
+    waiting: deque[Passage] = deque()
 
     def inputs() -> Iterator[Batch]:
         for passage in passages:
@@ -243,7 +250,7 @@ def _through(stream: Stream, passages: Iterable[_Passage]) -> Generator[Array | 
             results.close()  # now, and not when the last traceback is gone: the network may be running
 
 
-def _all_channels(stream: Stream, passage: _Passage) -> Array | DataError:
+def _all_channels(stream: Stream, passage: Passage) -> Array | DataError:
     """Run an image once more, and blend both channels."""
     try:
         return passage.labels(stream(passage.inputs()), difference=False)

@@ -92,8 +92,9 @@ def plan_windows(prepared: Prepared, pipeline: Pipeline) -> WindowPlan:
             for axes in flips:
                 windows.append(Window(corner, index, axes, constant=True, again=value == last))
                 last = value
-    sigma = pipeline.sigma if pipeline.blending == "gaussian" else None
-    weights = [blending(axis, p, sigma) for axis, p in zip(begins, patch, strict=True)]
+    sigma = None if pipeline.blending == "constant" else pipeline.sigma
+    on_voxel = pipeline.blending == "gaussian_voxel"
+    weights = [blending(axis, p, sigma, on_voxel=on_voxel) for axis, p in zip(begins, patch, strict=True)]
     weights[0] /= np.float32(len(flips))  # a power of two: exact
     wanted = prepared.inner if streamable(prepared, pipeline) else tuple(slice(0, n) for n in sizes)
     kept = tuple(

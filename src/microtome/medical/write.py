@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import nibabel
 import numpy as np
@@ -38,18 +41,25 @@ def write_labels(labels: Array, source: Image, path: Path) -> None:
     suffix, wanted = suffix_of(path), (".png",) if labels.ndim == 2 else (".nii.gz", ".nii")
     if suffix not in wanted:
         raise OutputError(f"{path}: a label map of {labels.ndim} axes is no {suffix} file.", f"Use {wanted[0]}.")
+    with whole_file(path) as file:
+        if labels.ndim == 2:
+            PIL.Image.fromarray(labels).save(file, format="png", compress_level=LEVEL)
+        elif suffix == ".nii":
+            file.write(header_of(labels.shape, labels.dtype, source, path))
+            file.write(_turned(labels))
+        else:
+            with gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed:
+                packed.write(header_of(labels.shape, labels.dtype, source, path))
+                packed.write(_turned(labels))
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to be written beside its place, and move it there when it is whole."""
     part = path.with_name(f".{path.name}.partial")
     try:
-        with part.open("wb") as file:
-            if labels.ndim == 2:
-                PIL.Image.fromarray(labels).save(file, format="png", compress_level=LEVEL)
-            elif suffix == ".nii":
-                file.write(_header(labels, source, path))
-                file.write(_turned(labels))
-            else:
-                with gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed:
-                    packed.write(_header(labels, source, path))
-                    packed.write(_turned(labels))
+        with part.open("w+b") as file:  # Pillow reads what it appends pages to
+            yield file
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -72,12 +82,17 @@ def rigid(affine: Array) -> Array:
     return turned
 
 
-def _header(labels: Array, source: Image, path: Path) -> bytes:
+def header_of(shape: tuple[int, ...], dtype: np.dtype, source: Image, path: Path) -> bytes:
+    """The header of a NIfTI-1 file with voxels of a shape and type, on the grid of an image.
+
+    Raises:
+        OutputError: more voxels along an axis than it can hold.
+    """
     header = nibabel.Nifti1Header()
-    if max(labels.shape) > LONGEST:
-        raise OutputError(f"{path}: a label map of {labels.shape} voxels does not fit a NIfTI-1 file.")
-    header.set_data_shape(labels.shape)
-    header.set_data_dtype(labels.dtype)
+    if max(shape) > LONGEST:
+        raise OutputError(f"{path}: an image of {shape} voxels does not fit a NIfTI-1 file.")
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
     _place(header, source)
     header.set_slope_inter(1, 0)
     header["magic"], header["vox_offset"] = b"n+1", DATA

@@ -63,7 +63,7 @@ def load_model(
         pipeline: used instead of what is declared beside the model.
         device: where the network goes.
         guess: makes a pipeline to take the shape from where nothing else says it; it is not returned.
-        part: which fold, configuration or output is meant, where there are several.
+        part: which fold, configuration or output is meant, where there are several, and whether weights may be missing.
         task: what the network is for, where no pipeline says it: of several outputs the one that fits is taken.
 
     Raises:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from microtome.graph.network import Network
     from microtome.graph.scores import Wish
     from microtome.medical.pipeline import Pipeline
+    from microtome.models.bundles.declared import Step
 
     Given = str | Path | nn.Module  # what names a model: text or a path as on the command line, or a module
 
@@ -33,11 +34,13 @@ class Part:
             says, or all folds that are there.
         configuration: of nnU-Net, such as `3d_fullres`.
         output: name of the output with the scores, whatever the pipeline says.
+        untrained: a MONAI bundle whose weights are missing may have random ones, to be looked at.
     """
 
     fold: str | None = None
     configuration: str | None = None
     output: str | None = None
+    untrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Loaded:
         title: what to call the model in a report.
         files: what it was read from; provenance hashes them.
         notes: what the user should know.
+        steps: what became of each step of processing that the model declares, where it declares any.
         guessed: the pipeline is not known: what is used in its place is a guess from the cohort.
         trained_on: names of the cases that it was trained on, as their files have them; None if nothing says it.
     """
@@ -82,6 +86,7 @@ class Loaded:
     title: str
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
     guessed: bool = False
     trained_on: tuple[str, ...] | None = None
 
@@ -149,6 +154,25 @@ def shapes_of(
         return shape
     others = {name: (channels, *(shape[1:] if spatial else ())) for name, channels, spatial in pipeline.apart}
     return {pipeline.input or _image_input(module, list(others)): shape} | others
+
+
+def with_image_first(network: Network, pipeline: Pipeline | None, title: str) -> Network:
+    """Return a network whose first input takes the image: the one that a pipeline names, or does not declare.
+
+    Raises:
+        OptionError: there is no such input.
+    """
+    from microtome.graph.program import image_first
+
+    names = [port.name for port in network.inputs]
+    if pipeline is None or not (pipeline.input or pipeline.apart):
+        return network
+    left = [name for name in names if name not in {name for name, _, _ in pipeline.apart}]
+    image = pipeline.input or (left[0] if len(left) == 1 else None)
+    if image not in names:
+        what = "no input left" if image is None else f"no input {image!r}"
+        raise OptionError(f"{title} has {what} for the image.", f"It takes {', '.join(names)}: set 'input'.")
+    return image_first(network, image)
 
 
 def _image_input(module: nn.Module, others: Sequence[str]) -> str:

@@ -147,7 +147,9 @@ def _operating_point(result: Result) -> str:
         sentence += f", rule “{words.text(point['rule'])}”"
     if point.get("fixed_on"):
         sentence += f", fixed on {words.text(point['fixed_on'])}"
-    return sentence + ". Sensitivity and specificity of both networks are taken there."
+    measured = words.mapping(result["parent"].get("metrics"))
+    what = "Sensitivity and specificity" if "sensitivity" in measured else "Found and false findings"
+    return f"{sentence}. {what} of both networks are taken there."
 
 
 def case_table(result: Result, view: View) -> dict[str, Any]:
@@ -191,7 +193,8 @@ def examples(result: Result, arrays: Examples) -> list[dict[str, Any]]:
     shown = []
     for entry in entries:
         panels = arrays.get(str(entry.get("case")), {})
-        drawn = {label for name, array in panels.items() if name != "image" for label in structures(array)}
+        maps = [array for name, array in panels.items() if name != "image" and array.dtype.kind != "f"]
+        drawn = {label for array in maps for label in structures(array)}
         place = words.number(entry.get("slice"))
         shown.append(
             {

@@ -93,8 +93,8 @@ def _field(path: Path, name: str, value: Any) -> Any:
 def read_examples(folder: Path, cases: list[str]) -> Examples:
     """Read the arrays of the named example cases from `examples.npz`; empty when there is no such file.
 
-    Returns case → panel → array: `image` (H, W) or (H, W, 3), the others (H, W) label maps. Raises ReadError when the
-    file is truncated, an array has another number of axes, or a label map does not fit its image.
+    Returns case → panel → array: `image` (H, W) or (H, W, 3), the others (H, W): label maps, or images of real numbers.
+    Raises ReadError when the file is truncated, an array has another number of axes, or one does not fit its image.
     """
     path = Path(folder) / "examples.npz"
     if not path.exists():

@@ -16,6 +16,7 @@ STRUCTURES = ("#ffb000", "#5cc8ff", "#ff7fbf", "#5ee0a0", "#f2ea5a", "#c9a6ff", 
 CHANGED = (1.0, 0.15, 0.3, 0.75)  # RGBA of pixels whose label changed
 PIXELS = 420  # longer side of a panel
 DPI = 100
+TIMES = 10  # differences of two images are shown brighter by
 QUALITY = 85  # of the lossy compression, 0 to 100
 
 
@@ -81,6 +82,17 @@ def example_panels(arrays: Mapping[str, Array]) -> list[dict[str, str]]:
         return []
     reference, parent, compressed = (arrays.get(name) for name in ("reference", "parent", "compressed"))
     panels = [{"name": "Image", "uri": panel(image)}]
+    made = {
+        name: array
+        for name, array in (("Reference", reference), ("Parent", parent), ("Compressed", compressed))
+        if array is not None and array.dtype.kind == "f"
+    }
+    if made:
+        panels += [{"name": name, "uri": panel(array)} for name, array in made.items()]
+        if parent is not None and compressed is not None:
+            change = np.abs(compressed - parent) * TIMES
+            panels.append({"name": f"Difference of both, {TIMES} times", "uri": panel(change)})
+        return panels
     if reference is not None:
         panels.append({"name": "Reference", "uri": panel(image, reference)})
     if parent is not None:

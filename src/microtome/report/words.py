@@ -16,6 +16,7 @@ from microtome.types import Interval
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
+COARSE = ("length", "dB")  # units of metrics that are large numbers
 # What lengths are measured in while one page is written: millimetres, or pixels where images have no physical grid.
 LENGTH: ContextVar[str] = ContextVar("LENGTH", default="mm")
 # Metrics that a task has beside those of `microtome.metrics`, while a page of its result is written.
@@ -96,7 +97,12 @@ def score(value: Any, metric: str) -> str:
     converted = number(value)
     if converted is None:
         return NONE
-    return plain(converted, 2 if unit(metric) else 4) + unit(metric)
+    return plain(converted, _decimals(metric)) + unit(metric)
+
+
+def _decimals(metric: str) -> int:
+    """Two for what is measured in millimetres or decibels, four for all else."""
+    return 2 if about(metric).unit in COARSE else 4
 
 
 def change(value: Any, metric: str) -> str:
@@ -104,7 +110,7 @@ def change(value: Any, metric: str) -> str:
     converted = number(value)
     if converted is None:
         return NONE
-    shown = plain(converted, 2 if unit(metric) else 4)
+    shown = plain(converted, _decimals(metric))
     zero = not re.search("[1-9]", shown)
     if zero:
         shown = shown.lstrip(MINUS)

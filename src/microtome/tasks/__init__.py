@@ -11,6 +11,8 @@ TASKS = {
     "classification": "microtome.tasks.classification:Classification",
     "multi-label": "microtome.tasks.multilabel:MultiLabel",
     "regression": "microtome.tasks.regression:Regression",
+    "image-to-image": "microtome.tasks.image:ImageToImage",
+    "detection": "microtome.tasks.detection:Detection",
 }
 
 

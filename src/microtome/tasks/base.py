@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from microtome.errors import DataError, OptionError
 from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort
-from microtome.medical.inputs import batch_of_one, scores_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
+from microtome.medical.write import write_labels
 from microtome.metrics import Metric, base, part
 from microtome.types import Array, Case, Image
 
@@ -59,6 +59,10 @@ class Task(ABC):
         OWN: descriptions of metrics that are not in `microtome.metrics`.
         RULE: how absent structures count, for the report; empty where that cannot be.
         AGREEMENT: the two halves of "99 % … the … that the parent gives them"; `{voxels}` is pixels or voxels.
+        HEADS: whether the network's outputs are looked at as a whole, see `heads`, and not as channels.
+        TABLE: the file that predictions are rows of, where they are no maps.
+        DRAWS: whether a report can draw predictions, see `drawn`.
+        PICTURES: ending of the files that predictions for pictures are written to, where they are maps.
         MUCH: of the usual metric, more than what chance does on a few cases.
     """
 
@@ -68,6 +72,10 @@ class Task(ABC):
     OWN: ClassVar[Mapping[str, Metric]] = MappingProxyType({})
     RULE: ClassVar[str] = ""
     AGREEMENT: ClassVar[tuple[str, str]]
+    HEADS: ClassVar[bool] = False
+    TABLE: ClassVar[str] = "predictions.csv"
+    DRAWS: ClassVar[bool] = False
+    PICTURES: ClassVar[str] = "png"
     MUCH: ClassVar[float] = 0.2
 
     def metric(self, asked: str | None, pipeline: Pipeline | None = None) -> str:
@@ -150,8 +158,26 @@ class Task(ABC):
         """
 
     def label_map(self, prediction: Array, pipeline: Pipeline) -> Array:
-        """Return a prediction as the one label map that is written and drawn. Only where predictions are maps."""
+        """Return a prediction as the one map that is written. Only where predictions are maps."""
         return prediction
+
+    def write(self, prediction: Array, source: Image, path: Path, pipeline: Pipeline) -> None:
+        """Write a prediction to a file of its own. Only where predictions are maps.
+
+        Raises:
+            OutputError: the file's kind does not fit, or cannot hold it.
+        """
+        write_labels(self.label_map(prediction, pipeline), source, path)
+
+    def drawn(self, prediction: Any, image: Image, pipeline: Pipeline) -> Array | None:
+        """Return what a report draws of a prediction: a label map (*S) of whole numbers, whose structures are outlined,
+        or an image of real ones; None where that is nothing.
+        """
+        return None
+
+    def drawn_reference(self, reference: Any, image: Image, pipeline: Pipeline) -> Array | None:
+        """Return what a report draws of a reference, likewise."""
+        return None if reference is None else self.drawn(reference, image, pipeline)
 
     @abstractmethod
     def compare(
@@ -198,6 +224,10 @@ class Task(ABC):
         """Return the cases that the operating point is fixed on, and what they are called; none where there is none."""
         return (), ""
 
+    def resolved(self, cohort: Cohort, case: Case) -> Case:
+        """Return a case with its reference as `operating_point` wants it, which needs no image."""
+        return case
+
     def operating_point(self, predictions: Sequence[Any], cases: Sequence[Case], called: str) -> dict[str, Any] | None:
         """Fix the operating point on the parent's predictions (as `compare` records them).
 
@@ -220,6 +250,34 @@ class Task(ABC):
     @abstractmethod
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose example cases from the `cases` of a result: the worst, a typical one, the best; each once."""
+
+    def heads(self, outputs: Mapping[str, Array], size: Sequence[int], pipeline: Pipeline) -> None:
+        """Refuse outputs, by name and of batch 1, that do not fit. Only with `HEADS`.
+
+        Raises:
+            DataError: what does not fit.
+        """
+        raise NotImplementedError
+
+    def columns(self, pipeline: Pipeline) -> tuple[str, ...]:
+        """Return the columns of a table of predictions, where an image may have no row; empty otherwise."""
+        return ()
+
+    def rows(self, prediction: Array, pipeline: Pipeline, point: Mapping[str, Any] | None) -> list[dict[str, str]]:
+        """Return a prediction as rows of a table, cells by column. Only where predictions are no maps."""
+        return [self.row(prediction, pipeline, point)]
+
+    def collected(
+        self, rows: Sequence[Mapping[str, str]], names: Sequence[str], pipeline: Pipeline
+    ) -> Mapping[str, Any]:
+        """Return what is written beside the table when all is done: content of JSON, by name of the file.
+
+        Args:
+            rows: of the table, with the `name` of the image.
+            names: of all images.
+            pipeline: of the network.
+        """
+        return {}
 
     def row(self, prediction: Array, pipeline: Pipeline, point: Mapping[str, Any] | None) -> dict[str, str]:
         """Return a prediction as cells of a table, by column. Only where predictions are no maps."""
@@ -244,29 +302,6 @@ class Task(ABC):
         self, result: Mapping[str, Any], pairs: Sequence[tuple[float | None, float | None]]
     ) -> list[dict[str, str]]:
         """Draw the cases: SVG and caption of each plot. `pairs` are the cases' numbers, parent and compressed."""
-
-
-def whole_images(pipeline: Pipeline) -> str:
-    """Return what is wrong with a pipeline for numbers of whole images; empty where nothing is."""
-    if pipeline.patch is not None:
-        return "'patch' is for maps only, and this task gives numbers for the whole image"
-    if pipeline.mirror or pipeline.skip_empty:
-        return "'mirror' and 'skip_empty' are for maps only, and this task gives numbers for the whole image"
-    return ""
-
-
-def outputs_each(
-    stream: Stream, images: Iterable[Prepared], pipeline: Pipeline, finish: Callable[[Array], Array]
-) -> Generator[Array | DataError, None, None]:
-    """Run whole images, and yield what `finish` makes of each output (1, K), or what was wrong with it."""
-    inputs = (batch_of_one(prepared, pipeline) for prepared in images)
-    streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
-    for result in itertools.chain.from_iterable(streams):
-        try:
-            outcome: Array | DataError = finish(scores_of(result, pipeline)[:1])
-        except DataError as error:
-            outcome = error
-        yield outcome
 
 
 def predict_one(kind: Task, stream: Stream, prepared: Prepared, pipeline: Pipeline) -> Array:

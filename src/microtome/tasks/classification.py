@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,13 @@ from microtome.clinical.summary import summarise_classification
 from microtome.errors import DataError, LabelError, OptionError
 from microtome.medical.cohort import Cohort
 from microtome.medical.infer import probabilities
-from microtome.medical.inputs import batch_of_one, scores_of
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
 from microtome.metrics import CLASSES, named
 from microtome.report import drawing, plots, words
 from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.tasks.whole import outputs_each
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
@@ -69,14 +68,7 @@ class Classification(Task):
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
         """Yield class probabilities, float64 (classes,)."""
-        inputs = (batch_of_one(prepared, pipeline) for prepared in images)
-        streams = (stream(inputs),) if pipeline.input_shape is not None else (stream([x]) for x in inputs)
-        for result in itertools.chain.from_iterable(streams):
-            try:
-                outcome: Array | DataError = probabilities(scores_of(result, pipeline)[:1], pipeline)[0]
-            except DataError as error:
-                outcome = error
-            yield outcome
+        return outputs_each(stream, images, pipeline, lambda output: probabilities(output, pipeline)[0])
 
     def compare(
         self,

@@ -17,7 +17,8 @@ from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
 from microtome.metrics import CLASSES, named
 from microtome.report import drawing, plots, words
-from microtome.tasks.base import Judgement, Record, Task, examples, outputs_each, whole_images
+from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.tasks.whole import outputs_each, whole_images
 from microtome.types import Array, Case, Image
 
 SIDES = ("parent", "compressed")

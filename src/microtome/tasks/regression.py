@@ -18,7 +18,8 @@ from microtome.medical.stream import Stream
 from microtome.metrics import NUMBERS, named
 from microtome.report import words
 from microtome.report.number_plots import bland_altman, over_reference
-from microtome.tasks.base import Judgement, Record, Task, examples, outputs_each, whole_images
+from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.tasks.whole import outputs_each, whole_images
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:

@@ -38,6 +38,7 @@ class Segmentation(Task):
 
     NAME = "segmentation"
     MAPS = True
+    DRAWS = True
     METRICS = named(STRUCTURE)
     RULE = (
         "Empty masks: where reference and prediction are both empty, a structure's metric is undefined; the case is "
@@ -79,6 +80,14 @@ class Segmentation(Task):
     def label_map(self, prediction: Array, pipeline: Pipeline) -> Array:
         """Return the label map; of regions that overlap, in the pipeline's order, of which later ones win."""
         return prediction if pipeline.regions is None else label_map(prediction, pipeline)
+
+    def drawn(self, prediction: Any, image: Image, pipeline: Pipeline) -> Array | None:
+        """Draw the label map."""
+        return self.label_map(prediction, pipeline)
+
+    def drawn_reference(self, reference: Any, image: Image, pipeline: Pipeline) -> Array | None:
+        """Draw the reference, which is a label map also where predictions are regions."""
+        return None if reference is None else np.asarray(reference)
 
     def compare(
         self,

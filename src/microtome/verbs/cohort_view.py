@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import nibabel
@@ -11,6 +12,7 @@ import numpy as np
 from microtome.medical.cohort import Cohort
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
+from microtome.records import plain
 from microtome.verbs.roles import cohort_notes
 
 ROLES = ("train", "tuning", "evaluation")
@@ -23,8 +25,22 @@ def pipeline_fields(pipeline: Pipeline, *, guessed: bool) -> list[dict[str, Any]
     for field in dataclasses.fields(pipeline):
         value = getattr(pipeline, field.name)
         if value != field.default:
-            rows.append({"name": field.name, "value": value, "guessed": guessed and field.name not in KNOWN})
+            rows.append({"name": field.name, "value": _plain(value), "guessed": guessed and field.name not in KNOWN})
     return rows
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it; of records, what they say beyond their defaults."""
+    if isinstance(value, tuple):
+        return [_said(one) if dataclasses.is_dataclass(one) else plain(one) for one in value]
+    if not isinstance(value, Mapping):
+        return plain(value)
+    return {name: _said(one) if dataclasses.is_dataclass(one) else plain(one) for name, one in value.items()}
+
+
+def _said(record: Any) -> dict[str, Any]:
+    fields = [field for field in dataclasses.fields(record) if getattr(record, field.name) != field.default]
+    return {field.name: plain(getattr(record, field.name)) for field in fields}
 
 
 def view_of(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
@@ -75,6 +91,8 @@ def _case(cohort: Cohort, pipeline: Pipeline) -> dict[str, Any]:
     if case.mask is not None:
         mask = cohort.mask(case, image)
         found["labels"] = [] if mask is None else [int(value) for value in np.unique(mask)]
+    elif case.boxes is not None:
+        found["labels"] = [cohort.classes[label] for label in case.boxes.labels]
     elif case.label is not None:
         found["labels"] = list(case.label) if isinstance(case.label, tuple) else [case.label]
     return found

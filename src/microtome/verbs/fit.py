@@ -5,15 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from microtome.errors import ModelError
+from microtome.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
+    from microtome.medical.pipeline import Pipeline
     from microtome.tasks.base import Task
 
 
+def check_heads(network: Network, task: Task, pipeline: Pipeline) -> None:
+    """Run a network once on zeros, and let the task look at all of its outputs, where it does so.
+
+    Raises:
+        ModelError: they are not what the pipeline describes.
+    """
+    import torch
+
+    if not task.HEADS:
+        return
+    with torch.no_grad():
+        outputs = {name: value.cpu().numpy() for name, value in network.run(network.blank()).items()}
+    try:
+        task.heads(outputs, network.shape[1:], pipeline)
+    except DataError as error:
+        raise ModelError(error.problem, error.hint) from error
+
+
 def channels_of(network: Network, task: Task) -> int:
-    """Run a network once on zeros, and return the number of channels of its output.
+    """Run a network once on zeros, and return the number of channels of its output; 0 where these do not count.
 
     Raises:
         ModelError: the output's axes or sizes are not what the task needs: (N, K, *S) of the input's own size where
@@ -21,6 +40,8 @@ def channels_of(network: Network, task: Task) -> int:
     """
     import torch
 
+    if task.HEADS:
+        return 0
     with torch.no_grad():
         shape = tuple(network(network.blank()).shape[1:])
     space = network.shape[1:]

@@ -48,6 +48,8 @@ def inspect(
         `title`, `input` and `dynamic` of the image, `inputs` and `outputs` with `name`, `shape` (without the batch) and
         `dynamic` (with it), `parameters`, `macs` (multiply-accumulates for one input), `targets`, `notes`, and `layers`
         with `name`, `op`, `weight` and `output` shapes, `parameters`, `macs`, `executes` (target → `int8` or `f32`).
+        `steps`: what became of each step of processing that a MONAI bundle declares, with `stage`, `name`, `verdict`
+        (`translated`, `harmless` or `noted`) and `what`.
         `pipeline`, where one is known: the fields that say something, see `cohort_view.pipeline_fields`. With a cohort
         also `cohort`, see `cohort_view.view_of`.
 
@@ -92,6 +94,7 @@ def inspect(
         "targets": list(supported),
         "layers": layers,
         "pipeline": [] if found is None else pipeline_fields(found, guessed=loaded.guessed),
+        "steps": [asdict(step) for step in loaded.steps],
         "notes": list(dict.fromkeys((*loaded.notes, *network.notes))),
         **seen,
     }
@@ -102,7 +105,7 @@ def _read(
 ) -> tuple[Loaded, Pipeline | None, dict[str, Any]]:
     """Load the model and the cohort; return both, the pipeline that goes with them, and what is seen of the cohort."""
     if path is None:
-        loaded = load(model, options)
+        loaded = load(model, options, untrained=True)
         return loaded, loaded.pipeline, {}
     cohort = read_cohort(path, options)
     loaded, pipeline = read_network(model, cohort, options)

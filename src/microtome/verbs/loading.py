@@ -24,6 +24,7 @@ def load(
     guess: Callable[[], Pipeline] | None = None,
     *,
     task: str | None = None,
+    untrained: bool = False,
 ) -> Loaded:
     """Load and capture a model; where its pipeline is declared, with the fields that the options change.
 
@@ -32,12 +33,14 @@ def load(
         options: those that concern the model and its pipeline.
         guess: see `load_model`.
         task: likewise.
+        untrained: see `Part`.
 
     Raises:
         OptionError: the pipeline that the options name does not exist, or makes no sense.
         MicrotomeError: see `load_model`.
     """
-    loaded = _changed(model, options, guess, task)
+    part = Part(options.fold, options.configuration, options.output, untrained)
+    loaded = _changed(model, options, guess, task, part)
     pipeline = loaded.pipeline
     if pipeline is None or not pipeline.mirror:
         return loaded
@@ -50,18 +53,22 @@ def load(
 
 
 def _changed(
-    model: str | Path | nn.Module, options: CompressOptions, guess: Callable[[], Pipeline] | None, task: str | None
+    model: str | Path | nn.Module,
+    options: CompressOptions,
+    guess: Callable[[], Pipeline] | None,
+    task: str | None,
+    part: Part,
 ) -> Loaded:
     """Load a model, with the pipeline that the options declare, or its own with the fields that they change."""
     given = declared(options)
-    loaded = _load(model, options, given, guess, task)
+    loaded = _load(model, options, given, guess, task, part)
     if given is not None:
         return replace(loaded, pipeline=given)
     if loaded.pipeline is None or not options.pipeline_fields:
         return loaded
     changed = with_fields(loaded.pipeline, options.pipeline_fields)
     if changed.input_shape != loaded.pipeline.input_shape:  # then it has to be captured with another size
-        return replace(_load(model, options, changed, guess, task), notes=loaded.notes)
+        return replace(_load(model, options, changed, guess, task, part), notes=loaded.notes)
     return replace(loaded, pipeline=changed)
 
 
@@ -71,6 +78,7 @@ def _load(
     pipeline: Pipeline | None,
     guess: Callable[[], Pipeline] | None,
     task: str | None,
+    part: Part,
 ) -> Loaded:
     return load_model(
         model,
@@ -79,7 +87,7 @@ def _load(
         pipeline=pipeline,
         device=options.device,
         guess=guess,
-        part=Part(options.fold, options.configuration, options.output),
+        part=part,
         task=task,
     )
 

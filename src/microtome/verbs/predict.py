@@ -13,7 +13,7 @@ from microtome.environment import peak_memory_mib
 from microtome.errors import OptionError
 from microtome.files import sha256
 from microtome.inference.jobs import Given, Job, jobs_of, with_further
-from microtome.inference.output import TABLE, Predictions
+from microtome.inference.output import Predictions
 from microtome.inference.stream import predict_all
 from microtome.package import Package, open_package
 from microtome.progress import Progress, Silent
@@ -37,8 +37,9 @@ def predict(
     """Run a package on image files.
 
     Predictions that are maps are written one file per image, on the image's own grid: NIfTI for volumes, PNG for
-    pictures. Others fill `predictions.csv`, one row per image, such as its name, the decision at the package's
-    operating point (without one, the class of highest probability), and the probability of each class. The next image
+    pictures, and TIFF where the network makes pictures. Others fill `predictions.csv`, one row per image, such as its
+    name, the decision at the package's operating point (without one, the class of highest probability), and the
+    probability of each class. The next image
     is read and the last one written while the network runs; one image waits at most, beside those in the network,
     however many there are. Windows, overlap, mirroring and what is skipped are the package's own: with others nothing
     was measured.
@@ -54,7 +55,7 @@ def predict(
         target: which of the package's targets; None is the first.
         threads: of the runtime; 0 lets it choose.
         overwrite: do everything anew, into a folder that may hold something else.
-        extension: of label maps of volumes: `nii.gz` or `nii`.
+        extension: of maps of volumes: `nii.gz` or `nii`.
         progress: told of each image.
 
     Returns:
@@ -76,14 +77,16 @@ def predict(
     opened = open_package(package, target=target, threads=threads)
     given = inputs if isinstance(inputs, Given) else Given(inputs)
     jobs = with_further(jobs_of(given.images, opened.pipeline.channels), opened.pipeline, given.further)
-    place = Predictions(out, {"package": _identity(opened), "extension": extension}, overwrite=overwrite)
-    suffix = "png" if opened.pipeline.spatial_dims == 2 else extension
-    maps = task(opened.pipeline.task).MAPS
-    files = {job.name: f"{job.name}.{suffix}" if maps else TABLE for job in jobs}
+    kind = task(opened.pipeline.task)
+    identity = {"package": _identity(opened), "extension": extension}
+    place = Predictions(out, identity, table=kind.TABLE, overwrite=overwrite)
+    suffix = kind.PICTURES if opened.pipeline.spatial_dims == 2 else extension
+    files = {job.name: f"{job.name}.{suffix}" if kind.MAPS else kind.TABLE for job in jobs}
     todo = [job for job in jobs if not place.has(job, files[job.name])]
     begin = time.perf_counter()
     with place:
         predict_all(opened, place, progress, todo, files)
+        place.collect(lambda rows, names: kind.collected(rows, names, opened.pipeline))
     return _numbers(place, jobs, todo, time.perf_counter() - begin)
 
 

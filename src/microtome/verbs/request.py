@@ -20,7 +20,7 @@ from microtome.runtimes import runtime
 from microtome.runtimes.base import Runtime, check_network
 from microtome.tasks import task as kind
 from microtome.types import Case
-from microtome.verbs.fit import channels_of
+from microtome.verbs.fit import channels_of, check_heads
 from microtome.verbs.guessed import guessed, undeclared
 from microtome.verbs.loading import load
 from microtome.verbs.named import check_inputs, with_names
@@ -154,7 +154,9 @@ def read_network(model: str | Path | nn.Module, cohort: Cohort, options: Compres
     pipeline = with_names(pipeline, loaded.network, options.output)
     kind(pipeline.task).check(pipeline)
     _check_fit(loaded.network, pipeline, outputs)
-    notes = overlap_notes(loaded.network, pipeline, cohort.of_task(pipeline.task))
+    check_heads(loaded.network, kind(pipeline.task), pipeline)
+    cases = with_further(cohort.of_task(pipeline.task), pipeline, options.inputs)
+    notes = overlap_notes(loaded.network, pipeline, cases)
     return replace(loaded, notes=(*loaded.notes, *notes)), pipeline
 
 

@@ -12,6 +12,7 @@ from microtome.evidence.same_images import Images, Same, without
 from microtome.medical.cohort import Cohort, load_cohort
 from microtome.medical.further import with_further
 from microtome.medical.pipeline import Pipeline
+from microtome.medical.reference_boxes import boxes_on
 from microtome.medical.trained_on import evaluating_unseen, without_trained
 from microtome.progress import Progress, Silent
 from microtome.tasks import task as kind
@@ -106,14 +107,16 @@ def as_classes(cohort: Cohort, pipeline: Pipeline) -> Cohort:
 
 
 def check_masks(cohort: Cohort, progress: Progress | None = None) -> None:
-    """Look for labels that are no classes, in the masks that are tuned on or evaluated, before any work is done.
+    """Look for labels that are no classes, and boxes outside of images, in what is tuned on or evaluated.
 
     Raises:
         LabelError: there is one.
     """
-    cases = [case for case in (*cohort.evaluation, *cohort.tuning) if case.mask is not None]
+    cases = [case for case in (*cohort.evaluation, *cohort.tuning) if case.mask is not None or case.boxes is not None]
     for case in (progress or Silent()).track(cases, "check masks", len(cases)) if cases else ():
         try:
+            if case.boxes is not None:
+                boxes_on(case.boxes, cohort.image(case), str(case.image[0]))
             cohort.mask(case, None)
         except LabelError:
             raise

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FORMATS = {
     "medmnist": "microtome.medical.formats.medmnist",
+    "boxes": "microtome.medical.formats.boxes",
     "manifest": "microtome.medical.formats.manifest",
     "decathlon": "microtome.medical.formats.decathlon",
     "image_masks": "microtome.medical.formats.image_masks",
@@ -25,6 +26,7 @@ FORMATS = {
 # What a cohort of a format is called in a title.
 TITLES = {
     "medmnist": "a MedMNIST file",
+    "boxes": "images with boxes",
     "manifest": "a cohort by manifest",
     "decathlon": "an nnU-Net or Decathlon folder",
     "image_masks": "images with masks",

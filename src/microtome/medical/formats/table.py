@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from microtome.errors import DataError, ReadError
 from microtome.medical.readers.detached import without_voxel_files
 from microtome.medical.readers.kind import SUFFIXES, stem_of, suffix_of
-from microtome.types import Label
+from microtome.types import Boxes, Label
 
 Split = Literal["train", "val", "test"]
 IMAGE_SUFFIXES = frozenset(SUFFIXES) - {".npz"}
@@ -70,6 +70,7 @@ class Row:
     subgroups: Mapping[str, str] = field(default_factory=dict)
     further_masks: tuple[Path, ...] = ()
     target: Path | None = None
+    boxes: Boxes | None = None
 
 
 @dataclass(frozen=True)

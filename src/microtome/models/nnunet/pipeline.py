@@ -44,6 +44,7 @@ def pipeline_of(plans: Plans, mirror: Sequence[int], cleanup: Sequence[Cleanup])
         "crop": "nonzero",
         "normalize_first": True,
         "overlap": 0.5,
+        "blending": "gaussian_voxel",
         "slices": 1 if slices else None,
         "mirror": tuple(axis + slices for axis in mirror),
         "cleanup": tuple(cleanup),
@@ -51,7 +52,7 @@ def pipeline_of(plans: Plans, mirror: Sequence[int], cleanup: Sequence[Cleanup])
     if entries.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
         raise OptionError(f"{entries['preprocessor_name']} is a preprocessor of its own.", OWN_WAY)
     if plans.previous:
-        labels = Input(labels=PREVIOUS, one_hot=len(plans.numbers) - 1, into="image")
+        labels = Input(labels=PREVIOUS, one_hot=len(plans.numbers) - 1, interpolation="linear", into="image")
         fields["inputs"] = {PREVIOUS: labels}
     fields |= _axes(plans, slices) | _intensities(plans) | _resampling(entries) | _labels(plans)
     return Pipeline(**fields)

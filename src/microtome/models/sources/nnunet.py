@@ -137,7 +137,7 @@ def _pipeline(
     if plans.previous:
         notes = (
             f"The network takes the label maps of {plans.previous} beside the image: name their folder with --input "
-            f"{PREVIOUS}=FOLDER. They are brought to its grid by nearest neighbour, in nnU-Net by interpolation.",
+            f"{PREVIOUS}=FOLDER.",
         )
     return pipeline, notes, (file,) if file else ()
 

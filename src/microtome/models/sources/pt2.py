@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microtome.errors import OptionError, ReadError
-from microtome.models.base import Loaded, Wanted, on_device, wish_of
+from microtome.models.base import Loaded, Wanted, on_device, wish_of, with_image_first
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -45,10 +45,7 @@ def load_file(path: Path, wanted: Wanted, title: str) -> Loaded:
         pipeline = Pipeline.from_json(_text(beside))
         files.append(beside)
     network = pt2.load(path, keep=wish_of(replace(wanted, pipeline=pipeline)))
-    names = [port.name for port in network.inputs]
-    image = None if pipeline is None else pipeline.input
-    if image not in (None, names[0]):
-        raise OptionError(f"{path} has no input {image!r} for the image.", f"It takes {', '.join(names)}.")
+    network = with_image_first(network, pipeline, str(path))
     network = _with_shape(network, wanted.input_shape or (pipeline.input_shape if pipeline else None), path)
     return Loaded(on_device(network, wanted.device), pipeline, title, tuple(files), network.notes)
 
