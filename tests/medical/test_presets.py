@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,14 +39,15 @@ def test_constants_are_those_of_their_sources():
         assert np.allclose(seen(with_preset(GUESSED, "inception"), value), wanted, atol=1e-5)
         xray = with_preset(GRAY, "torchxrayvision")
         assert np.allclose(seen(xray, value), 1024 * wanted, atol=1e-2)
+    assert (with_preset(GRAY, "clip").channels, xray.channels) == (3, 1)  # gray is repeated for a network of colours
     assert xray.window is None  # what was guessed of intensities goes
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(OptionError, match=r"no preset 'imagnet'\. Did you mean imagenet"):
         with_preset(GUESSED, "imagnet")
-    with pytest.raises(OptionError, match="has 3 channels, the network 1"):
-        with_preset(GRAY, "clip")
+    with pytest.raises(OptionError, match="has 3 channels, the images have 4"):
+        with_preset(replace(GUESSED, channels=4), "clip")
     with pytest.raises(OptionError, match="would contradict"):
         undeclared(GUESSED, CompressOptions(preset="clip"))
 

@@ -220,6 +220,21 @@ def test_what_exporters_took_apart_is_one_operator_again():
         assert np.allclose(found, wanted, atol=CLOSE)
 
 
+def test_values_that_are_repeated_along_axes_are_a_resize():
+    nodes = []
+    for axis, (before, after) in enumerate((("x", "h"), ("h", "y")), start=2):
+        nodes += [
+            node("Unsqueeze", [before, f"a{axis}"], f"u{axis}"),
+            node("Expand", [f"u{axis}", f"e{axis}"], f"w{axis}"),
+            node("Reshape", [f"w{axis}", f"r{axis}"], after),
+        ]
+    constants = {"a2": ints(3), "e2": ints(1, 1, 1, 2, 1), "r2": ints(-1, 3, 16, 8)}
+    constants |= {"a3": ints(4), "e3": ints(1, 1, 1, 1, 3), "r3": ints(-1, 3, 16, 24)}
+    assert steps(nodes, constants) == ["microtome.Repeat"]
+    found, wanted, _ = outputs(model(nodes, constants))
+    assert np.array_equal(found, wanted)
+
+
 def test_a_branch_that_a_constant_decides_is_put_in_its_place():
     inner = onnx.helper.make_graph(
         [node("Relu", ["x"], "t")], "then", [], [onnx.helper.make_tensor_value_info("t", 1, None)]

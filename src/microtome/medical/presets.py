@@ -52,14 +52,16 @@ def with_preset(pipeline: Pipeline, name: str) -> Pipeline:
         OptionError: there is no such preset, or it has another number of channels than the pipeline.
     """
     fields = dict(preset(name))
-    channels = fields.get("channels", pipeline.channels)
+    count = len(fields.get("mean", ()))
+    channels = fields.get("channels", count if count > 1 and pipeline.channels == 1 else pipeline.channels)
+    fields["channels"] = channels  # gray pictures are repeated for a network of colours
     for key in ("mean", "std"):
         values = fields.get(key)
         if values is not None and len(values) == 1:
             fields[key] = values * channels
         elif values is not None and len(values) != channels:
             raise OptionError(
-                f"the preset {name} has {len(values)} channels, the network {channels}.",
+                f"the preset {name} has {len(values)} channels, the images have {channels}.",
                 "Declare the normalisation with --pipeline.",
             )
     defaults = {"window": None, "percentiles": None, "mean": None, "std": None, "scale": 1.0}

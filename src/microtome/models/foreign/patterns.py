@@ -60,7 +60,7 @@ Found = tuple[Step, Sequence[Step]]  # the step that comes in their place, and t
 
 def put_together(graph: Graph) -> Graph:
     """Return the graph with what exporters took apart as one step."""
-    for pattern in (_linear_bias, _group_norm, _gelu, _layer_norm, _roll):
+    for pattern in (_linear_bias, _group_norm, _gelu, _layer_norm, _roll, _repeat, _repeats, _repeats):
         graph = _apply(graph, pattern)
     return graph
 
@@ -242,3 +242,30 @@ def _cut(view: View, step: Step) -> tuple[int, int, int] | None:
     if len(values) == 4 and values[3] != 1:
         return None
     return values[0], values[1], values[2]
+
+
+def _repeat(view: View, step: Step) -> Found | None:
+    """A new axis, expanded, and taken into the one before it: each value repeated, as Keras enlarges images."""
+    if step.op != "Unsqueeze" or len(step.inputs) != 2:
+        return None
+    axes, expand = view.array(step.inputs[1]), view.only_reader(step, "Expand")
+    if axes is None or axes.size != 1 or expand is None:
+        return None
+    shape, reshape = view.array(expand.inputs[1]), view.only_reader(expand, "Reshape")
+    axis = int(axes.reshape(-1)[0])
+    if shape is None or reshape is None or not 0 < axis < shape.size or any(np.delete(shape, axis) != 1):
+        return None
+    target = view.array(reshape.inputs[1])
+    if target is None or target.size != shape.size - 1:
+        return None
+    attributes = {"factors": ((axis - 1, int(shape[axis])),)}
+    return Step("microtome.Repeat", step.name, (step.inputs[0],), reshape.outputs, attributes), (step, expand, reshape)
+
+
+def _repeats(view: View, step: Step) -> Found | None:
+    """Repeats along several axes, as one."""
+    after = view.only_reader(step, "microtome.Repeat") if step.op == "microtome.Repeat" else None
+    if after is None:
+        return None
+    factors = (*step.attributes["factors"], *after.attributes["factors"])
+    return replace(step, outputs=after.outputs, attributes={"factors": factors}), (step, after)

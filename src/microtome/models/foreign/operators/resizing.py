@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microtome.models.foreign.values import Array, Constant, Value
+from microtome.models.foreign.values import Array, Constant, Turned, Value
 
 if TYPE_CHECKING:
     from microtome.models.foreign.module import Run
@@ -166,4 +166,24 @@ def _grid_sample(run: Run) -> Value:
     )
 
 
-TABLE: dict[str, Callable[[Run], Value]] = {"Resize": _resize, "Upsample": _resize, "GridSample": _grid_sample}
+def _repeat(run: Run) -> Value:
+    value = run.value(0)
+    tensor = value.tensor if isinstance(value, Turned) else value
+    factors = [1.0] * tensor.ndim
+    for axis, times in run.attribute("factors"):
+        factors[value.axis(axis) if isinstance(value, Turned) else axis] = float(times)
+    if tensor.ndim in (4, 5) and factors[:2] == [1.0, 1.0]:
+        made = F.interpolate(tensor, scale_factor=factors[2:], mode="nearest")
+    else:
+        made = tensor
+        for axis, times in enumerate(factors):
+            made = made.repeat_interleave(int(times), axis) if times != 1.0 else made
+    return Turned(made, value.order) if isinstance(value, Turned) else made
+
+
+TABLE: dict[str, Callable[[Run], Value]] = {
+    "Resize": _resize,
+    "Upsample": _resize,
+    "GridSample": _grid_sample,
+    "microtome.Repeat": _repeat,
+}
