@@ -45,6 +45,7 @@ class Small(nn.Module):
         return self.head(torch.cat([x, self.up(self.act(self.down(x)))], 1))
 
 
+@pytest.mark.slow
 def test_what_pytorch_wrote_is_what_is_captured_directly(tmp_path):
     torch.manual_seed(0)
     module, shape, path = Small().eval(), (3, 16, 16), tmp_path / "small.onnx"
