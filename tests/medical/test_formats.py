@@ -39,9 +39,6 @@ class TestFinding:
         picture(tmp_path / "beside" / "a_mask.png")
         write_series(tmp_path / "dicom" / "someone" / "scan", PIXELS)
         made["dicom"] = tmp_path / "dicom"
-        boxes = "image,x1,y1,x2,y2,class\na.png,0,0,1,1,nodule\n"
-        made["boxes"] = picture(tmp_path / "boxes" / "a.png").parent
-        (tmp_path / "boxes" / "boxes.csv").write_text(boxes)
         assert {name: find_format(path).NAME for name, path in made.items()} == {name: name for name in made}
         assert sorted(made) == sorted(FORMATS)
 

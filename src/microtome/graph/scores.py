@@ -102,6 +102,8 @@ def _found(found: Mapping[str, Node], wish: Wish, image: Node) -> tuple[str, dic
     choice = _Choice(dict(found))
     choice.drop(lambda _, node: not node.meta["val"].dtype.is_floating_point or is_decided(node), "decided already")
     choice.drop(lambda _, node: sizes(node)[:1] != [batch], "nothing of single images")
+    choice.drop(lambda _, node: node.op == "placeholder", "an input")
+    choice.drop(lambda _, node: len(sizes(node)) > 2 and not _is_map(node, space), "neither numbers nor a map")
     choice.drop(lambda name, _: TRAINING_NAMES.search(name.lower()) is not None, TRAINING)
     if wish.maps is not None:
         what = "no scores of every voxel" if wish.maps else "no numbers of the whole image"

@@ -104,7 +104,7 @@ class Predictions:
         self._cases = {
             name: case for name, case in self._cases.items() if name in whole or case["file"] != self.table.name
         }
-        left = [row for name, found in kept.items() if name in self._cases for row in found]
+        left = [row for row in rows if len(row) == len(header) and row[0] in self._cases]
         if any(case["file"] == self.table.name for case in self._cases.values()):
             _replace(self.table, _rows([header, *left]))
         else:
