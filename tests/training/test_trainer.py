@@ -166,6 +166,7 @@ class Weighted(nn.Linear):
 
 
 def test_several_inputs_come_by_name_in_any_order():
+    torch.manual_seed(0)
     module = Weighted(3, 1)
     batches = [({"times": torch.full((8, 1), 2.0), "x": x}, 2 * y) for x, y in examples()]
     trainer(module, inputs=("x", "times")).train(batches)

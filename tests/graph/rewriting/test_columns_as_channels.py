@@ -57,6 +57,7 @@ def layers(network: Network) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_computes_the_same(dims: int):
+    torch.manual_seed(0)  # a value on the border between two integers may go either way
     shape = (3, *[8] * dims)
     network = quantized(Narrow(dims), shape)
     rewritten = columns_as_channels(network)
