@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from PIL import Image
 
 from microtome.models.nnunet.networks import OPERATORS, UNet
 from microtome.models.nnunet.plans import read_plans
@@ -72,6 +73,13 @@ KINDS = {
     "ignored label": Kind(labels={**LABELS, "ignore": 3}),
     "batch norm": Kind(trainer="nnUNetTrainerBN"),
     "torch resampling": Kind(resampling="resample_torch_fornnunet", spacing=(1.5, 0.9, 1.1)),
+    "pictures": Kind(
+        dims=2,
+        channels=("R", "G", "B"),
+        schemes=("RGBTo01Normalization", "ZScoreNormalization", "RGBTo01Normalization"),
+        reader="NaturalImage2DIO",
+        mirror=(0, 1),
+    ),
     "reoriented": Kind(reader="NibabelIOWithReorient", spacing=(1.2, 0.9, 1.1)),
 }
 
@@ -157,7 +165,7 @@ def dataset_of(kind: Kind) -> dict[str, Any]:
         "channel_names": {str(k): name for k, name in enumerate(kind.channels)},
         "labels": dict(kind.labels),
         "numTraining": 4,
-        "file_ending": ".nii.gz",
+        "file_ending": ".png" if kind.reader == "NaturalImage2DIO" else ".nii.gz",
     }
     return found if kind.order is None else {**found, "regions_class_order": list(kind.order)}
 
@@ -218,6 +226,10 @@ def make_images(folder: Path, kind: Kind, *, count: int = 1, seed: int = 0) -> l
     affine = np.diag([-0.8, 0.9, 1.6, 1.0])
     affine[:3, 3] = (10, -20, 5)
     cases = []
+    if kind.reader == "NaturalImage2DIO":
+        pixels = rng.integers(0, 255, (7, 9, 3), dtype=np.uint8).repeat(4, 0).repeat(3, 1)
+        Image.fromarray(pixels).save(folder / "case0_0000.png")
+        return [[folder / "case0_0000.png"]]
     for case in range(count):
         files = []
         inside = np.zeros((22, 25, 19), bool)

@@ -54,8 +54,9 @@ def pipeline_of(plans: Plans, mirror: Sequence[int], cleanup: Sequence[Cleanup])
     if plans.previous:
         labels = Input(labels=PREVIOUS, one_hot=len(plans.numbers) - 1, interpolation="linear", into="image")
         fields["inputs"] = {PREVIOUS: labels}
-    fields |= _axes(plans, slices) | _intensities(plans) | _resampling(entries) | _labels(plans)
-    return Pipeline(**fields)
+    fields |= _axes(plans, slices) | _intensities(plans) | _labels(plans)
+    # A picture's pixel is one millimetre to nnU-Net, in the plans too: nothing is resampled.
+    return Pipeline(**fields, **({} if _pictures(plans) else _resampling(entries)))
 
 
 def _pictures(plans: Plans) -> bool:
@@ -68,7 +69,7 @@ def _axes(plans: Plans, slices: bool) -> dict[str, Any]:
     if _pictures(plans):
         if forward != [0, 1, 2]:
             raise OptionError(f"the plans turn pictures ({forward}).", OWN_WAY)
-        return {"spatial_dims": 2}  # one pixel is one millimetre: nothing is resampled
+        return {"spatial_dims": 2}
     spacing = (*(None,) * slices, *(float(step) for step in plans.entries["spacing"]))
     fields: dict[str, Any] = {"spatial_dims": 3, "spacing": spacing}
     if reader in TURNED:
