@@ -35,7 +35,7 @@ from microtome.verbs.loading import declared
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import write_pages
 from microtome.verbs.request import read_network
-from microtome.verbs.roles import as_classes, check_masks, cohort_notes, read_cohort, stamps
+from microtome.verbs.roles import as_classes, check_masks, cohort_notes, read_cohort, stamps, unseen
 from microtome.version import __version__
 
 
@@ -73,6 +73,7 @@ def evaluate(
     options, progress, out = options or CompressOptions(evaluation=1.0, tuning=0.0), progress or Silent(), Path(out)
     cases = read_cohort(Path(cohort), options, _own_pipeline(Path(model)))
     predict, pipeline, known = _open(model, cases, options, target)
+    cases = unseen(cases, known.pop("trained_on", None), options)
     cases = with_further(as_classes(cases, pipeline), pipeline, options.inputs)
     check_masks(cases, progress)
     images = Images(cases, cases.evaluation, progress)
@@ -82,6 +83,7 @@ def evaluate(
     reference, given, warnings, notes = predict, None, list(same.warnings), list(known.pop("notes", ()))
     if parent is not None:
         loaded, _ = read_network(parent, cases, replace(options, pipeline=pipeline))
+        cases = unseen(cases, loaded.trained_on, options)
         given = loaded.network.fingerprint()
         notes += [f"The parent: {note}" for note in loaded.notes]
         warnings += _another(given, known.get("parent"))
@@ -202,6 +204,7 @@ def _open(
         known: dict[str, Any] = {
             "notes": loaded.notes,
             "guessed": loaded.guessed,
+            "trained_on": loaded.trained_on,
             "sha256": loaded.network.fingerprint(),
         }
         return streamed(eager(loaded.network, options.threads)), pipeline, known
