@@ -21,6 +21,8 @@ from microtome.verbs.options import CompressOptions
 from microtome.verbs.report import report
 from tiny import Spots, segmentation_cohort
 
+pytestmark = pytest.mark.slow
+
 PICTURES = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
 OPTIONS = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=4)
 FILES = {"openvino": "model.xml", "onnxruntime": "model.onnx", "reference": "model.pt2"}

@@ -16,6 +16,8 @@ from microtome.verbs.options import CompressOptions
 from sharing import Once
 from tiny import CLASSES, PICTURES, Brightness, Spots, class_cohort, segmentation_cohort
 
+pytestmark = pytest.mark.slow
+
 # written by none of the requests below
 ELSEWHERE = {"measured", "trials", "placement"}
 

@@ -17,6 +17,8 @@ from microtome.progress import Silent
 from microtome.runtimes import openvino
 from networks import randomize
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (3, 32, 32)
 
 

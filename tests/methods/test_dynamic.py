@@ -18,6 +18,8 @@ from microtome.recipes import Recipe, run
 from microtome.types import QType
 from networks import captured, images, randomize, sqnr_db
 
+pytestmark = pytest.mark.slow
+
 EIGHT_BITS_DB = 30.0  # five layers at most, each at about 40 dB
 INTEGER_DB = 60.0  # the runtime sums in integers and multiplies once; an input on an edge may fall to the other side
 

@@ -16,6 +16,8 @@ from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
 from networks import captured, images, sqnr_db, told
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, Callable[..., Method]] = {"adaround": AdaRound, "reconstruct": Reconstruct}
 both = pytest.mark.parametrize("method", METHODS)
 

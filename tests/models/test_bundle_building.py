@@ -16,6 +16,8 @@ from microtome.models.sources.bundle import declared_by, read_bundle
 from microtome.terminal import inspect_table
 from microtome.verbs.inspect import inspect
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 NAMES = {"0": "background", "1": "a"}
 METADATA = {

@@ -16,6 +16,8 @@ from microtome.verbs.report import report
 from sharing import Once
 from tiny import PICTURES, Spots, segmentation_cohort
 
+pytestmark = pytest.mark.slow
+
 GUESSED = "Pre-processing was guessed from the cohort"
 DROPPED = "left out: features"
 

@@ -39,6 +39,8 @@ from microtome.runtimes import runtime
 from microtome.staging import Staging
 from microtome.types import QType
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 16, 16)
 
 

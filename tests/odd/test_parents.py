@@ -18,6 +18,8 @@ from microtome.verbs.result import _parity
 from sharing import Once
 from tiny import PICTURES, Spots, segmentation_cohort
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=4, target="reference")
 FACTORY = """
 import torch, tiny

@@ -23,6 +23,8 @@ from microtome.verbs.options import CompressOptions
 from microtome.verbs.request import read_request
 from tiny import PICTURES, Spots, manifest_cohort, segmentation_cohort
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 16, 16)
 
 

@@ -22,6 +22,8 @@ from microtome.runtimes import runtime
 from microtome.runtimes.base import LayerRun
 from networks import captured, images, randomize, sqnr_db
 
+pytestmark = pytest.mark.slow
+
 # A value on the edge between two integers may fall to the other side: one step, a few values in a thousand.
 INTEGER_DB = 35.0
 # ONNX Runtime names a product of two quantized values by whether its result is quantized too.

@@ -15,6 +15,8 @@ from microtome.runtimes import openvino
 from microtome.types import Port
 from networks import images, randomize, sqnr_db
 
+pytestmark = pytest.mark.slow
+
 
 def upsampling() -> nn.Module:
     """Concatenation, then a transposed convolution to few channels: where OpenVINO 2026.4 errs with a late padding."""

@@ -12,6 +12,8 @@ from microtome.verbs import auto, recipe
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "recipe": "auto",
     "threads": 1,

@@ -19,6 +19,8 @@ from microtome.types import Image
 from microtome.verbs.options import CompressOptions
 from tiny import PICTURES, Spots, manifest_cohort, segmentation_cohort
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "weights.safetensors",
     "result.json", "report.html", "MODEL_CARD.md", "network.pt2", "pipeline.json",

@@ -21,6 +21,8 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.read import read_image
 from microtome.verbs.options import CompressOptions
 
+pytestmark = pytest.mark.slow
+
 SIZE, CASES = 32, 24
 NAMES = ("left", "right")
 
