@@ -26,11 +26,17 @@ import numpy as np
 THEIRS = """
 import sys, torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-folder, images, out, mirror, threads = sys.argv[1:]
-torch.set_num_threads(int(threads))
-predictor = nnUNetPredictor(use_mirroring=mirror == "1", perform_everything_on_device=False, device=torch.device("cpu"))
-predictor.initialize_from_trained_model_folder(folder, use_folds=None)
-predictor.predict_from_files(images, out, num_processes_preprocessing=1, num_processes_segmentation_export=1)
+
+def main():
+    folder, images, out, mirror, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    how = {"use_mirroring": mirror == "1", "perform_everything_on_device": False, "device": torch.device("cpu")}
+    predictor = nnUNetPredictor(**how)
+    predictor.initialize_from_trained_model_folder(folder, use_folds=None)
+    predictor.predict_from_files(images, out, num_processes_preprocessing=1, num_processes_segmentation_export=1)
+
+if __name__ == "__main__":  # its workers import this file
+    main()
 """
 
 

@@ -23,8 +23,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, ndtri, stdtr, stdtrit  # scipy.stats has the same, and takes a second to import
 
 from microtome.errors import OptionError
 from microtome.types import Array, Interval
@@ -59,7 +58,7 @@ class Replicates:
         if self.groups < 2 or not math.isfinite(self.value) or 2 * defined.size < max(self.samples.size, 1):
             return None
         n = self.groups
-        expanded = norm.cdf(math.sqrt(n / (n - 1)) * student.ppf(level, n - 1))
+        expanded = ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, level))
         return float(np.quantile(defined, expanded))
 
     def chance_of(self, bound: float) -> float | None:
@@ -74,10 +73,10 @@ class Replicates:
         n = self.groups
         above = int(np.count_nonzero(defined >= bound))
         if above >= FEW:
-            return float(student.cdf(norm.ppf(above / defined.size) / math.sqrt(n / (n - 1)), n - 1))
+            return float(stdtr(n - 1, ndtri(above / defined.size) / math.sqrt(n / (n - 1))))
         error = float(defined.std()) * math.sqrt(n / (n - 1))
         gap = self.value - bound
-        return float(student.cdf(gap / error, n - 1)) if error > 0 else float(gap >= 0)
+        return float(stdtr(n - 1, gap / error)) if error > 0 else float(gap >= 0)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """The two-sided interval; None where it cannot be computed."""
@@ -206,7 +205,7 @@ def required_cases(sd: float, margin: float, *, alpha: float = 0.05, power: floa
     """
     if not margin > 0:
         raise OptionError(f"The margin is {margin}.", "Give a margin above 0.")
-    quantiles = float(norm.ppf(1 - alpha) + norm.ppf(power))
+    quantiles = float(ndtri(1 - alpha) + ndtri(power))
     return max(1, math.ceil((quantiles * sd / margin) ** 2))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 # Stand-in colours: matplotlib wants hexadecimal, the page wants its own variables.
 INK = "#010203"
@@ -37,6 +38,8 @@ POINTS_PER_INCH = 72
 
 def canvas(width: float, height: float) -> tuple[Figure, Any]:
     """An empty figure (inches) and its axes, without a frame, in the page's colours."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     for name, spine in axes.spines.items():
@@ -61,6 +64,8 @@ def svg(figure: Figure, *, name: str, label: str) -> str:
     `name` must be unique on the page, it prefixes the ids; `label` is read to those who cannot see the figure.
     """
     stream = io.StringIO()
+    import matplotlib
+
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The page's own fonts draw the text; that matplotlib's font lacks a letter is of no interest.
         warnings.filterwarnings("ignore", message="Glyph")
