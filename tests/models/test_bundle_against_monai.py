@@ -131,7 +131,7 @@ CASES = {
 ELSEWHERE = {"LoadImage", "SpatialPad", "RepeatChannel", "ConcatItems"}  # judged below
 
 
-def agrees(steps, image):
+def assert_agrees(steps, image):
     made = translated(steps, image)
     assert made.pipeline is not None
     assert [step.verdict for step in made.steps] == ["translated"] * len(made.steps)
@@ -144,7 +144,7 @@ def agrees(steps, image):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("name", CASES)
 def test_the_networks_input_is_that_of_monai(name, channels):
-    agrees(CASES[name], volume(channels))
+    assert_agrees(CASES[name], volume(channels))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_the_networks_input_is_that_of_monai(name, channels):
     ],
 )
 def test_pictures_too(steps):
-    agrees(steps, picture())
+    assert_agrees(steps, picture())
 
 
 def test_every_translated_transform_is_judged():

@@ -87,3 +87,18 @@ def _mean(rows: Array) -> Array:
     with np.errstate(invalid="ignore"):
         mean: Array = np.where(finite, rows, 0.0).sum(axis=0) / finite.sum(axis=0)
     return mean
+
+
+def case_rows(cases: Sequence[Any], alike: Array, key: str) -> list[dict[str, Any]]:
+    """The `cases` of `result.json`: what both networks say of each, under `key`, and how alike that is (cases,)."""
+    return [
+        {
+            "case": case.case,
+            "patient": case.patient,
+            "subgroups": dict(case.subgroups),
+            "label": None if case.label is None else list(case.label),
+            **{side: {key: [float(value) for value in getattr(case, side)]} for side in SIDES},
+            "agreement": float(share),
+        }
+        for case, share in zip(cases, alike, strict=True)
+    ]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from microtome.clinical import classification
-from microtome.clinical.by_name import NOTHING, SIDES, parts_by_name, references_of, with_undefined
+from microtome.clinical.by_name import NOTHING, SIDES, case_rows, parts_by_name, references_of, with_undefined
 from microtome.clinical.cases import patients_of
 from microtome.clinical.chance import at_chance, hardly_better
 from microtome.clinical.doubts import Doubt, disagreement
@@ -28,7 +28,6 @@ from microtome.metrics import CLASSES, Metric, named, part
 from microtome.types import Array
 
 HALF = 0.5
-RANKS = ("auroc", "auprc")  # metrics that need cases with the finding and without it
 
 
 @dataclass(frozen=True)
@@ -136,18 +135,7 @@ def summarise_findings(
         name: {"present": int((references[:, k] == 1).sum()), "absent": int((references[:, k] == 0).sum())}
         for k, name in enumerate(names)
     }
-    result["cases"] = [
-        {
-            "case": case.case,
-            "patient": case.patient,
-            "subgroups": dict(case.subgroups),
-            "label": None if case.label is None else list(case.label),
-            "parent": {"score": [float(value) for value in case.parent]},
-            "compressed": {"score": [float(value) for value in case.compressed]},
-            "agreement": float(share),
-        }
-        for case, share in zip(cases, same, strict=True)
-    ]
+    result["cases"] = case_rows(cases, same, "score")
     return result
 
 

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from microtome.clinical.by_name import NOTHING, SIDES, parts_by_name, references_of, with_undefined
+from microtome.clinical.by_name import NOTHING, SIDES, case_rows, parts_by_name, references_of, with_undefined
 from microtome.clinical.cases import patients_of
 from microtome.clinical.doubts import Doubt, disagreement
 from microtome.clinical.guard import guarded, listed
@@ -148,18 +148,7 @@ def summarise_numbers(
     result["operating_point"] = None
     result["counts"]["empty_reference"] = {}
     result["counts"]["spread"] = {name: float(one) for name, one in zip(names, spread, strict=True)}
-    result["cases"] = [
-        {
-            "case": case.case,
-            "patient": case.patient,
-            "subgroups": dict(case.subgroups),
-            "label": None if case.label is None else list(case.label),
-            "parent": {"value": [float(value) for value in case.parent]},
-            "compressed": {"value": [float(value) for value in case.compressed]},
-            "agreement": float(share),
-        }
-        for case, share in zip(cases, same, strict=True)
-    ]
+    result["cases"] = case_rows(cases, same, "value")
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,18 +19,14 @@ from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
 from microtome.metrics import CLASSES, named
 from microtome.report import drawing, plots, words
-from microtome.tasks.base import Judgement, Record, Task, examples
-from microtome.tasks.whole import outputs_each
+from microtome.tasks.base import Judgement, Record, examples
+from microtome.tasks.whole import WholeImageTask, outputs_each, tuning_cases
 from microtome.types import Array, Case, Image
 
-if TYPE_CHECKING:
-    pass
-
-MOST_TRAIN_CASES = 256  # for the operating point, where there are no tuning cases
 WORST = 3  # example cases whose score moved most
 
 
-class Classification(Task):
+class Classification(WholeImageTask):
     """Class probabilities, judged over the whole cohort."""
 
     NAME = "classification"
@@ -70,19 +66,6 @@ class Classification(Task):
         """Yield class probabilities, float64 (classes,)."""
         return outputs_each(stream, images, pipeline, lambda output: probabilities(output, pipeline)[0])
 
-    def compare(
-        self,
-        parent: Array,
-        compressed: Array,
-        reference: Any,
-        image: Image,
-        pipeline: Pipeline,
-        *,
-        metrics: Sequence[str] | None = None,
-    ) -> dict[str, Any]:
-        """Keep both networks' probabilities: the metrics need all cases together."""
-        return {"parent": parent.tolist(), "compressed": compressed.tolist()}
-
     def summarise(
         self, rows: Sequence[tuple[Case, Record]], judgement: Judgement, point: Mapping[str, Any] | None
     ) -> dict[str, Any]:
@@ -115,9 +98,7 @@ class Classification(Task):
 
     def operating_cases(self, cohort: Cohort, pipeline: Pipeline) -> tuple[Sequence[Case], str]:
         """Take the tuning cases of a test between two classes, or train cases if there are none."""
-        if len(pipeline.classes) > 2 or not (cohort.tuning or cohort.train):
-            return (), ""
-        return (cohort.tuning, "tuning") if cohort.tuning else (cohort.calibration(MOST_TRAIN_CASES), "training")
+        return ((), "") if len(pipeline.classes) > 2 else tuning_cases(cohort)
 
     def operating_point(self, predictions: Sequence[Any], cases: Sequence[Case], called: str) -> dict[str, Any] | None:
         """Fix the decision threshold by Youden's rule."""

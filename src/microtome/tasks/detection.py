@@ -25,15 +25,13 @@ from microtome.report.froc_plot import froc
 from microtome.report.plots import pairs as scatter
 from microtome.tasks.base import Judgement, Record, Task, examples
 from microtome.tasks.box_files import coco, columns_of, rows_of
+from microtome.tasks.whole import squared, thresholds_of, tuning_cases
 from microtome.types import Array, Boxes, Case, Image
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from microtome.tasks.base import Loss
 
 SIDES = ("parent", "compressed")
-MOST_TRAIN_CASES = 256  # for the operating points, where there are no tuning cases
 WORST = 3  # example cases whose findings moved most
 MOST_CURVES = 12  # classes whose curves are drawn
 
@@ -167,7 +165,7 @@ class Detection(Task):
         parts = summarise_boxes(
             cases,
             judgement.classes,
-            thresholds=_thresholds(point, len(judgement.classes), judgement.threshold),
+            thresholds=thresholds_of(point, len(judgement.classes), judgement.threshold),
             metric=judgement.metric,
             margin=judgement.margin,
             seed=judgement.seed,
@@ -177,9 +175,7 @@ class Detection(Task):
 
     def operating_cases(self, cohort: Cohort, pipeline: Pipeline) -> tuple[Sequence[Case], str]:
         """Take the tuning cases, or train cases if there are none."""
-        if not (cohort.tuning or cohort.train):
-            return (), ""
-        return (cohort.tuning, "tuning") if cohort.tuning else (cohort.calibration(MOST_TRAIN_CASES), "training")
+        return tuning_cases(cohort)
 
     def operating_point(self, predictions: Sequence[Any], cases: Sequence[Case], called: str) -> dict[str, Any] | None:
         """Fix the score of each class at which F1 is largest; None where the cases do not tell of it."""
@@ -205,7 +201,7 @@ class Detection(Task):
 
     def loss(self, pipeline: Pipeline) -> Loss | None:
         """Return the squared distance from the teacher's head: places are no probabilities."""
-        return _squared
+        return squared
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases whose findings changed most, a typical one and the one that changed least."""
@@ -222,7 +218,7 @@ class Detection(Task):
 
     def rows(self, prediction: Array, pipeline: Pipeline, point: Mapping[str, Any] | None) -> list[dict[str, str]]:
         """Return a row per box: class, score, whether it is above the operating point, and the box."""
-        return rows_of(prediction, pipeline, _thresholds(point, len(pipeline.classes), pipeline.threshold))
+        return rows_of(prediction, pipeline, thresholds_of(point, len(pipeline.classes), pipeline.threshold))
 
     def collected(
         self, rows: Sequence[Mapping[str, str]], names: Sequence[str], pipeline: Pipeline
@@ -265,19 +261,8 @@ class Detection(Task):
         return [*drawn, {"svg": svg, "caption": "Highest score of every case. On the dashed line nothing changed."}]
 
 
-def _squared(student: Tensor, teacher: Tensor, _: Tensor | None) -> Tensor:
-    return (student - teacher).square().mean()
-
-
 def _table(rows: Sequence[Any], width: int) -> Array:
     return np.array(rows, np.float64).reshape(-1, width)
-
-
-def _thresholds(point: Mapping[str, Any] | None, count: int, declared: float) -> list[float]:
-    """The threshold of each class; the pipeline's own where none was fixed."""
-    fixed = list((point or {}).get("thresholds") or [])
-    fixed += [None] * (count - len(fixed))
-    return [declared if value is None else float(value) for value in fixed]
 
 
 def _filled(boxes: Array, image: Image) -> Array:

@@ -18,21 +18,17 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
 from microtome.medical.write_image import write_image
-from microtome.metrics import IMAGES, about, named
-from microtome.report import plots, words
-from microtome.report.headline import main_metric
-from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.metrics import IMAGES, named
+from microtome.tasks.base import Judgement, Record
+from microtome.tasks.scored import ScoredTask
+from microtome.tasks.whole import squared
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from microtome.tasks.base import Loss
 
-WORST = 3  # example cases that lost most
 
-
-class ImageToImage(Task):
+class ImageToImage(ScoredTask):
     """Images on the grid of the image that was given, judged voxel by voxel."""
 
     NAME = "image-to-image"
@@ -45,6 +41,8 @@ class ImageToImage(Task):
         "is left out of their means. An image that equals its reference has 100 dB."
     )
     AGREEMENT = ("of all {voxels} have, to 5 % of the range,", "value")
+    DECIMALS = 2
+    ALIKE = "as by the parent"
     MUCH = 3.0
 
     def guessed(self, cohort: Cohort, outputs: int | None) -> dict[str, Any]:
@@ -157,58 +155,4 @@ class ImageToImage(Task):
 
     def loss(self, pipeline: Pipeline) -> Loss | None:
         """Return the squared distance from the teacher: values are no probabilities."""
-        return _squared
-
-    def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Choose the cases that lost most, the lowest, a typical one and the best."""
-        metric = self.METRICS[0]
-        scored = [r for r in rows if r["parent"].get(metric) is not None and r["compressed"].get(metric) is not None]
-        if not scored:
-            ordered = sorted(rows, key=lambda r: float(r["agreement"]))
-            return examples([("worst", r, f"{r['agreement']:.2%} as by the parent") for r in ordered[:WORST]])
-        lost = sorted(scored, key=lambda r: float(r["compressed"][metric] - r["parent"][metric]))
-        level = sorted(scored, key=lambda r: float(r["compressed"][metric]))
-        chosen = [("worst", r) for r in [*lost[:WORST], level[0]]]
-        chosen += [("typical", level[len(level) // 2]), ("best", level[-1])]
-        known = about(metric)
-        return examples(
-            [
-                (k, r, f"{known.title} {r['parent'][metric]:.2f} → {r['compressed'][metric]:.2f} {known.unit}")
-                for k, r in chosen
-            ]
-        )
-
-    def case_value(self, result: Mapping[str, Any], case: Mapping[str, Any], side: str) -> float | None:
-        """Return the case's main metric."""
-        return words.interval(words.mapping(case.get(side)).get(main_metric(result))).value
-
-    def case_title(self, result: Mapping[str, Any]) -> str:
-        """Return the main metric."""
-        return main_metric(result)
-
-    def worst_first(self, moved: float) -> float:
-        """List those that lost most first."""
-        return moved
-
-    def drawings(
-        self, result: Mapping[str, Any], pairs: Sequence[tuple[float | None, float | None]]
-    ) -> list[dict[str, str]]:
-        """Draw parent against compressed, and how much each case changed."""
-        parent, compressed = (np.array([pair[side] for pair in pairs], dtype=float) for side in (0, 1))
-        chosen = main_metric(result)
-        what = words.metric_name(chosen) if chosen else "metric"
-        worse = "Above" if words.about(chosen).lower_is_better else "Below"
-        return [
-            {
-                "svg": plots.pairs(parent, compressed, name="cases", what=what),
-                "caption": f"{what} of every case. On the dashed line nothing changed.",
-            },
-            {
-                "svg": plots.changes(parent, compressed, name="changes", what=what),
-                "caption": f"How much {what} of every case changed. {worse} the dashed line is worse.",
-            },
-        ]
-
-
-def _squared(student: Tensor, teacher: Tensor, _: Tensor | None) -> Tensor:
-    return (student - teacher).square().mean()
+        return squared

@@ -17,17 +17,16 @@ from microtome.medical.prepare import Prepared
 from microtome.medical.stream import Stream
 from microtome.metrics import CLASSES, named
 from microtome.report import drawing, plots, words
-from microtome.tasks.base import Judgement, Record, Task, examples
-from microtome.tasks.whole import outputs_each, whole_images
-from microtome.types import Array, Case, Image
+from microtome.tasks.base import Judgement, Record, examples
+from microtome.tasks.whole import NamedAnswersTask, outputs_each, thresholds_of, tuning_cases, whole_images
+from microtome.types import Array, Case
 
 SIDES = ("parent", "compressed")
-MOST_TRAIN_CASES = 256  # for the operating points, where there are no tuning cases
 WORST = 3  # example cases of which a score moved most
 MOST_CURVES = 12  # findings whose ROC curves are drawn, those that lost most first
 
 
-class MultiLabel(Task):
+class MultiLabel(NamedAnswersTask):
     """A probability for each finding, judged over the whole cohort, finding by finding."""
 
     NAME = "multi-label"
@@ -55,36 +54,11 @@ class MultiLabel(Task):
         if problem:
             raise OptionError(f"Pipeline: {problem}.", "Correct pipeline.json.")
 
-    def parts(self, pipeline: Pipeline) -> tuple[str, ...]:
-        """Return the findings."""
-        return pipeline.classes
-
-    def outputs(self, pipeline: Pipeline) -> frozenset[int]:
-        """One per finding."""
-        return frozenset({len(pipeline.classes)})
-
-    def reference(self, cohort: Cohort, case: Case, image: Image) -> Any:
-        """Return 1, 0 or None for each finding."""
-        return case.label
-
     def predict(
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
         """Yield the probabilities of the findings, float64 (findings,)."""
         return outputs_each(stream, images, pipeline, lambda output: _bounded(probabilities(output, pipeline)[0]))
-
-    def compare(
-        self,
-        parent: Array,
-        compressed: Array,
-        reference: Any,
-        image: Image,
-        pipeline: Pipeline,
-        *,
-        metrics: Sequence[str] | None = None,
-    ) -> dict[str, Any]:
-        """Keep both networks' probabilities: the metrics need all cases together."""
-        return {"parent": parent.tolist(), "compressed": compressed.tolist()}
 
     def summarise(
         self, rows: Sequence[tuple[Case, Record]], judgement: Judgement, point: Mapping[str, Any] | None
@@ -105,7 +79,7 @@ class MultiLabel(Task):
         parts = summarise_findings(
             cases,
             names,
-            thresholds=_thresholds(point, names, judgement.threshold),
+            thresholds=thresholds_of(point, len(names), judgement.threshold),
             metric=judgement.metric,
             margin=judgement.margin,
             seed=judgement.seed,
@@ -115,9 +89,7 @@ class MultiLabel(Task):
 
     def operating_cases(self, cohort: Cohort, pipeline: Pipeline) -> tuple[Sequence[Case], str]:
         """Take the tuning cases, or train cases if there are none."""
-        if not (cohort.tuning or cohort.train):
-            return (), ""
-        return (cohort.tuning, "tuning") if cohort.tuning else (cohort.calibration(MOST_TRAIN_CASES), "training")
+        return tuning_cases(cohort)
 
     def operating_point(self, predictions: Sequence[Any], cases: Sequence[Case], called: str) -> dict[str, Any] | None:
         """Fix a threshold for each finding by Youden's rule; None where the cases do not tell of it."""
@@ -136,11 +108,6 @@ class MultiLabel(Task):
             "fixed_on": f"{len(labelled)} {called} cases, parent",
         }
 
-    def training_target(self, case: Case, labels: Array | None) -> Array | float | tuple[float, ...]:
-        """Return 1, 0 or NaN for each finding."""
-        assert isinstance(case.label, tuple)
-        return tuple(float("nan") if value is None else float(value) for value in case.label)
-
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases of which a score moved most, a typical one and the one that moved least."""
         moved = sorted(rows, key=lambda row: -_moved(row)[0])
@@ -150,7 +117,7 @@ class MultiLabel(Task):
 
     def row(self, prediction: Array, pipeline: Pipeline, point: Mapping[str, Any] | None) -> dict[str, str]:
         """Return for each finding the decision at its operating point, 1 or 0, and the probability."""
-        limits = _thresholds(point, pipeline.classes, pipeline.threshold)
+        limits = thresholds_of(point, len(pipeline.classes), pipeline.threshold)
         cells: dict[str, str] = {}
         for name, value, limit in zip(pipeline.classes, prediction, limits, strict=True):
             cells |= {f"decision {name}": str(int(value >= limit)), f"probability {name}": f"{value:.9g}"}
@@ -200,12 +167,6 @@ def _bounded(values: Array) -> Array:
             "Declare 'activation': 'sigmoid' if its outputs are logits.",
         )
     return values
-
-
-def _thresholds(point: Mapping[str, Any] | None, names: Sequence[str], declared: float) -> list[float]:
-    """The threshold of each finding; the pipeline's own where none was fixed."""
-    fixed = list((point or {}).get("thresholds") or [None] * len(names))
-    return [declared if value is None else float(value) for value in fixed]
 
 
 def _moved(row: Mapping[str, Any]) -> tuple[float, int]:

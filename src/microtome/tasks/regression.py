@@ -18,20 +18,18 @@ from microtome.medical.stream import Stream
 from microtome.metrics import NUMBERS, named
 from microtome.report import words
 from microtome.report.number_plots import bland_altman, over_reference
-from microtome.tasks.base import Judgement, Record, Task, examples
-from microtome.tasks.whole import outputs_each, whole_images
-from microtome.types import Array, Case, Image
+from microtome.tasks.base import Judgement, Record, examples
+from microtome.tasks.whole import NamedAnswersTask, outputs_each, squared, whole_images
+from microtome.types import Array, Case
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from microtome.tasks.base import Loss
 
 WORST = 3  # example cases whose error grew most
 MOST_DRAWN = 6  # numbers that have plots of their own
 
 
-class Regression(Task):
+class Regression(NamedAnswersTask):
     """Numbers for whole images, judged over the whole cohort by their errors."""
 
     NAME = "regression"
@@ -61,36 +59,11 @@ class Regression(Task):
             raise OptionError(f"Pipeline: {problem}.", "Correct pipeline.json.")
         check_units(pipeline, pipeline.classes)
 
-    def parts(self, pipeline: Pipeline) -> tuple[str, ...]:
-        """Return the names of the numbers."""
-        return pipeline.classes
-
-    def outputs(self, pipeline: Pipeline) -> frozenset[int]:
-        """One per number."""
-        return frozenset({len(pipeline.classes)})
-
-    def reference(self, cohort: Cohort, case: Case, image: Image) -> Any:
-        """Return a number or None for each name."""
-        return case.label
-
     def predict(
         self, stream: Stream, images: Iterable[Prepared], pipeline: Pipeline
     ) -> Generator[Array | DataError, None, None]:
         """Yield the numbers in the unit of their references, float64 (numbers,)."""
         return outputs_each(stream, images, pipeline, lambda output: numbers(output, pipeline))
-
-    def compare(
-        self,
-        parent: Array,
-        compressed: Array,
-        reference: Any,
-        image: Image,
-        pipeline: Pipeline,
-        *,
-        metrics: Sequence[str] | None = None,
-    ) -> dict[str, Any]:
-        """Keep both networks' numbers: the metrics need all cases together."""
-        return {"parent": parent.tolist(), "compressed": compressed.tolist()}
 
     def summarise(
         self, rows: Sequence[tuple[Case, Record]], judgement: Judgement, point: Mapping[str, Any] | None
@@ -116,14 +89,9 @@ class Regression(Task):
         """There is no operating point."""
         return False
 
-    def training_target(self, case: Case, labels: Array | None) -> Array | float | tuple[float, ...]:
-        """Return the reference numbers, NaN where one is missing; in their own unit."""
-        assert isinstance(case.label, tuple)
-        return tuple(float("nan") if value is None else float(value) for value in case.label)
-
     def loss(self, pipeline: Pipeline) -> Loss | None:
         """Return the squared distance from the teacher: numbers are no probabilities."""
-        return _squared
+        return squared
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases whose number moved most, a typical one and the one that moved least."""
@@ -176,10 +144,6 @@ class Regression(Task):
                 },
             ]
         return drawn
-
-
-def _squared(student: Tensor, teacher: Tensor, _: Tensor | None) -> Tensor:
-    return (student - teacher).square().mean()
 
 
 def _row(case: Mapping[str, Any]) -> tuple[Any, Any, Any]:

@@ -18,10 +18,9 @@ from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import Prepared
 from microtome.medical.regions import label_map, masks_of_labels
 from microtome.medical.stream import Stream, segment_each
-from microtome.metrics import STRUCTURE, about, named
-from microtome.report import plots, words
-from microtome.report.headline import main_metric
-from microtome.tasks.base import Judgement, Record, Task, examples
+from microtome.metrics import STRUCTURE, named
+from microtome.tasks.base import Judgement, Record
+from microtome.tasks.scored import ScoredTask
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
@@ -30,10 +29,9 @@ if TYPE_CHECKING:
 # How far apart two borders may lie and still count as the same (NSD): a voxel of usual size; two pixels of a picture.
 TOLERANCE_MM = 1.0
 TOLERANCE_PIXELS = 2.0
-WORST = 3  # example cases that lost most
 
 
-class Segmentation(Task):
+class Segmentation(ScoredTask):
     """Label maps, judged structure by structure."""
 
     NAME = "segmentation"
@@ -46,6 +44,8 @@ class Segmentation(Task):
         "image."
     )
     AGREEMENT = ("of all {voxels} carry", "label")
+    DECIMALS = 3
+    ALIKE = "labelled as by the parent"
     MUCH = 0.05  # a map is a mean over thousands of voxels
 
     def check(self, pipeline: Pipeline) -> None:
@@ -143,52 +143,6 @@ class Segmentation(Task):
         """Return the label map."""
         assert labels is not None
         return labels
-
-    def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Choose the cases that lost most Dice, the lowest, a typical one and the best."""
-        metric = self.METRICS[0]
-        scored = [r for r in rows if r["parent"].get(metric) is not None and r["compressed"].get(metric) is not None]
-        if not scored:
-            ordered = sorted(rows, key=lambda r: float(r["agreement"]))
-            return examples([("worst", r, f"{r['agreement']:.2%} labelled as by the parent") for r in ordered[:WORST]])
-        lost = sorted(scored, key=lambda r: float(r["compressed"][metric] - r["parent"][metric]))
-        level = sorted(scored, key=lambda r: float(r["compressed"][metric]))
-        chosen = [("worst", r) for r in [*lost[:WORST], level[0]]]
-        chosen += [("typical", level[len(level) // 2]), ("best", level[-1])]
-        title = about(metric).title
-        return examples(
-            [(k, r, f"{title} {r['parent'][metric]:.3f} → {r['compressed'][metric]:.3f}") for k, r in chosen]
-        )
-
-    def case_value(self, result: Mapping[str, Any], case: Mapping[str, Any], side: str) -> float | None:
-        """Return the case's main metric."""
-        return words.interval(words.mapping(case.get(side)).get(main_metric(result))).value
-
-    def case_title(self, result: Mapping[str, Any]) -> str:
-        """Return the main metric."""
-        return main_metric(result)
-
-    def worst_first(self, moved: float) -> float:
-        """List those that lost most first."""
-        return moved
-
-    def drawings(
-        self, result: Mapping[str, Any], pairs: Sequence[tuple[float | None, float | None]]
-    ) -> list[dict[str, str]]:
-        """Draw parent against compressed, and how much each case changed."""
-        parent, compressed = (np.array([pair[side] for pair in pairs], dtype=float) for side in (0, 1))
-        chosen = main_metric(result)
-        what = words.metric_name(chosen) if chosen else "metric"
-        return [
-            {
-                "svg": plots.pairs(parent, compressed, name="cases", what=what),
-                "caption": f"{what} of every case. On the dashed line nothing changed.",
-            },
-            {
-                "svg": plots.changes(parent, compressed, name="changes", what=what),
-                "caption": f"How much {what} of every case changed. Below the dashed line is worse.",
-            },
-        ]
 
 
 def _views(

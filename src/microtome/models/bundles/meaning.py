@@ -182,10 +182,6 @@ def _maps(
     return ""
 
 
-def _mismatch(channels: int, names: list[str]) -> str:
-    return f"The network has {channels} channels, and the metadata name {len(names)}; declare it with --pipeline."
-
-
 def _overlapping(draft: Draft, declared: Declared, names: list[str], written: tuple[tuple[int, int], ...]) -> None:
     """Regions, where the bundle says which labels make them up."""
     brats = [item for _, item in declared.mentioned() if kind_of(item) == BRATS] if len(names) == 3 else []

@@ -16,7 +16,6 @@ from microtome.records import nearest
 
 AGAIN = "Copy the folder again from where it was trained."
 OLD_NETWORKS = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
-DIMENSIONS = {2: "2d", 3: "3d"}
 
 
 @dataclass(frozen=True)
