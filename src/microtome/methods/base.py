@@ -44,6 +44,9 @@ class Context:
         teacher: what training imitates: the parent; None takes the network itself, in float.
         loss: of training; None distils the teacher.
         score: of a network on the tuning patients, higher is better; None where none has a reference.
+        margin: how much of the score may be lost.
+        latency: of a network on the target, in milliseconds, as measured on this machine; None where it cannot be.
+        load: another network by what a user calls it, such as a teacher or a student; None where none can be loaded.
         checkpoint: file for the state of training; if it is there, training goes on from it.
         progress: told of what is done.
     """
@@ -56,6 +59,9 @@ class Context:
     teacher: Network | None = None
     loss: Loss | None = None
     score: Callable[[Network], float] | None = None
+    margin: float = 0.01
+    latency: Callable[[Network], float] | None = None
+    load: Callable[[str], Network] | None = None
     checkpoint: Path | None = None
     progress: Progress = field(default_factory=Silent)
 
