@@ -248,6 +248,9 @@ def _context(request: Request, progress: Progress) -> Context:
     """Return what methods may read: nothing of it is evaluated, and tuning patients are not trained on."""
     options, pipeline = request.options, request.pipeline
     cohort, cases = request.calibration
+    task = kind(pipeline.task)
+    labelled = any(case.labelled for case in request.cohort.train)
+    label_loss = task.label_loss(pipeline) if labelled else None
     training = None
     if request.cohort.train:
         training = TrainingBatches(
@@ -258,6 +261,8 @@ def _context(request: Request, progress: Progress) -> Context:
             seed=options.seed,
             augment=True,
             flips=options.flips,
+            labelled=label_loss is not None,
+            partly=True,
         )
     tuning = None
     if request.cohort.tuning:
@@ -270,7 +275,8 @@ def _context(request: Request, progress: Progress) -> Context:
         tuning,
         capabilities=request.runtime.capabilities(),
         sigmoid=pipeline.activation == "sigmoid",
-        loss=kind(pipeline.task).loss(pipeline),
+        loss=task.loss(pipeline),
+        label_loss=label_loss,
         score=score_of(request, progress),
         progress=progress,
     )
