@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from microtome.core.allocation import allocate
 from microtome.core.decomposition.kinds import Kind, Ranks, ranks_of_energy, ranks_of_noise, ranks_within
 from microtome.errors import OptionError
 from microtome.graph import edit
-from microtome.graph.choosing.chain_costs import measured
+from microtome.graph.choosing.chain_costs import measured, not_slower
 from microtome.graph.choosing.chain_sensitivity import Objective, before_scores, chain_losses
 from microtome.graph.choosing.rank_options import Option, Site, sites, with_moments
 from microtome.graph.learning.refit import refit
@@ -23,7 +24,6 @@ from microtome.methods.base import EMPTY, Batches, Context, Method, Phase, State
 
 DAMPING = 1e-3  # of the refit, as a share of the mean variance of what a layer sees
 WIDEST = 2048  # values that a layer sees at a place; a wider one keeps its weight, and its bias keeps the mean
-NOISE = 0.01  # of measured times: what is slower by less is not slower
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,12 @@ class Factorize(Method):
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
-        shares = {"energy": self.energy, "share": self.share, **{"candidates": c for c in self.candidates}}
-        for name, value in shares.items():
+        shares = [("energy", self.energy), ("share", self.share), *(("candidates", c) for c in self.candidates)]
+        for name, value in shares:
             if not 0 < value <= 1:
-                raise OptionError(f"{name} of a factorization is a share above 0, at most 1, not {value:g}.", "Correct it.")
+                raise OptionError(
+                    f"{name} of a factorization is a share above 0, at most 1, not {value:g}.", "Correct it."
+                )
         if min(self.round_to, self.images, self.positions) < 1 or self.measurements < 0 or not self.candidates:
             raise OptionError("a factorization needs ranks, images and positions of at least 1, and candidates.")
 
@@ -122,7 +124,9 @@ class Factorize(Method):
         choose = self._within_budget if self.ranks == "budget" else self._layer_by_layer
         chosen = choose(network, found, kept, batches, context)
         if context.latency is not None and self.measurements and not self.bytes_only:
-            chosen = self._not_slower(network, chosen, kept, context.latency)
+            times = {"latency": context.latency, "build": partial(_built, network), "measurements": self.measurements}
+            chosen, slower = not_slower(chosen, **times)
+            kept.update(slower)
         result = _built(network, chosen)
         if self.refit:
             self._refit(result, network, chosen, batches)
@@ -140,8 +144,7 @@ class Factorize(Method):
             context.progress.say(f"factorize {site.layer.name}")
             smaller = [option for option in options if self._too_large(option) is None]
             if smaller:
-                by_error = self.ranks == "share"
-                chosen.append(min(smaller, key=lambda o: (o.error, o.parameters) if by_error else (o.parameters, o.error)))
+                chosen.append(min(smaller, key=_error if self.ranks == "share" else _weights))
             elif options:
                 kept[site.layer.name] = self._too_large(options[0]) or ""
             else:
@@ -215,7 +218,7 @@ class Factorize(Method):
         if self.unit == "ms":
             if context.latency is None:
                 raise OptionError("the time on the target cannot be measured.", "Take a budget of parameters or macs.")
-            return measured(network, options, context.latency, lambda option: _built(network, [option]))
+            return measured(network, options, latency=context.latency, build=partial(_built, network))
         sites_of = {name: own[0].site for name, own in options.items()}
         if self.unit == "macs":
             whole = {name: float(site.macs) for name, site in sites_of.items()}
@@ -224,26 +227,6 @@ class Factorize(Method):
         whole = {name: float(site.parameters) for name, site in sites_of.items()}
         costs = {name: [float(option.parameters) for option in own] for name, own in options.items()}
         return float(network.parameters), whole, costs
-
-    def _not_slower(
-        self, network: Network, chosen: list[Option], kept: dict[str, str], latency: Callable[[Network], float]
-    ) -> list[Option]:
-        """Take chains out again, group by group, without which the network is faster; all, if it stays slower."""
-        if not chosen:
-            return chosen
-        size = -(-len(chosen) // self.measurements)
-        now, before = latency(_built(network, chosen)), latency(network)
-        for start in range(0, len(chosen), size):
-            group = [option for option in chosen[start : start + size]]
-            left = [option for option in chosen if option not in group and option.site.layer.name not in kept]
-            time = latency(_built(network, left)) if left else before
-            if time < now * (1 - NOISE):
-                now = time
-                for option in group:
-                    kept[option.site.layer.name] = "its chain is slower on the target"
-        if now > before * (1 + NOISE):
-            kept.update({o.site.layer.name: "all chains together are slower on the target" for o in chosen})
-        return [option for option in chosen if option.site.layer.name not in kept]
 
     def _refit(self, result: Network, network: Network, chosen: Sequence[Option], batches: Batches) -> None:
         wanted = {}
@@ -254,6 +237,14 @@ class Factorize(Method):
         if wanted:
             most = self.positions
             refit(result, network, wanted, batches, damping=DAMPING, most=most, seed=self.seed)
+
+
+def _error(option: Option) -> tuple[float, int]:
+    return option.error, option.parameters
+
+
+def _weights(option: Option) -> tuple[int, float]:
+    return option.parameters, option.error
 
 
 class _First:

@@ -52,7 +52,8 @@ def cp(tensor: Tensor, rank: int, *, rounds: int = 60, starts: int = 2, seed: in
     tried = [_alternate(small, vectors, TRIAL) for vectors in begun]
     vectors = _alternate(small, min(tried, key=functools.partial(_error, small)), rounds)
     if small is not whole:
-        vectors = [v if side is None else side @ v for v, side in zip(vectors, [*sides, *[None] * len(walked)], strict=True)]
+        expand = [*sides, *[None] * len(walked)]
+        vectors = [v if side is None else side @ v for v, side in zip(vectors, expand, strict=True)]
         vectors = _alternate(whole, vectors, POLISH)
     return _chain(tensor, walked, vectors)
 

@@ -26,9 +26,9 @@ def train(tensor: Tensor, ranks: tuple[int, ...]) -> tuple[Factor, ...]:
     walked, modes, rest = _modes(tensor)
     cores = []
     before = 1
-    for size, rank in zip(modes[:-1], ranks, strict=True):
+    for size, wanted in zip(modes[:-1], ranks, strict=True):
         u, s, vh = torch.linalg.svd(rest.reshape(before * size, -1), full_matrices=False)
-        rank = min(rank, len(s))
+        rank = min(wanted, len(s))
         cores.append(u[:, :rank].reshape(before, size, rank))
         rest = s[:rank, None] * vh[:rank]
         before = rank
@@ -38,7 +38,8 @@ def train(tensor: Tensor, ranks: tuple[int, ...]) -> tuple[Factor, ...]:
     first = Factor("first", cores[0][0].T.reshape(-1, modes[0], *ones))
     links = []
     for place, (axis, core) in enumerate(zip(walked, cores[1:], strict=True)):
-        weight = core.permute(2, 0, 1).reshape(core.shape[2], core.shape[0], *ones[:axis], core.shape[1], *ones[axis + 1 :])
+        size = (*ones[:axis], core.shape[1], *ones[axis + 1 :])
+        weight = core.permute(2, 0, 1).reshape(core.shape[2], core.shape[0], *size)
         links.append(Factor(f"axis{axis + 1}", weight, (axis, *(single if place == 0 else ()))))
     return first, *links, Factor("last", rest.T.reshape(modes[-1], -1, *ones))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -50,12 +51,13 @@ def vbmf_rank(energies: Tensor, rows: int, columns: int) -> int:
     high = float(squares.sum()) / (short * long)
     variance = high
     if low < high:
-        # The energy has a kink wherever a component crosses the limit: each stretch between two has a minimum of its own.
+        # It has a kink wherever a component crosses the limit: each stretch between two has a minimum of its own.
         kinks = np.log(squares / (long * limit))
-        marks = sorted({math.log(low), *(float(k) for k in kinks if math.log(low) < k < math.log(high)), math.log(high)})
+        ends = math.log(low), math.log(high)
+        marks = sorted({*ends, *(float(kink) for kink in kinks if ends[0] < kink < ends[1])})
         found = [
-            minimize_scalar(free_energy, bounds=(a, b), method="bounded", options={"xatol": 1e-6})
-            for a, b in zip(marks, marks[1:], strict=False)
+            minimize_scalar(free_energy, bounds=stretch, method="bounded", options={"xatol": 1e-6})
+            for stretch in itertools.pairwise(marks)
         ]
         variance = math.exp(min(found, key=lambda one: float(one.fun)).x)
     return int((squares > long * variance * limit).sum())

@@ -138,9 +138,7 @@ def sites(network: Network, *, least: int, skip: frozenset[str]) -> Iterator[tup
 def with_moments(site: Site, moments: AxisMoments) -> Site:
     """Return a site whose errors are measured in what the layer gives for the inputs seen."""
     mean = moments.mean().reshape(site.kernel.shape[1:])
-    return Site(
-        site.layer, site.kernel, site.bias, site.walk, site.dtype, Whitening.of(moments.covariances()), mean
-    )
+    return Site(site.layer, site.kernel, site.bias, site.walk, site.dtype, Whitening.of(moments.covariances()), mean)
 
 
 def _shared(network: Network, layer: Layer) -> bool:

@@ -88,9 +88,7 @@ def links(layer: Layer, factors: Sequence[Factor], bias: Tensor | None, dtype: t
         bias: for the last.
         dtype: of the weights.
     """
-    return [
-        _link(layer, factor, bias if factor is factors[-1] else None, dtype) for factor in factors
-    ]
+    return [_link(layer, factor, bias if factor is factors[-1] else None, dtype) for factor in factors]
 
 
 def applied(chain: Sequence[Link], x: Tensor) -> Tensor:

@@ -50,9 +50,9 @@ class AxisMoments:
             self._second = [torch.zeros(patches.shape[a], patches.shape[a], dtype=torch.float64) for a in axes]
         patches = patches - self._shift
         self._first += patches.sum(0, dtype=torch.float64)
-        for axis, products in zip(axes, self._second, strict=True):
+        for axis in axes:
             rows = patches.movedim(axis, 0).reshape(patches.shape[axis], -1)
-            products += (rows @ rows.T).double()
+            self._second[axis - 1] += (rows @ rows.T).double()
         self.count += len(patches)
 
     def mean(self) -> Tensor:
