@@ -156,7 +156,13 @@ class Factorize(Method):
             return ranks_of_energy(kind, site.target, self.energy, self.round_to)
         if self.ranks == "vbmf":
             return ranks_of_noise(kind, site.kernel, self.round_to)
-        return ranks_within(kind, site.target, self.share * site.parameters, self.round_to)
+        return self._within(site, kind, (self.share,))[0]
+
+    def _within(self, site: Site, kind: Kind, shares: Sequence[float]) -> list[Ranks | None]:
+        """Return the ranks that shares of a layer's weights have room for."""
+        shape = tuple(site.kernel.shape)
+        spectra = None if kind.energies is None else kind.energies(site.target)
+        return [ranks_within(kind, shape, spectra, share * site.parameters, self.round_to) for share in shares]
 
     def _too_large(self, option: Option) -> str | None:
         """Say what an option has more of than the layer; None if nothing."""
@@ -205,8 +211,7 @@ class Factorize(Method):
 
     def _candidates(self, site: Site) -> Iterator[Option]:
         for kind in site.kinds(self.kind):
-            wanted = [ranks_within(kind, site.target, c * site.parameters, self.round_to) for c in self.candidates]
-            for ranks in dict.fromkeys(wanted):
+            for ranks in dict.fromkeys(self._within(site, kind, self.candidates)):
                 option = None if ranks is None else site.option(kind, ranks)
                 if option is not None and self._too_large(option) is None:
                     yield option

@@ -55,15 +55,15 @@ def test_the_energy_asked_for_is_kept(name: str, energy: float):
 @pytest.mark.parametrize("step", [1, 2])
 def test_ranks_within_a_number_of_weights_use_it(name: str, step: int):
     kernel, kind = falling(10, 8, 3, 3), KINDS[name]
-    errors = []
+    spectra, errors = None if kind.energies is None else kind.energies(kernel), []
     for most in (100, 200, 400):
-        ranks = ranks_within(kind, kernel, most, step)
+        ranks = ranks_within(kind, (10, 8, 3, 3), spectra, most, step)
         assert ranks is not None
         assert most / 3 < kind.parameters((10, 8, 3, 3), ranks) <= most
         assert all(rank % step == 0 for rank in ranks)
         errors.append(lost(kernel, kind.factors(kernel, ranks)))
     assert errors == sorted(errors, reverse=True)
-    assert ranks_within(kind, kernel, 3, step) is None
+    assert ranks_within(kind, (10, 8, 3, 3), spectra, 3, step) is None
 
 
 @every_kind

@@ -75,26 +75,27 @@ def ranks_of_energy(kind: Kind, tensor: Tensor, energy: float, step: int = 1) ->
     return _at(kind, tuple(tensor.shape), kind.energies(tensor), energy, step)
 
 
-def ranks_within(kind: Kind, tensor: Tensor, most: float, step: int = 1) -> Ranks | None:
+def ranks_within(
+    kind: Kind, shape: Shape, spectra: tuple[Tensor, ...] | None, most: float, step: int = 1
+) -> Ranks | None:
     """Return the ranks that keep most energy with at most so many weights; None if even the smallest have more.
 
     The ranks are balanced: each truncation loses the same share.
 
     Args:
         kind: of decomposition.
-        tensor: (outputs, inputs, *kernel).
+        shape: of the kernel: (outputs, inputs, *kernel).
+        spectra: its `kind.energies`, if the kind has any.
         most: weights.
         step: ranks are its multiples, as far as the kernel allows.
     """
-    shape = tuple(tensor.shape)
     sides = [min(pair) for pair in kind.sides(shape)]
     least = tuple(rounded_rank(1, step, side) for side in sides)
     if kind.parameters(shape, least) > most:
         return None
-    if kind.energies is None:
+    if spectra is None:
         each = kind.parameters(shape, (1,))
         return (max(least[0], int(most // each) // step * step),)
-    spectra = kind.energies(tensor)
     low, high = 0.0, FINEST
     found = least
     for _ in range(HALVINGS):
