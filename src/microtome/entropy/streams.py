@@ -21,6 +21,7 @@ class Streams:
     """
 
     def __init__(self) -> None:
+        """Begin with none."""
         self.records: list[dict[str, Any]] = []
         self._sequences: list[tuple[Array, Array]] = []
         self._known: dict[bytes, int] = {}
