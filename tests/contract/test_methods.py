@@ -49,7 +49,7 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize())),
 }
-ELSEWHERE = {"dynamic"}  # quantizes no convolutions: tests/methods/test_dynamic.py
+ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 

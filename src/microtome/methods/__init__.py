@@ -17,5 +17,6 @@ METHODS = {
     "gptq": "microtome.methods.gptq:Gptq",
     "adaround": "microtome.methods.adaround:AdaRound",
     "reconstruct": "microtome.methods.reconstruct:Reconstruct",
+    "repeat": "microtome.methods.repeat:Repeat",
     "finetune": "microtome.methods.finetune:Finetune",
 }

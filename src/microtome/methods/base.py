@@ -108,27 +108,30 @@ class Method(ABC):
     def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the changed network; the one passed stays as it was."""
 
-    @classmethod
-    def refusal(cls, state: State) -> str | None:
+    @property
+    def trains(self) -> bool:
+        """Whether it needs training data."""
+        return self.phase is Phase.TRAINING
+
+    def refusal(self, state: State) -> str | None:
         """Say why the method cannot run on a network in a state; None if it can."""
-        if cls.needs - state:
-            return f"it needs a network in the state {_listed(cls.needs - state)}"
-        if cls.phase is Phase.STRUCTURE and QUANTIZED in state:
+        if self.needs - state:
+            return f"it needs a network in the state {_listed(self.needs - state)}"
+        if self.phase is Phase.STRUCTURE and QUANTIZED in state:
             return "it changes the structure, and the network is quantized already"
-        found = (cls.leaves & state) - {FLOAT_BIASES}
-        if not cls.again and found:
+        found = (self.leaves & state) - {FLOAT_BIASES}
+        if not self.again and found:
             return f"the network is {_listed(found)} already"
         return None
 
     def done(self, network: Network, found: Mapping[str, Any] | None = None, **changes: Any) -> Network:
         """Return the network in its new state, with what the method found for the history."""
         history = (*network.history, *([found] if found else []))
-        return replace(network, state=self.after(network.state), history=history, **changes)
+        return replace(network, **{"state": self.after(network.state), "history": history, **changes})
 
-    @classmethod
-    def after(cls, state: State) -> State:
+    def after(self, state: State) -> State:
         """Return the state that the method leaves."""
-        return (state - cls.takes) | cls.leaves
+        return (state - self.takes) | self.leaves
 
 
 def weights_are_free(network: Network) -> None:

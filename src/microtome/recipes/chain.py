@@ -42,7 +42,7 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """Whether it needs training data."""
-        return any(method.phase is Phase.TRAINING for method in self.methods)
+        return any(method.trains for method in self.methods)
 
     @property
     def structural(self) -> int:
