@@ -138,9 +138,13 @@ def open_content(runtime: Runner, path: Path, files: Mapping[str, bytes], *, thr
         session: Session = opens(path, files, threads=threads, precision=precision)
         return session
     folder = tempfile.TemporaryDirectory(prefix="microtome-", ignore_cleanup_errors=True)
-    for name, content in files.items():
-        Path(folder.name, name).write_bytes(content)
-    session = runtime.open_session(Path(folder.name, path.name), threads=threads, precision=precision)
+    try:
+        for name, content in files.items():
+            Path(folder.name, name).write_bytes(content)
+        session = runtime.open_session(Path(folder.name, path.name), threads=threads, precision=precision)
+    except BaseException:
+        folder.cleanup()
+        raise
     weakref.finalize(session, folder.cleanup)  # also when the program ends
     return session
 
