@@ -10,7 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx import Node
 
-from microtome.core.formats import AdditivePowerOfTwo, Affine, Binary, Codebook, Format, Minifloat, PowerOfTwo, Ternary
+from microtome.core.formats import (
+    AdditivePowerOfTwo,
+    Affine,
+    Binary,
+    Codebook,
+    Format,
+    MidRise,
+    Minifloat,
+    PowerOfTwo,
+    Ternary,
+)
 from microtome.errors import OutputError, ReadError
 from microtome.graph import edit, pt2
 from microtome.graph.capture import capture
@@ -98,6 +108,7 @@ def test_a_float_network_comes_back_exactly(name: str, tmp_path):
         Codebook(3),
         Codebook(4, integer=True),
         Codebook(2, per_channel=True),
+        MidRise(),
         Ternary(),
         Ternary(two_scales=True),
         Binary(),

@@ -11,6 +11,7 @@ from microtome.core.formats import (
     Codebook,
     Format,
     Logarithmic,
+    MidRise,
     Minifloat,
     PowerOfTwo,
     Ternary,
@@ -35,6 +36,7 @@ WITH_INTEGERS = (
     Binary(),
     Affine(3),
     Logarithmic(3),
+    MidRise(),
 )
 WITHOUT = (PowerOfTwo(5), Codebook(4), Ternary(two_scales=True), Affine(4, group=8), Minifloat("e4m3fn", scaled=True))
 
@@ -98,7 +100,7 @@ def test_the_graph_computes_with_them():
     network = FoldBatchNorm().run(captured("unet2d"))
     x = torch.cat(images(network.shape))
     found = []
-    for number_format in (Binary(), Ternary(), PowerOfTwo(3), AdditivePowerOfTwo(4), AdditivePowerOfTwo(6)):
+    for number_format in (Binary(), Ternary(), MidRise(), PowerOfTwo(3), AdditivePowerOfTwo(4), AdditivePowerOfTwo(6)):
         found.append(sqnr_db(network(x), encoded("unet2d", number_format)[1](x)))
     assert found == sorted(found)
     assert found[-1] > found[0] + 10

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from microtome.core.distillation import divergence
-from microtome.core.rounding import annealed_beta, indecision, rectified_sigmoid
+from microtome.core.rounding import annealed_beta
 from microtome.errors import DataError
 from microtome.graph.learning.soft_rounding import DroppedGrid, SoftWeight, decided, in_float
 from microtome.graph.learning.trainable import Trainable
@@ -126,6 +126,8 @@ class _Run:
                 grid.hard = True
                 grid.requires_grad_(False)
             self._forward(block, self.rounded)
+            for grid in soft:
+                grid.rest()
             alive = {node for later in self.cut[position + 1 :] for node in later.inputs}
             self.real.keep(alive)
             self.rounded.keep(alive)
@@ -196,15 +198,17 @@ class _Run:
             scale.requires_grad_()
         start = [parameter.detach().clone() for parameter in (*logits, *scales)]
         groups = [{"params": logits, "lr": schedule.rate}, {"params": scales, "lr": schedule.grid_rate}]
-        optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+        optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
         for grid in dropped:
             grid.drop = schedule.drop
+        total = sum(grid.logits.numel() for grid in soft)
         for step in range(schedule.steps):
             optimizer.zero_grad(set_to_none=True)
             for sample in torch.randint(self.count, (schedule.samples,), generator=self.generator).tolist():
                 loss = self._loss(block, sample, schedule.drop) / (nearest * schedule.samples)
                 loss.backward()  # type: ignore[no-untyped-call]
-            _decide(soft, annealed_beta(step / schedule.steps), schedule.decisiveness)
+            for grid in soft:
+                grid.pull(annealed_beta(step / schedule.steps), schedule.decisiveness / total)
             optimizer.step()
         for grid in dropped:
             grid.drop = 0.0
@@ -249,16 +253,6 @@ def _rest(module: GraphModule, later: Sequence[Block], values: Values) -> Values
     for block in later:
         values |= run_block(module, block, {node: values[node] for node in block.inputs})
     return {node: value for node, value in values.items() if node.op == "output"}
-
-
-def _decide(soft: list[SoftWeight], beta: float | None, decisiveness: float) -> None:
-    """Add the gradient of the regularizer, which is a mean over all weights of a block."""
-    if beta is None:
-        return
-    total = sum(grid.logits.numel() for grid in soft)
-    for grid in soft:
-        share = decisiveness * grid.logits.numel() / total
-        (share * indecision(rectified_sigmoid(grid.logits), beta)).backward()  # type: ignore[no-untyped-call]
 
 
 def _mixed(real: Values, rounded: Values, drop: float) -> Values:
