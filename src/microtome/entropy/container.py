@@ -36,7 +36,7 @@ WIDTHS = (1, 2, 4)
 WORTH_XZ = 0.9  # of an array's bytes, on a sample: XZ is tried on all of it below that
 XZ_SAMPLE = 1 << 16
 SMALLEST_WINDOW, LARGEST_WINDOW = 1 << 12, 1 << 26  # of XZ, in bytes
-LARGEST = 1 << 36  # bytes of a file that are believed
+LARGEST, LARGEST_HEADER = 1 << 32, 1 << 28  # bytes that are believed
 
 
 def write(files: Mapping[str, bytes]) -> bytes:
@@ -110,6 +110,9 @@ class _Writer:
 
     def _array(self, content: bytes) -> list[Any]:
         """Take an array in the form that costs the fewest bytes."""
+        if content == content[:1] * len(content):
+            self.rest += content[:1]
+            return ["words", 1, self.streams.add(np.zeros(len(content), np.uint16))]
         costs: dict[tuple[str, int], float] = {("rest", 1): len(content)}
         found: dict[tuple[str, int], list[Array]] = {}
         for width in (width for width in WIDTHS if len(content) % width == 0):
@@ -142,7 +145,7 @@ class _Writer:
 def _files(content: bytes) -> dict[str, bytes]:
     (length,) = struct.unpack_from("<I", content, len(MAGIC))
     place = len(MAGIC) + 4
-    header = json.loads(_from_xz(_exactly(content, place, length), LARGEST))
+    header = json.loads(_from_xz(_exactly(content, place, length), LARGEST_HEADER))
     place += length
     states = np.frombuffer(_exactly(content, place, 4 * header["lanes"]), "<u4")
     place += states.nbytes
