@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -172,3 +174,24 @@ def test_a_weight_that_is_not_finite_is_named():
     network.graph_module.get_parameter("0.weight").data.fill_(float("nan"))
     with pytest.raises(WeightsError, match="weight of 0 cannot be encoded"):
         EncodeWeights(Binary()).run(network, told())
+
+
+@pytest.mark.parametrize("number_format", [Codebook(4, integer=True), Codebook(3)])
+def test_a_sparse_network_keeps_its_zeros(number_format: Codebook):
+    network = quantized("unet2d").copy()
+    for layer in network.layers:
+        weight = network.graph_module.get_parameter(str(layer.weight.target)).data
+        weight *= torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) > 0.8
+    kept, lost = (
+        EncodeWeights(number_format).run(replace(network, state=network.state | state), told())
+        for state in ({"sparse"}, frozenset())
+    )
+    for layer in network.layers:
+        name = str(layer.weight.target)
+        zeros = network.tensor(name) == 0
+        assert not bool(kept.tensor(name)[zeros].any())
+        assert kept.formats[name].format == replace(number_format, zero=True)
+        assert lost.formats[name].format == number_format
+    assert any(
+        bool(lost.tensor(str(n.weight.target))[network.tensor(str(n.weight.target)) == 0].any()) for n in lost.layers
+    )

@@ -125,6 +125,14 @@ def compress(
         str,
         typer.Option(help="Of what stays in float: f32, bf16, or auto for the faster.", rich_help_panel=RECIPE),
     ] = "auto",
+    coded: Annotated[
+        bool | None,
+        typer.Option(
+            help="Entropy-code the package's model files into one; otherwise as the recipe says.",
+            rich_help_panel=RECIPE,
+            show_default=False,
+        ),
+    ] = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
     with_: PipelineFields = None,

@@ -56,6 +56,7 @@ class CompressOptions:
         placement: where integers pay: by `rules`, or `measured` on this machine.
         placement_minutes: after so long the search for it tries nothing more.
         precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
+        coded: entropy-code the package's model files into one, see docs/entropy-coding.md; None goes by the recipe.
         seed: of the split, the calibration windows, the bootstrap, and of methods that draw at random.
         threads: of the runtime and of eager PyTorch; 0 means all cores.
         device: where calibration and the parent run.
@@ -97,6 +98,7 @@ class CompressOptions:
     placement: str = RULES
     placement_minutes: float = 3.0
     precision: str = "auto"
+    coded: bool | None = None
     seed: int = 0
     threads: int = 0
     device: str = "cpu"

@@ -22,6 +22,8 @@ NAMED: dict[str, Format] = {
     "int4g32": Affine(4, group=32),
     "codebook4": Codebook(4),
     "codebook3i": Codebook(3, integer=True),
+    "codebook4z": Codebook(4, zero=True),
+    "codebook5iz": Codebook(5, integer=True, zero=True),
     "pot4": PowerOfTwo(4),
     "apot5": AdditivePowerOfTwo(5),
     "log4": Logarithmic(4),

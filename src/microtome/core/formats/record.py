@@ -44,7 +44,7 @@ def format_record(number_format: Format) -> dict[str, Any]:
 # Names that decode themselves. A name says nothing of some settings: floats of 8 bits then have a scale per channel.
 NAMES: tuple[tuple[str, Callable[..., Format]], ...] = (
     (r"(u?)int(\d+)(?:g(\d+))?", lambda u, bits, group: Affine(int(bits), not u, group=group and int(group))),
-    (r"codebook(\d+)(i?)", lambda bits, integer: Codebook(int(bits), integer=bool(integer))),
+    (r"codebook(\d+)(i?)(z?)", lambda bits, i, z: Codebook(int(bits), integer=bool(i), zero=bool(z))),
     (r"pot(\d+)", lambda bits: PowerOfTwo(int(bits))),
     (r"apot(\d+)", lambda bits: AdditivePowerOfTwo(int(bits))),
     (r"log(\d+)", lambda bits: Logarithmic(int(bits))),
