@@ -63,11 +63,11 @@ class Store:
             else:
                 path = self._folder / str(self._made)
                 self._made += 1
-            value = _alone(value)
-            bare = isinstance(value, Tensor)
-            file = _File(path, value.to("meta"), value.device) if bare else _File(path, None)
+            own = _alone(value)
+            bare = isinstance(own, Tensor)
+            file = _File(path, own.to("meta"), own.device) if bare else _File(path, None)
             try:
-                file.path.write_bytes(file.content(value))
+                file.path.write_bytes(file.content(own))
                 files[sample] = file
             except OSError as error:
                 raise OutputError(
