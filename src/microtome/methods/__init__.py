@@ -8,6 +8,7 @@ METHODS = {
     "equalize": "microtome.methods.equalize:Equalize",
     "smooth": "microtome.methods.smooth:Smooth",
     "even_layernorm": "microtome.methods.even_layernorm:EvenLayerNorm",
+    "factorize": "microtome.methods.factorize:Factorize",
     "quantize": "microtome.methods.quantize:Quantize",
     "dynamic": "microtome.methods.dynamic:QuantizeDynamic",
     "attention": "microtome.methods.attention:QuantizeAttention",

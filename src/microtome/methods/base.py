@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from microtome.errors import OptionError
 from microtome.graph.network import Batch, Network
 from microtome.progress import Progress, Silent
+from microtome.training.settings import LabelLoss
 from microtome.training.trainer import Loss
 from microtome.types import Capabilities
 
@@ -43,6 +44,7 @@ class Context:
         sigmoid: the network's channels are probabilities of their own, instead of a softmax over channels.
         teacher: what training imitates: the parent; None takes the network itself, in float.
         loss: of training; None distils the teacher.
+        label_loss: (output, targets) → what it loses against the references that `training` has; None without any.
         score: of a network on the tuning patients, higher is better; None where none has a reference.
         margin: how much of the score may be lost.
         latency: of a network on the target, in milliseconds, as measured on this machine; None where it cannot be.
@@ -58,6 +60,7 @@ class Context:
     sigmoid: bool = False
     teacher: Network | None = None
     loss: Loss | None = None
+    label_loss: LabelLoss | None = None
     score: Callable[[Network], float] | None = None
     margin: float = 0.01
     latency: Callable[[Network], float] | None = None

@@ -22,6 +22,7 @@ from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.provenance import provenance
+from microtome.evidence.structure import structure
 from microtome.files import write_json, writing
 from microtome.graph import pt2
 from microtome.graph.network import Network
@@ -234,6 +235,9 @@ def _add_diagnosis(result: Result, request: Request, network: Network) -> None:
     rows = zip(result["quantizers"], found.pop("quantizers"), strict=True)
     result["quantizers"] = [cast(QuantizerRow, {**row, **more}) for row, more in rows]
     result.update(cast(Result, found | from_history(network)))
+    removed = structure(request.loaded.network.to("cpu"), network.to("cpu"))
+    if removed:
+        result["structure"] = removed
 
 
 def _write(request: Request, made: Sequence[Made], result: Result, staging: Staging, progress: Progress) -> None:

@@ -50,6 +50,8 @@ class CompressOptions:
         batch: images per step of training.
         flips: spatial axes along which a mirrored image is another plausible image, for training.
         worst_subgroup: `auto` also asks that no subgroup's metric falls by more than the margin.
+        faster_than: `auto` goes on until the network is so many times faster than its parent in eager PyTorch.
+        smaller_than: likewise, until its file is so many times smaller than the parent's weights in float32.
         time_budget: minutes after which `auto` tries nothing more; None is no limit.
         placement: where integers pay: by `rules`, or `measured` on this machine.
         placement_minutes: after so long the search for it tries nothing more.
@@ -89,6 +91,8 @@ class CompressOptions:
     batch: int = 4
     flips: tuple[int, ...] = ()
     worst_subgroup: bool = False
+    faster_than: float | None = None
+    smaller_than: float | None = None
     time_budget: float | None = None
     placement: str = RULES
     placement_minutes: float = 3.0

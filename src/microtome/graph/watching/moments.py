@@ -25,7 +25,7 @@ def geometry(node: Node) -> Geometry:
     kernel = tuple(int(n) for n in source.meta["val"].shape[2:])
     if kind(node) == "linear":
         return Geometry()
-    named = _arguments(node)
+    named = named_arguments(node)
     stride, dilation = (_spread(named[key], len(kernel)) for key in ("stride", "dilation"))
     padding = named["padding"]
     if padding == "valid":
@@ -125,7 +125,7 @@ def collect(
         run(batch)
 
 
-def _arguments(node: Node) -> dict[str, Any]:
+def named_arguments(node: Node) -> dict[str, Any]:
     """Return a node's arguments by the operator's own names, defaults included."""
     schema = node.target._schema  # type: ignore[union-attr]
     named = {argument.name: argument.default_value for argument in schema.arguments}
