@@ -22,7 +22,9 @@ def test_it_starts_at_the_float_weight_and_decides_for_the_nearest(bits: int, ax
     soft = SoftWeight(qparams, real)
     nearest = fake_quantize(real, qparams)
     inside = (nearest - real).abs() <= qparams.scale.max() / 2
-    torch.testing.assert_close(soft(real).detach()[inside], real[inside], rtol=0, atol=1e-3 * float(qparams.scale.max()))
+    torch.testing.assert_close(
+        soft(real).detach()[inside], real[inside], rtol=0, atol=1e-3 * float(qparams.scale.max())
+    )
     with decided([soft]):
         torch.testing.assert_close(soft(real), nearest)
     torch.testing.assert_close(soft.settled(real), nearest)
