@@ -5,6 +5,7 @@
 
 METHODS = {
     "fold": "microtome.methods.fold:FoldBatchNorm",
+    "sparsify": "microtome.methods.sparsify:Sparsify",
     "equalize": "microtome.methods.equalize:Equalize",
     "smooth": "microtome.methods.smooth:Smooth",
     "even_layernorm": "microtome.methods.even_layernorm:EvenLayerNorm",
