@@ -37,6 +37,14 @@ def geometry(node: Node) -> Geometry:
     )
 
 
+def named_arguments(node: Node) -> dict[str, Any]:
+    """Return a node's arguments by the operator's own names, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    named = {argument.name: argument.default_value for argument in schema.arguments}
+    named.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
+    return {**named, **node.kwargs}
+
+
 class Moments:
     """Mean and covariance of a layer's columns, streamed; block-diagonal where the layer is wide.
 
@@ -123,14 +131,6 @@ def collect(
     run = Unquantized(network, moments, look, weights_only=True)
     for batch in batches:
         run(batch)
-
-
-def named_arguments(node: Node) -> dict[str, Any]:
-    """Return a node's arguments by the operator's own names, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    named = {argument.name: argument.default_value for argument in schema.arguments}
-    named.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
-    return {**named, **node.kwargs}
 
 
 def _spread(value: int | Sequence[int], count: int) -> tuple[int, ...]:
