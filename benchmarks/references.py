@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
