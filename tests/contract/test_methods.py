@@ -23,6 +23,7 @@ from microtome.methods.bias_correction import CorrectBias
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.equalize import Equalize
 from microtome.methods.even_layernorm import EvenLayerNorm
+from microtome.methods.factorize import Factorize
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
@@ -46,6 +47,7 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "equalize": (Equalize(), (FoldBatchNorm(),)),
     "smooth": (Smooth(), (FoldBatchNorm(),)),
     "even_layernorm": (EvenLayerNorm(), ()),
+    "factorize": (Factorize(energy=0.98, least=100, round_to=2), ()),
     "adaround": (AdaRound(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "reconstruct": (Reconstruct(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(weight_bits=4))),
@@ -53,7 +55,7 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
 }
 FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
 """What runs again where a method has done what it was told: its share of zeros counts those that are there."""
-ELSEWHERE = {"dynamic"}  # quantizes no convolutions: tests/methods/test_dynamic.py
+ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 
@@ -171,7 +173,7 @@ def test_other_batch_sizes_still_run(method: str):
 @every_method
 def test_the_recipe_refuses_the_method_without_what_it_needs(method: str):
     value, steps = STEPS[method]
-    assert bool(value.needs) == (method not in ("fold", "even_layernorm", "finetune", "sparsify"))
+    assert bool(value.needs) == (method not in ("fold", "even_layernorm", "finetune", "factorize", "sparsify"))
     network = captured("shared2d")
     if value.needs:
         with pytest.raises(OptionError, match=f"cannot run {type(value).__name__}: it needs a network in the state"):

@@ -21,9 +21,9 @@ class AdaRound(Method):
     Attributes:
         steps: per layer.
         samples: images per step.
-        rate: learning rate.
+        rate: learning rate, for 400 steps; fewer take a larger one in proportion, up to 0.3.
         decisiveness: weight of what drives each weight to one neighbour, where the error of rounding to nearest is 1.
-            With little of it, or a low rate, few steps end before all weights are decided.
+            With little of it, few steps end before all weights are decided.
         seed: of what is drawn.
     """
 
