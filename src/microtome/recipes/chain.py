@@ -26,11 +26,19 @@ class Titled(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named chain of methods."""
+    """A named chain of methods.
+
+    Attributes:
+        name: of the recipe.
+        methods: in order.
+        description: one line.
+        coded: whether packages are entropy-coded: this changes no number.
+    """
 
     name: str
     methods: tuple[Method, ...]
     description: str = ""
+    coded: bool = False
 
     def __post_init__(self) -> None:
         """Check that each method finds the state that it needs."""
@@ -42,7 +50,7 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """Whether it needs training data."""
-        return any(method.phase is Phase.TRAINING for method in self.methods)
+        return any(method.trains for method in self.methods)
 
     @property
     def structural(self) -> int:

@@ -43,16 +43,18 @@ def read(
         _set(tables, key, value)
     for key, value in (settings or {}).items():
         if not _set(tables, key, value):
-            held = list(dict.fromkeys(table["method"] for table in tables))
+            held = list(dict.fromkeys(table["method"] for outer in tables for table in _all(outer)))
             raise OptionError(
                 f"the recipe {written.name} has nothing that is called {key!r}{nearest(key.partition('.')[0], held)}.",
                 f"Write METHOD.FIELD; its methods: {', '.join(held) or 'none'}.",
             )
     methods = []
     for table in tables:
-        drawn = {"seed": seed} if seed is not None and "seed" in _keys(table, written.where) else {}
-        methods.append(from_table(drawn | table, written.where))
-    return Recipe(written.name, tuple(methods), written.description)
+        for own in _all(table) if seed is not None else ():
+            if "seed" in _keys(own, written.where):
+                own.setdefault("seed", seed)
+        methods.append(from_table(table, written.where))
+    return Recipe(written.name, tuple(methods), written.description, written.coded)
 
 
 def holds(source: str | Path, key: str) -> bool:
@@ -80,11 +82,20 @@ def _keys(table: Mapping[str, Any], where: str) -> set[str]:
 def _named(tables: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield tables under the names that stand for them: `name`, and `name#1`, `name#2`, …"""
     seen = Counter[str]()
-    for table in tables:
+    for table in (table for outer in tables for table in _all(outer)):
         name = table["method"]
         seen[name] += 1
         yield name, table
         yield f"{name}#{seen[name]}", table
+
+
+def _all(table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a method's table, and those of the methods that it holds."""
+    yield table
+    inner = table.get("methods")
+    for one in inner if isinstance(inner, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("method"), str):
+            yield from _all(one)
 
 
 def _set(tables: Iterable[dict[str, Any]], key: str, value: Any) -> bool:

@@ -41,13 +41,22 @@ def from_table(table: Mapping[str, Any], where: str) -> Method:
     """
     name = table["method"]
     values = {key: value for key, value in table.items() if key != "method"}
-    return records.read(method_class(name, where), values, f"{where}: {name}", {Format: format_of})
+    readers: dict[type, Any] = {Format: format_of, Method: lambda inner: _nested(inner, where)}
+    return records.read(method_class(name, where), values, f"{where}: {name}", readers)
 
 
 def to_table(method: Method) -> dict[str, Any]:
     """Return a method as a table, all of its fields as plain values: what `from_table` takes."""
-    fields: dict[str, Any] = records.plain(method, {Format: format_record})
+    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    fields: dict[str, Any] = records.plain(values, {Format: format_record, Method: to_table})
     return {"method": name_of(type(method)), **fields}
+
+
+def _nested(table: Any, where: str) -> Method:
+    """Return a method that stands in a field of another."""
+    if not isinstance(table, Mapping) or not isinstance(table.get("method"), str):
+        raise ValueError('each method is a table, and its first line `method = "NAME"`')
+    return from_table(table, where)
 
 
 def name_of(kind: type[Method]) -> str:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from microtome import recipes
-from microtome.batches.calibration import CalibrationBatches, inputs
-from microtome.batches.training import TrainingBatches, TuningBatches
+from microtome.batches.calibration import CalibrationBatches
 from microtome.deployment.deploy import Running, deploy
 from microtome.deployment.memory import shortage
 from microtome.deployment.placement import Placement, measured_placement
@@ -23,10 +22,10 @@ from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.provenance import provenance
+from microtome.evidence.structure import structure
 from microtome.files import write_json, writing
-from microtome.graph import pt2
 from microtome.graph.network import Network
-from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
+from microtome.graph.packed import packed_bytes, theoretical_bytes
 from microtome.medical.inputs import image_of
 from microtome.methods.base import Context
 from microtome.package import target_folder
@@ -35,14 +34,15 @@ from microtome.results import QuantizerRow, Result
 from microtome.staging import Place, Staging
 from microtome.tasks import task as kind
 from microtome.tasks.base import Judgement
-from microtome.types import Batch
 from microtome.verbs.auto import choose as choose_recipe
+from microtome.verbs.coding import with_weights_on_grids, write_network
+from microtome.verbs.context import context_of, example_of
 from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
 from microtome.verbs.request import Request, identity, read_request
 from microtome.verbs.result import assemble
 from microtome.verbs.roles import cohort_notes
-from microtome.verbs.score import doubt_of, score_of
+from microtome.verbs.score import doubt_of
 from microtome.verbs.targets import Made, for_each_target, listed, without_evidence
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 # Disk space that the work needs, in sizes of the f32 network: its checkpoints, both exports, the package.
 ROOM = 8
-MOST_TUNING = 32  # cases that early stopping looks at
 
 
 def compress(
@@ -92,7 +91,7 @@ def compress(
     for note in (*request.loaded.notes, *told):
         progress.say(note)
     doubt = doubt_of(request.loaded, request.cohort, request.pipeline, options, progress)
-    scarce = shortage(request.loaded.network, image_of(_example(request)).shape[1:])
+    scarce = shortage(request.loaded.network, image_of(example_of(request)).shape[1:])
     if scarce is not None:
         progress.say(scarce)
     staging = Staging(out, identity(request))
@@ -113,6 +112,8 @@ def compress(
                 failed[part.runtime.NAME] = str(error)
                 progress.say(f"{part.runtime.NAME} is left out: {error}")
                 shutil.rmtree(staging.package / target_folder(part.runtime.NAME), ignore_errors=True)
+        progress.say("write the package")
+        made = write_network(staging.package, made, request)
         result = listed(made, failed)
         result["warnings"] = [*filter(None, (doubt, scarce)), *result["warnings"]]
         _write(request, made, result, staging, progress)
@@ -129,10 +130,11 @@ def _made(request: Request, place: Place, others: Sequence[Made], seconds: Stopw
 
 def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Progress) -> Made:
     """Compress for one target, and measure what that did."""
-    options, context = request.options, _context(request, progress)
+    options, context = request.options, context_of(request, progress)
     request, start, placement = _placed(request, context, place, progress)
     seconds.lap("place")
     network, trials = _compressed(request, start, context, place, progress)
+    network = with_weights_on_grids(request, network)
     seconds.lap("compress")
     ran = next((trial["name"] for trial in trials if trial["chosen"]), request.recipe)
     precision = _precision(request, placement, ran)
@@ -140,7 +142,7 @@ def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Prog
         request.loaded.network,
         network,
         request.runtime,
-        _example(request),
+        example_of(request),
         place,
         title=precision if ran == FLOAT and precision else request.recipe,
         running=Running(options.threads, precision),
@@ -170,16 +172,11 @@ def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Prog
 
 def _exported(request: Request, place: Place, first: Made, progress: Progress) -> Made:
     """Compress for a target that this machine cannot run, and export that: there is no evidence."""
-    network, _ = _compressed(request, (request.loaded.network, 0), _context(request, progress), place, progress)
+    network, _ = _compressed(request, (request.loaded.network, 0), context_of(request, progress), place, progress)
     progress.say(f"export to {request.runtime.NAME}, which this machine cannot run: nothing is measured")
+    network = with_weights_on_grids(request, network)
     path = request.runtime.export(network.to("cpu"), place.package)
     return Made(request.runtime.NAME, network, without_evidence(request, network, path, first.result), {})
-
-
-def _example(request: Request) -> Batch:
-    """Return the first calibration input, float32 (1, C, *S), or several by name."""
-    cohort, cases = request.calibration
-    return inputs(cohort, cases[0], request.pipeline, np.random.default_rng(request.options.seed))[0]
 
 
 def _placed(
@@ -200,7 +197,7 @@ def _placed(
     placement = measured_placement(
         network.to("cpu"),
         request.runtime,
-        _example(request),
+        example_of(request),
         threads=options.threads,
         budget=60 * options.placement_minutes,
         progress=progress,
@@ -242,53 +239,20 @@ def _add_diagnosis(result: Result, request: Request, network: Network) -> None:
     rows = zip(result["quantizers"], found.pop("quantizers"), strict=True)
     result["quantizers"] = [cast(QuantizerRow, {**row, **more}) for row, more in rows]
     result.update(cast(Result, found | from_history(network)))
-
-
-def _context(request: Request, progress: Progress) -> Context:
-    """Return what methods may read: nothing of it is evaluated, and tuning patients are not trained on."""
-    options, pipeline = request.options, request.pipeline
-    cohort, cases = request.calibration
-    training = None
-    if request.cohort.train:
-        training = TrainingBatches(
-            request.cohort,
-            request.cohort.train,
-            pipeline,
-            batch=options.batch,
-            seed=options.seed,
-            augment=True,
-            flips=options.flips,
-        )
-    tuning = None
-    if request.cohort.tuning:
-        tuning = TuningBatches(request.cohort, pipeline, MOST_TUNING, options.seed)
-    on_foreground = options.calibration_choice == "foreground"
-    calibration = CalibrationBatches(cohort, cases, pipeline, progress, options.seed, foreground=on_foreground)
-    return Context(
-        calibration,
-        training,
-        tuning,
-        capabilities=request.runtime.capabilities(),
-        sigmoid=pipeline.activation == "sigmoid",
-        loss=kind(pipeline.task).loss(pipeline),
-        score=score_of(request, progress),
-        progress=progress,
-    )
+    removed = structure(request.loaded.network.to("cpu"), network.to("cpu"))
+    if removed:
+        result["structure"] = removed
 
 
 def _write(request: Request, made: Sequence[Made], result: Result, staging: Staging, progress: Progress) -> None:
-    """Fill the package folder: the first target's result, network and weights; of each other its own result."""
+    """Fill the package folder but for the network: the first target's result; of each other its own."""
     folder, (first, *others) = staging.package, made
-    progress.say("write the package")
     for one in others:
         write_json(folder / target_folder(one.name) / "result.json", one.result)
         if one.arrays:
             np.savez_compressed(folder / target_folder(one.name) / "examples.npz", **one.arrays)  # type: ignore[arg-type]
     write_json(folder / "result.json", result)
     np.savez_compressed(folder / "examples.npz", **first.arrays)  # type: ignore[arg-type]
-    network = first.network.to("cpu")
-    pt2.save(network, folder / "network.pt2")
-    save_packed(network, folder / "weights.safetensors")
     (folder / "pipeline.json").write_text(request.pipeline.to_json())
     calibration_cohort, cases = request.calibration
     write_json(
