@@ -24,8 +24,11 @@ class SoftWeight(Grid):
 
     floor: Tensor
 
-    def __init__(self, qparams: QParams, weight: Tensor) -> None:
-        """Start where the float weight is: between what rounding down and up would give, by its fraction."""
+    def __init__(self, qparams: QParams, weight: Tensor, *, zeros: bool = False) -> None:
+        """Start where the float weight is: between what rounding down and up would give, by its fraction.
+
+        With `zeros`, a weight that is zero stays zero.
+        """
         super().__init__()
         self.qtype, self._qparams = qparams.qtype, qparams
         shape = [-1 if axis == qparams.qtype.axis else 1 for axis in range(weight.ndim)]
@@ -33,6 +36,7 @@ class SoftWeight(Grid):
         steps = weight.detach() / self._scale
         self.register_buffer("floor", steps.floor())
         self.logits = nn.Parameter(logits_of((steps - steps.floor()).clamp(1e-4, 1 - 1e-4)))
+        self._alive = (weight.detach() != 0).to(weight.dtype) if zeros else None
         self.off = self.hard = False
 
     @property
@@ -45,7 +49,8 @@ class SoftWeight(Grid):
         if self.off:
             return weight
         up = (self.logits >= 0).float() if self.hard else rectified_sigmoid(self.logits)
-        integers = (self.floor + up + self._zero).clamp(self.qtype.qmin, self.qtype.qmax)
+        steps = (self.floor + up) if self._alive is None else (self.floor + up) * self._alive
+        integers = (steps + self._zero).clamp(self.qtype.qmin, self.qtype.qmax)
         return (integers - self._zero) * self._scale
 
     def grid(self) -> QParams:
@@ -54,7 +59,8 @@ class SoftWeight(Grid):
 
     def settled(self, weight: Tensor) -> Tensor:
         """Return the decided weight."""
-        integers = self.floor + (self.logits.detach() >= 0) + self._zero
+        steps = self.floor + (self.logits.detach() >= 0)
+        integers = (steps if self._alive is None else steps * self._alive) + self._zero
         return dequantize(integers.clamp(self.qtype.qmin, self.qtype.qmax).to(torch.int32), self._qparams)
 
 
