@@ -45,7 +45,7 @@ def test_training_brings_the_network_closer_to_its_parent(ranges: str):
     assert lost(after) < 0.6 * lost(before)
 
 
-@pytest.mark.parametrize(("weights", "values"), [("affine", 4), ("ternary", 3), ("binary", 2)])
+@pytest.mark.parametrize(("weights", "values"), [("affine", 4), ("midrise", 4), ("ternary", 3), ("binary", 2)])
 def test_two_bit_weights_have_the_values_that_were_asked_for(weights: str, values: int):
     network = quantized(weight_bits=2, activation_bits=8)
     after = Finetune(steps=40, rate=2e-2, weights=weights).run(network, Context(training=images(network.shape)))

@@ -5,9 +5,12 @@
 
 METHODS = {
     "fold": "microtome.methods.fold:FoldBatchNorm",
+    "replace_norms": "microtome.methods.replace_norms:ReplaceNorms",
+    "sparsify": "microtome.methods.sparsify:Sparsify",
     "equalize": "microtome.methods.equalize:Equalize",
     "smooth": "microtome.methods.smooth:Smooth",
     "even_layernorm": "microtome.methods.even_layernorm:EvenLayerNorm",
+    "factorize": "microtome.methods.factorize:Factorize",
     "quantize": "microtome.methods.quantize:Quantize",
     "dynamic": "microtome.methods.dynamic:QuantizeDynamic",
     "attention": "microtome.methods.attention:QuantizeAttention",

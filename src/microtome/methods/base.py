@@ -83,6 +83,9 @@ class Context:
 EMPTY = Context()
 """For methods that read nothing."""
 
+ENCODED_FIRST = {"encoded": "weights in a format of their own cannot move any more: encode last"}
+SPARSE_FIRST = {"sparse": "zeros would be filled again: make zeros after it"}
+
 # States that several methods know.
 QUANTIZED = "quantized"
 FLOAT_BIASES = "float_biases"  # what is corrected in biases is taken from float weights: twice would be wrong
@@ -99,6 +102,7 @@ class Method(ABC):
         leaves: states that hold afterwards.
         takes: states that do not hold any more.
         again: whether it may run where something that it leaves holds already.
+        not_after: states after which it makes no sense, each with the reason, such as `zeros would be filled again`.
     """
 
     phase: ClassVar[Phase]
@@ -106,6 +110,7 @@ class Method(ABC):
     leaves: ClassVar[State]
     takes: ClassVar[State] = frozenset()
     again: ClassVar[bool] = False
+    not_after: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def run(self, network: Network, context: Context = EMPTY) -> Network:
@@ -122,6 +127,8 @@ class Method(ABC):
             return f"it needs a network in the state {_listed(self.needs - state)}"
         if self.phase is Phase.STRUCTURE and QUANTIZED in state:
             return "it changes the structure, and the network is quantized already"
+        for name in sorted(self.not_after.keys() & state):
+            return f"the network is {name} already, and {self.not_after[name]}"
         found = (self.leaves & state) - {FLOAT_BIASES}
         if not self.again and found:
             return f"the network is {_listed(found)} already"

@@ -11,7 +11,14 @@ from torch import Tensor
 from microtome.core.distillation import distillation_loss
 from microtome.core.range_search import weight_qparams
 from microtome.errors import OptionError
-from microtome.graph.learning.learned_grids import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
+from microtome.graph.learning.learned_grids import (
+    BinaryWeight,
+    ClippedGrid,
+    Grid,
+    LearnedGrid,
+    MidRiseWeight,
+    ObservedGrid,
+)
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Network
 from microtome.graph.quantizers import Quantizer
@@ -36,7 +43,8 @@ class Finetune(Training, Method):
         grid_rate: learning rate of the logarithm of scales.
         ranges: how activation ranges are found: `learned` (LSQ), `clipped` (PACT) or `observed` (moving average over
             the first tenth of the steps, then frozen).
-        weights: of layers whose weights have 2 bits: `affine` (LSQ, four values), `ternary` (LSQ, three values), or
+        weights: of layers whose weights have 2 bits: `affine` (LSQ, four values from -2 to 1 steps), `midrise`
+            (LSQ, four values from -1.5 to 1.5 steps, none of them zero), `ternary` (LSQ, three values), or
             `binary` (XNOR-Net, two). Wider weights are always affine.
         gradual: widths that weights pass through before their own, each for an equal share of the first half.
         temperature: of the distillation; a loss in the context has its own.
@@ -44,7 +52,7 @@ class Finetune(Training, Method):
 
     grid_rate: float = 5e-3
     ranges: Literal["learned", "clipped", "observed"] = "learned"
-    weights: Literal["affine", "ternary", "binary"] = "affine"
+    weights: Literal["affine", "midrise", "ternary", "binary"] = "affine"
     gradual: tuple[int, ...] = ()
     temperature: float = 1.0
 
@@ -111,6 +119,8 @@ class Finetune(Training, Method):
             return LearnedGrid(qparams)
         if self.weights == "binary":
             return BinaryWeight(qparams)
+        if self.weights == "midrise":
+            return MidRiseWeight(qparams, weight)
         return LearnedGrid(weight_qparams(weight, QType(2, narrow=True, axis=qparams.qtype.axis), search=True))
 
     def activation_module(self, quantizer: Quantizer) -> Grid | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -43,6 +45,20 @@ def scale_norm(network: Network, norm: LayerPair, scale: Tensor, shift: Tensor |
         for reader in norm.readers:
             _shift_back(network, reader, shift)
     scale_readers(network, norm.readers, scale)
+
+
+def fold_affine(network: Network, behind: Sequence[ChannelReader], scale: Tensor, shift: Tensor) -> None:
+    """Let layers read x where they read scale · x + shift, channel by channel: exact, in their weights and biases.
+
+    Args:
+        network: to edit.
+        behind: all that reads the value, on ways that commute with a shift (`channels.readers`).
+        scale: shape (C,), of any sign.
+        shift: shape (C,).
+    """
+    for reader in behind:
+        _shift_back(network, reader, -shift)
+    scale_readers(network, behind, scale)
 
 
 def _norms(network: Network, kinds: frozenset[str], *, shifts: bool) -> tuple[LayerPair, ...]:

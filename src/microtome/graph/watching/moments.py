@@ -25,7 +25,7 @@ def geometry(node: Node) -> Geometry:
     kernel = tuple(int(n) for n in source.meta["val"].shape[2:])
     if kind(node) == "linear":
         return Geometry()
-    named = _arguments(node)
+    named = named_arguments(node)
     stride, dilation = (_spread(named[key], len(kernel)) for key in ("stride", "dilation"))
     padding = named["padding"]
     if padding == "valid":
@@ -35,6 +35,14 @@ def geometry(node: Node) -> Geometry:
     return Geometry(
         kernel, stride, _spread(padding, len(kernel)), dilation, groups(node), kind(node) == "conv_transpose"
     )
+
+
+def named_arguments(node: Node) -> dict[str, Any]:
+    """Return a node's arguments by the operator's own names, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    named = {argument.name: argument.default_value for argument in schema.arguments}
+    named.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
+    return {**named, **node.kwargs}
 
 
 class Moments:
@@ -123,14 +131,6 @@ def collect(
     run = Unquantized(network, moments, look, weights_only=True)
     for batch in batches:
         run(batch)
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    """Return a node's arguments by the operator's own names, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    named = {argument.name: argument.default_value for argument in schema.arguments}
-    named.update({argument.name: value for argument, value in zip(schema.arguments, node.args, strict=False)})
-    return {**named, **node.kwargs}
 
 
 def _spread(value: int | Sequence[int], count: int) -> tuple[int, ...]:
