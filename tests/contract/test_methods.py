@@ -28,6 +28,7 @@ from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
+from microtome.methods.replace_norms import ReplaceNorms
 from microtome.methods.smooth import Smooth
 from microtome.recipes import Recipe, run
 from microtome.types import OperatorSupport
@@ -36,6 +37,7 @@ from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
 # Each method, and the methods that must have run before it.
 STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
+    "replace_norms": (ReplaceNorms(), ()),
     "quantize": (Quantize(), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
     "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),
@@ -167,7 +169,7 @@ def test_other_batch_sizes_still_run(method: str):
 @every_method
 def test_the_recipe_refuses_the_method_without_what_it_needs(method: str):
     value, steps = STEPS[method]
-    assert bool(value.needs) == (method not in ("fold", "even_layernorm", "finetune"))
+    assert bool(value.needs) == (method not in ("fold", "replace_norms", "even_layernorm", "finetune"))
     network = captured("shared2d")
     if value.needs:
         with pytest.raises(OptionError, match=f"cannot run {type(value).__name__}: it needs a network in the state"):
