@@ -29,6 +29,7 @@ from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
+from microtome.methods.replace_norms import ReplaceNorms
 from microtome.methods.smooth import Smooth
 from microtome.methods.sparsify import Sparsify
 from microtome.recipes import Recipe, run
@@ -38,6 +39,7 @@ from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
 # Each method, and the methods that must have run before it.
 STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
+    "replace_norms": (ReplaceNorms(), ()),
     "quantize": (Quantize(), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
     "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),
