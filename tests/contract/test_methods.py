@@ -53,9 +53,11 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize())),
 }
+ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
 FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
 """What runs again where a method has done what it was told: its share of zeros counts those that are there."""
-ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
+ON_ANY = {"fold", "even_layernorm", "finetune", "factorize", "sparsify", "replace_norms"}
+"""Methods that need no state."""
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 
@@ -173,7 +175,7 @@ def test_other_batch_sizes_still_run(method: str):
 @every_method
 def test_the_recipe_refuses_the_method_without_what_it_needs(method: str):
     value, steps = STEPS[method]
-    assert bool(value.needs) == (method not in ("fold", "even_layernorm", "finetune", "factorize", "sparsify"))
+    assert bool(value.needs) == (method not in ON_ANY)
     network = captured("shared2d")
     if value.needs:
         with pytest.raises(OptionError, match=f"cannot run {type(value).__name__}: it needs a network in the state"):

@@ -5,8 +5,8 @@
 
 METHODS = {
     "fold": "microtome.methods.fold:FoldBatchNorm",
-    "sparsify": "microtome.methods.sparsify:Sparsify",
     "replace_norms": "microtome.methods.replace_norms:ReplaceNorms",
+    "sparsify": "microtome.methods.sparsify:Sparsify",
     "equalize": "microtome.methods.equalize:Equalize",
     "smooth": "microtome.methods.smooth:Smooth",
     "even_layernorm": "microtome.methods.even_layernorm:EvenLayerNorm",
