@@ -34,8 +34,11 @@ from references import cache
 from structure_peers import contest
 
 MARGIN = 0.01
+HIPPOCAMPUS: Mapping[str, Any] = {"batch": 4, "flips": (0,)}
 BATCHES: Mapping[str, Mapping[str, Any]] = {
-    "hippocampus": {"batch": 4, "flips": (0,)},
+    "hippocampus": HIPPOCAMPUS,
+    "hippocampus_dynunet": HIPPOCAMPUS,
+    "hippocampus_segresnet": HIPPOCAMPUS,
     "skin": {"batch": 8, "flips": (0, 1)},
     "chest": {"batch": 16, "flips": (1,)},
 }
