@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+STILL = 1e-6  # of an input's square: what varies by less than a thousandth is not learned from
+TINY = 1e-30
+
 
 class Regression:
     """Streamed least squares of outputs on inputs, with an intercept.
@@ -48,8 +51,9 @@ class Regression:
         inner = self._inner / self.count - torch.outer(drift_in, drift_in)
         cross = self._cross / self.count - torch.outer(drift_out, drift_in)
         start = weight.double()
-        ridge = damping * float(inner.diagonal().mean()) + 1e-30
+        mean = self._shift[0] + drift_in
+        ridge = damping * float(inner.diagonal().mean()) + STILL * float(mean.square().mean()) + TINY
         damped = inner + ridge * torch.eye(len(inner), dtype=torch.float64)
         found = start + torch.linalg.solve(damped, (cross - start @ inner).T).T
-        intercept = (self._shift[1] + drift_out) - found @ (self._shift[0] + drift_in)
+        intercept = (self._shift[1] + drift_out) - found @ mean
         return found, intercept
