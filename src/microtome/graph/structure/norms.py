@@ -81,7 +81,8 @@ def norms(network: Network) -> tuple[Norm, ...]:
 
     Instance norms with running statistics, and layer norms over several axes, are not among them.
     """
-    found, seen = [], Counter[str]()
+    found: list[Norm] = []
+    seen = Counter[str]()
     for node in network.graph_module.graph.nodes:
         norm = _norm(node, len(found))
         if norm is not None:
