@@ -81,6 +81,7 @@ POST_TRAINING = ("minmax", "ranges", "int8", "equalized", "gptq", "adaround", "r
 TRAINED = {
     "W4A4 QAT": ("qat", 4, 4),
     "W2A8 QAT": ("qat", 2, 8),
+    "W2A8 mid-rise": ("w2", 2, 8),
     "ternary": ("ternary", 2, 8),
     "binary": ("binary", 2, 8),
 }
@@ -94,6 +95,7 @@ ALLOWED = {
     "W4A4": {"hippocampus": 0.015, "skin": 0.02, "retina": 0.02, "chest": 0.015},
     "W4A4 QAT": {"hippocampus": 0.005, "skin": 0.007, "chest": 0.005},
     "W2A8 QAT": {"hippocampus": 0.015, "skin": 0.015, "chest": 0.01},
+    "W2A8 mid-rise": {"hippocampus": 0.015, "skin": 0.015, "chest": 0.01},
     "ternary": {"hippocampus": 0.02, "skin": 0.02, "chest": 0.015},
     "binary": {"hippocampus": 0.04, "skin": 0.04, "chest": 0.03},
 }

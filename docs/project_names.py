@@ -44,8 +44,9 @@ class Project:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Every word that occurs in code, also behind an underscore."""
+        """Every word that occurs in code, also behind an underscore, and the recipes' names."""
         words = frozenset(re.findall(r"[A-Za-z_]\w*", self.text))
+        words |= {path.stem for path in (self.root / "src").rglob("*.toml")}
         return words | {f"_{word}" for word in words}
 
     @cached_property

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from microtome.entropy.packages import coded_files
 from microtome.errors import OptionError, ReadError
 from microtome.files import sha256
 from microtome.medical.pipeline import Pipeline
 from microtome.medical.prepare import prepare
 from microtome.results import Result, SessionFiles
 from microtome.runtimes import TARGETS, runtime
-from microtome.runtimes.base import Session
+from microtome.runtimes.base import Session, open_content
 from microtome.tasks import task
 from microtome.tasks.base import predict_one
 from microtome.types import Array, Image
@@ -53,6 +55,8 @@ class Package:
 def open_package(folder: Path | str, *, target: str | None = None, threads: int = 0) -> Package:
     """Open a package that `compress` wrote. Needs the runtime that it was made for, and no torch.
 
+    The files of a coded package are decoded into memory, and checked like others.
+
     Args:
         folder: the package.
         target: which of its targets; None is the first. A runtime of another package is imported only if it is named
@@ -80,13 +84,21 @@ def open_package(folder: Path | str, *, target: str | None = None, threads: int 
             f"{folder} is for the runtime {name} of another package.", f"If you trust it, name it: target={name!r}."
         )
     chosen = runtime(name)
-    model = place / deployed["file"]
+    model, coded = place / deployed["file"], coded_files(folder)
+    files: dict[str, bytes] = {}
     for file in chosen.files(model):
-        if not file.exists():
+        content = coded.get(file.relative_to(folder).as_posix())
+        if content is not None:
+            files[file.name] = content
+        elif coded or not file.exists():
             raise ReadError(f"{place} has no {file.name}.", "Copy the whole package folder.")
-        if sha256(file) != deployed["sha256"].get(file.name):
+        found = sha256(file) if content is None else hashlib.sha256(content).hexdigest()
+        if found != deployed["sha256"].get(file.name):
             raise _changed(file)
-    session = chosen.open_session(model, threads=threads, precision=deployed["precision"])
+    if coded:
+        session = open_content(chosen, model, files, threads=threads, precision=deployed["precision"])
+    else:
+        session = chosen.open_session(model, threads=threads, precision=deployed["precision"])
     return Package(folder, Pipeline.from_json(pipeline_file.read_text()), session, result)
 
 

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microtome.core.rounding import annealed_beta, indecision, logits_of, rectified_sigmoid
+from microtome.core.rounding import (
+    annealed_beta,
+    gradient_of_indecision,
+    gradient_of_logits,
+    indecision,
+    logits_of,
+    rectified_sigmoid,
+)
 
 
 @given(st.floats(0, 1))
@@ -29,3 +36,16 @@ def test_beta_falls_from_20_to_2_after_the_warm_up():
     assert betas[0] == 20
     assert betas[-1] == pytest.approx(2)
     assert betas == sorted(betas, reverse=True)
+
+
+@pytest.mark.parametrize("beta", [2.0, 7.3, 20.0])
+def test_gradients_are_those_of_autograd(beta: float):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(500, generator=generator) * 3).requires_grad_()  # a third is beyond the ends
+    pull = torch.randn(500, generator=generator)
+    up = rectified_sigmoid(logits)
+    ((up * pull).sum() + 0.7 * 500 * indecision(up, beta)).backward()
+    sigmoid, up = logits.detach().sigmoid(), up.detach()
+    assert 0 < int(((up == 0) | (up == 1)).sum()) < 500
+    made = gradient_of_logits(pull + 0.7 * gradient_of_indecision(up, beta), sigmoid, up)
+    torch.testing.assert_close(made, logits.grad)

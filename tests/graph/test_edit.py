@@ -242,3 +242,14 @@ def test_a_constant_behind_a_tensor_gets_a_flat_name():
     network = shared()
     edit.add_constant(network.graph_module, "conv.weight.first.weight", torch.ones(2))
     assert torch.equal(network.tensor("conv_weight_first_weight"), torch.ones(2))
+
+
+def test_what_is_known_of_a_layers_output_is_known_of_the_last_link_only():
+    network = captured("dense2d").copy()
+    layer = network.layers[-1]
+    layer.node.meta["known"] = "of the output"
+    down, up = torch.randn(2, 48, generator=SEED), torch.randn(4, 2, generator=SEED)
+    chain = [edit.Link("down", aten.linear.default, down), edit.Link("up", aten.linear.default, up)]
+    last = edit.replace_layer(network.graph_module, layer, chain)
+    assert last.meta["known"] == "of the output"
+    assert "known" not in last.args[0].meta

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,30 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx import Node
 
-from microtome.core.formats import AdditivePowerOfTwo, Affine, Binary, Codebook, Format, Minifloat, PowerOfTwo, Ternary
+from microtome.core.formats import (
+    AdditivePowerOfTwo,
+    Affine,
+    Binary,
+    Codebook,
+    Format,
+    MidRise,
+    Minifloat,
+    PowerOfTwo,
+    Ternary,
+)
 from microtome.errors import OutputError, ReadError
 from microtome.graph import edit, pt2
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
-from microtome.graph.packed import load_packed, pack_weights, packed_bytes, save_packed, theoretical_bytes
+from microtome.graph.packed import (
+    as_packed,
+    load_packed,
+    pack_weights,
+    packed_bytes,
+    save_packed,
+    theoretical_bytes,
+    unpacked,
+)
 from microtome.graph.quantizers import quantizers
 from microtome.graph.watching.observe import Observed
 from microtome.methods.encode import EncodeWeights
@@ -89,6 +108,7 @@ def test_a_float_network_comes_back_exactly(name: str, tmp_path):
         Codebook(3),
         Codebook(4, integer=True),
         Codebook(2, per_channel=True),
+        MidRise(),
         Ternary(),
         Ternary(two_scales=True),
         Binary(),
@@ -208,3 +228,41 @@ def test_a_broken_file_is_named(damage: str, tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
         save_packed(quantized("shared2d"), tmp_path / "nothing" / "weights.safetensors")
+
+
+@pytest.mark.parametrize("bits", [3, 8, 12])
+def test_codes_one_by_one_are_the_same_weights(bits: int, tmp_path):
+    network = quantized("unet2d", bits)
+    spread = pack_weights(network, spread=True)
+    found = unpacked(spread.content(), tmp_path)
+    for name, tensor in unpacked(pack_weights(network).content(), tmp_path).items():
+        assert torch.equal(found[name], tensor)
+    name, layer = next((str(layer.weight.target), layer) for layer in network.layers)
+    assert spread.header["version"] == 2
+    assert spread.tensors[name].shape == network.tensor(str(layer.weight.target)).shape
+    assert spread.tensors[name].dtype == (torch.uint8 if bits <= 8 else torch.int32)
+
+
+def test_a_version_that_is_not_known_is_refused(tmp_path):
+    packed = pack_weights(quantized("shared2d"))
+    later = dataclasses.replace(packed, header={**packed.header, "version": 3})
+    with pytest.raises(ReadError, match="version 3"):
+        unpacked(later.content(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["unet2d", "shared2d", "transformer"])
+def test_a_network_of_packed_weights_computes_the_same(name: str):
+    network = quantized(name)
+    before = network.fingerprint()
+    packed = as_packed(network)
+    x = images(network.shape, 1)[0]
+    assert torch.equal(packed(x), network(x))
+    assert network.fingerprint() == before
+    weights = unpacked(pack_weights(network).content(), Path("x"))
+    changed = 0
+    for key, tensor in packed.constants().items():
+        if key in weights:
+            assert torch.equal(tensor, weights[key])
+            changed += not torch.equal(tensor, network.tensor(key))
+    assert changed > 1
+    assert as_packed(packed).fingerprint() == packed.fingerprint()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from microtome.core.formats import (
     Codebook,
     Format,
     Logarithmic,
+    MidRise,
     Minifloat,
     PowerOfTwo,
     Ternary,
@@ -33,6 +36,7 @@ WITH_INTEGERS = (
     Binary(),
     Affine(3),
     Logarithmic(3),
+    MidRise(),
 )
 WITHOUT = (PowerOfTwo(5), Codebook(4), Ternary(two_scales=True), Affine(4, group=8), Minifloat("e4m3fn", scaled=True))
 
@@ -96,7 +100,7 @@ def test_the_graph_computes_with_them():
     network = FoldBatchNorm().run(captured("unet2d"))
     x = torch.cat(images(network.shape))
     found = []
-    for number_format in (Binary(), Ternary(), PowerOfTwo(3), AdditivePowerOfTwo(4), AdditivePowerOfTwo(6)):
+    for number_format in (Binary(), Ternary(), MidRise(), PowerOfTwo(3), AdditivePowerOfTwo(4), AdditivePowerOfTwo(6)):
         found.append(sqnr_db(network(x), encoded("unet2d", number_format)[1](x)))
     assert found == sorted(found)
     assert found[-1] > found[0] + 10
@@ -170,3 +174,24 @@ def test_a_weight_that_is_not_finite_is_named():
     network.graph_module.get_parameter("0.weight").data.fill_(float("nan"))
     with pytest.raises(WeightsError, match="weight of 0 cannot be encoded"):
         EncodeWeights(Binary()).run(network, told())
+
+
+@pytest.mark.parametrize("number_format", [Codebook(4, integer=True), Codebook(3)])
+def test_a_sparse_network_keeps_its_zeros(number_format: Codebook):
+    network = quantized("unet2d").copy()
+    for layer in network.layers:
+        weight = network.graph_module.get_parameter(str(layer.weight.target)).data
+        weight *= torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) > 0.8
+    kept, lost = (
+        EncodeWeights(number_format).run(replace(network, state=network.state | state), told())
+        for state in ({"sparse"}, frozenset())
+    )
+    for layer in network.layers:
+        name = str(layer.weight.target)
+        zeros = network.tensor(name) == 0
+        assert not bool(kept.tensor(name)[zeros].any())
+        assert kept.formats[name].format == replace(number_format, zero=True)
+        assert lost.formats[name].format == number_format
+    assert any(
+        bool(lost.tensor(str(n.weight.target))[network.tensor(str(n.weight.target)) == 0].any()) for n in lost.layers
+    )

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from microtome.errors import DataError, OptionError
 from microtome.graph import pt2
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
-from microtome.graph.operators import constant_source
+from microtome.graph.operators import constant_source, kind
 from microtome.graph.quantizers import quantizers
 from microtome.methods.base import Context
 from microtome.methods.encode import EncodeWeights
@@ -44,7 +45,7 @@ def test_training_brings_the_network_closer_to_its_parent(ranges: str):
     assert lost(after) < 0.6 * lost(before)
 
 
-@pytest.mark.parametrize(("weights", "values"), [("affine", 4), ("ternary", 3), ("binary", 2)])
+@pytest.mark.parametrize(("weights", "values"), [("affine", 4), ("midrise", 4), ("ternary", 3), ("binary", 2)])
 def test_two_bit_weights_have_the_values_that_were_asked_for(weights: str, values: int):
     network = quantized(weight_bits=2, activation_bits=8)
     after = Finetune(steps=40, rate=2e-2, weights=weights).run(network, Context(training=images(network.shape)))
@@ -199,7 +200,7 @@ def test_nothing_to_train_on_is_an_error():
         Finetune(steps=2).run(quantized(), Context(training=images((3, 16, 16)), tuning=[]))
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"gradual": (1,)}])
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"gradual": (1,)}, {"labels": 1.5}, {"minutes": 0.0}])
 def test_settings_without_sense_are_refused(settings: dict):
     with pytest.raises(OptionError):
         Finetune(**settings)
@@ -244,3 +245,142 @@ def test_a_network_of_several_inputs_and_outputs_is_trained():
     assert after.fingerprint() != network.fingerprint()
     assert after.outputs == network.outputs
     assert len(after.history[-1]["training"]["monitor"]) == 2
+
+
+def pruned(name: str = "unet2d", bits: int | None = None) -> Network:
+    """Return a network whose smaller half of each weight is zero; quantized with so many bits."""
+    network = FoldBatchNorm().run(captured(name)).copy()
+    for layer in network.layers:
+        weight = network.graph_module.get_parameter(str(layer.weight.target))
+        weight.data *= weight.abs() > weight.abs().median()
+    network = replace(network, state=network.state | {"sparse"})
+    return network if bits is None else Quantize(weight_bits=bits).run(network, told(images(network.shape)))
+
+
+def zeros(network: Network) -> list[Tensor]:
+    return [network.tensor(str(layer.weight.target)) == 0 for layer in network.layers]
+
+
+@pytest.mark.parametrize("bits", [None, 8, 2])
+def test_zeros_stay_zero_where_the_network_is_sparse(bits: int | None):
+    network = pruned(bits=bits)
+    batches, weights = images(network.shape), "ternary" if bits == 2 else "affine"
+    after = Finetune(steps=10, rate=3e-2, decay=0.1, weights=weights).run(network, Context(training=batches))
+    assert "sparse" in after.state
+    for before, now in zip(zeros(network), zeros(after), strict=True):
+        assert bool(now[before].all())
+        assert float(now.float().mean()) >= 0.49
+    dense = replace(network, state=network.state - {"sparse"})
+    moved = Finetune(steps=10, rate=3e-2).run(dense, Context(training=batches))
+    assert sum(int(z.sum()) for z in zeros(moved)) < sum(int(z.sum()) for z in zeros(after))
+
+
+def test_binary_weights_have_no_zero():
+    network = pruned(bits=2)
+    with pytest.raises(OptionError, match="binary weights have no zero"):
+        Finetune(steps=2, weights="binary").run(network, Context(training=images(network.shape)))
+
+
+def statistics(network: Network) -> list[Tensor]:
+    found = network.constants()
+    return [found[name] for name in sorted(found) if "running" in name]
+
+
+@pytest.mark.parametrize(("norms", "learned"), [("auto", True), ("learned", True), ("fixed", False)])
+def test_statistics_of_batch_norms_follow_where_they_are_learned(norms: str, learned: bool):
+    network = captured("unet2d")
+    assert len(statistics(network)) == 6
+    after = Finetune(steps=3, norms=norms).run(network, Context(training=images(network.shape)))
+    same = [torch.equal(a, b) for a, b in zip(statistics(network), statistics(after), strict=True)]
+    assert same == [not learned] * 6
+
+
+def test_statistics_of_a_quantized_network_stay_unless_that_is_asked_for():
+    network = Quantize().run(replace(captured("dense2d"), state=frozenset({"folded"})), told(images((3, 16, 16))))
+    batches = images(network.shape)
+    for norms, learned in (("auto", False), ("learned", True)):
+        after = Finetune(steps=2, norms=norms).run(network, Context(training=batches))
+        same = [torch.equal(a, b) for a, b in zip(statistics(network), statistics(after), strict=True)]
+        assert same == [not learned] * len(same)
+
+
+def test_statistics_are_kept_with_the_best_network_and_through_an_interruption(tmp_path):
+    network, batches = captured("dense2d"), images((3, 16, 16), count=5)
+    settings, tuning = {"steps": 12, "check_every": 2}, images((3, 16, 16), seed=4)
+    whole = Finetune(**settings).run(network, Context(training=batches, tuning=tuning))
+    checkpoint = tmp_path / "half.training"
+    with pytest.raises(KeyboardInterrupt):
+        Finetune(**settings).run(
+            network, Context(training=Interrupted(batches, 9), tuning=tuning, checkpoint=checkpoint)
+        )
+    resumed = Finetune(**settings).run(network, Context(training=batches, tuning=tuning, checkpoint=checkpoint))
+    assert resumed.fingerprint() == whole.fingerprint()
+
+
+def test_learned_statistics_heal_a_network_whose_values_have_moved():
+    network = captured("dense2d").copy()
+    for layer in network.layers[:-1]:
+        network.graph_module.get_parameter(str(layer.weight.target)).data *= 0.3
+    teacher, batches = captured("dense2d"), images(network.shape, count=6)
+    losses = {}
+    for norms in ("fixed", "learned"):
+        after = Finetune(steps=40, rate=1e-4, norms=norms).run(network, Context(training=batches, teacher=teacher))
+        losses[norms] = lost(after, "dense2d")
+    assert losses["learned"] < 0.6 * losses["fixed"]
+
+
+def agreement(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output, target)
+
+
+def test_references_have_their_share_of_the_loss():
+    network = captured("unet2d")
+    batches = [(x, torch.ones(2, 16, 16, dtype=torch.int64)) for x in images(network.shape)]
+    found = {}
+    for labels in (0.0, 0.5, 1.0):
+        context = Context(training=batches, label_loss=agreement)
+        after = Finetune(steps=30, labels=labels, norms="fixed").run(network, context)
+        found[labels] = float(after(batches[0][0]).softmax(1)[:, 1].mean())
+    assert found[0.0] + 0.05 < found[0.5] < found[1.0]
+
+
+def test_labels_without_references_are_refused():
+    network = captured("unet2d")
+    with pytest.raises(OptionError, match="there is no reference to train on"):
+        Finetune(steps=1, labels=0.5).run(network, Context(training=images(network.shape)))
+
+
+def rows_of(network: Network) -> Tensor:
+    return torch.cat([network.tensor(str(layer.weight.target)).flatten(1).norm(dim=1) for layer in network.layers])
+
+
+@pytest.mark.parametrize("penalty", ["l1", "group_lasso", "bn_scale"])
+def test_a_penalty_draws_to_zero_what_it_counts(penalty: str):
+    network, batches = captured("dense2d"), images((3, 16, 16))
+
+    def counted(after: Network) -> float:
+        weights = [after.tensor(str(layer.weight.target)) for layer in after.layers]
+        if penalty == "l1":
+            return sum(float(weight.abs().sum()) for weight in weights)
+        if penalty == "group_lasso":
+            return float(rows_of(after).sum())
+        scales = {str(node.args[1].target) for node in after.graph_module.graph.nodes if kind(node) == "batch_norm"}
+        assert len(scales) == 3
+        return sum(float(after.tensor(name).abs().sum()) for name in scales)
+
+    plain = Finetune(steps=20).run(network, Context(training=batches))
+    drawn = Finetune(steps=20, penalty=penalty, penalty_weight=1e-2).run(network, Context(training=batches))
+    assert counted(drawn) < 0.98 * counted(plain)
+
+
+def test_a_penalty_of_nothing_is_refused():
+    network = FoldBatchNorm().run(captured("unet2d"))
+    with pytest.raises(OptionError, match="bn_scale has nothing to draw to zero"):
+        Finetune(steps=1, penalty="bn_scale").run(network, Context(training=images(network.shape)))
+
+
+def test_minutes_end_training():
+    network = captured("unet2d")
+    after = Finetune(steps=100000, minutes=0.02, check_every=100000).run(network, Context(training=images((3, 16, 16))))
+    (made,) = after.history[-1]["training"]["steps"]
+    assert 1 <= made < 5000

@@ -234,6 +234,26 @@ def test_narrow_grids_run_in_the_same_kernels(target: str, name: str, bits: tupl
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("recipe", "settings"), [("w2", {"finetune.steps": 2}), ("encoded", {"encode.format": "midrise2"})]
+)
+def test_two_bits_without_a_zero_run_in_the_same_kernels(target: str, recipe: str, settings: dict[str, object]):
+    module, parent = runtime(target), captured("unet2d")
+    batches = images(parent.shape)
+    context = Context(batches, training=batches, capabilities=module.capabilities())
+    network = run(read(recipe, settings), parent, context)
+    assert "midrise2" in {encoding.format.name for encoding in network.formats.values()}
+    x = images(parent.shape)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        session = module.open_session(module.export(network, Path(folder)), threads=1, precision="f32")
+        assert sqnr_db(network(x).detach(), torch.from_numpy(session.run(x.numpy()))) > NARROW_DB
+        runs = session.layer_runs(x.numpy())
+    for layer in requested(network):
+        assert any(r.runs(layer) and r.executed == "int8" for r in runs), layer
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [(12, 8), (16, 16), (8, 12), (None, 8), (4, None)])
 def test_wide_grids_and_one_sided_ones_compute_the_same(bits: tuple[int | None, int | None]):
     module, parent = runtime("openvino"), captured("unet2d")

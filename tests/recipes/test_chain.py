@@ -280,8 +280,8 @@ def test_training_without_images_is_refused():
     assert said.lines == []  # before any work
 
 
-@pytest.mark.parametrize("name", ["ternary", "binary"])
-def test_weights_of_three_or_two_values(name: str):
+@pytest.mark.parametrize("name", ["w2", "ternary", "binary"])
+def test_weights_of_few_values(name: str):
     network = captured("unet2d")
     context = told(images(network.shape), training=images(network.shape, seed=1))
     result = run(recipes.read(name, {"finetune.steps": 4}), network, context)
@@ -289,7 +289,7 @@ def test_weights_of_three_or_two_values(name: str):
     for layer in inner:
         axis = 1 if layer.op == "conv_transpose" else 0
         for channel in result.tensor(str(layer.weight.target)).movedim(axis, 0):
-            assert len(channel.unique()) <= {"ternary": 3, "binary": 2}[name]
+            assert len(channel.unique()) <= {"w2": 4, "ternary": 3, "binary": 2}[name]
 
 
 def test_no_image_is_read_where_the_recipe_says_so():

@@ -103,6 +103,7 @@ def test_a_file_of_ones_own(tmp_path: Path):
     [
         ("descripion = 'a'", "mine.toml has no 'descripion'; the nearest known one is 'description'"),
         ("description = 3", "mine.toml: the description must be text, not 3"),
+        ("coded = 1", "mine.toml: coded must be true or false, not 1"),
         ("[[method]]\nname = 'fold'", r"mine.toml: each \[\[method\]\] needs a name"),
         ("method = 'fold'", r"mine.toml: each \[\[method\]\] needs a name"),
         ("[[method", "mine.toml is not TOML"),

@@ -171,3 +171,100 @@ def test_several_inputs_come_by_name_in_any_order():
     batches = [({"times": torch.full((8, 1), 2.0), "x": x}, 2 * y) for x, y in examples()]
     trainer(module, inputs=("x", "times")).train(batches)
     torch.testing.assert_close(module.weight.detach(), WEIGHT, rtol=0.02, atol=0.02)
+
+
+def test_zeros_that_are_held_stay_zero_and_do_not_count():
+    module = student()
+    module.weight.data = torch.tensor([[0.5, 0.0, 0.5]])
+    norms = []
+    module.weight.register_post_accumulate_grad_hook(lambda p: norms.append(p.grad.clone()))
+    masks = [(module.weight, torch.tensor([[1.0, 0.0, 1.0]]))]
+    trainer(module, masks=masks, steps=300).train(examples())
+    assert float(norms[0][0, 1]) != 0  # it would have moved
+    assert module.weight[0, 1].item() == 0
+    x, y = (torch.cat(parts) for parts in zip(*examples(), strict=True))
+    best = torch.linalg.lstsq(torch.cat([x[:, [0, 2]], torch.ones(len(x), 1)], 1), y).solution[:2, 0]
+    torch.testing.assert_close(module.weight.detach()[0, [0, 2]], best, rtol=0.05, atol=0.05)
+
+
+def test_a_penalty_is_added_and_is_not_what_is_shown():
+    plain, drawn = student(), student()
+    first = trainer(plain, steps=200).train(examples())
+    second = trainer(drawn, steps=200, penalty=lambda: 3 * drawn.weight.abs().sum()).train(examples())
+    assert float(drawn.weight.detach().abs().sum()) < 0.7 * float(plain.weight.detach().abs().sum())
+    assert second["loss"][0] > first["loss"][0]
+    loss = sum(float(labels(drawn(x), None, y).detach()) for x, y in examples()) / 4
+    assert second["loss"][-1] == pytest.approx(loss, rel=0.1)  # without the penalty
+
+
+class Clock:
+    """Stands in for the module `time`: each look at it is a second later."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_time_ends_training_as_if_the_steps_were_fewer(monkeypatch):
+    clock, module, places = Clock(), student(), []
+    monkeypatch.setattr("microtome.training.trainer.time", clock)
+
+    def before(place: int) -> None:
+        places.append(place)
+        clock.now += 6  # a tenth of the minute for each step
+
+    rates = []
+    module.weight.register_post_accumulate_grad_hook(lambda _: rates.append(module.weight.detach().clone()))
+    curve = trainer(module, steps=1000, minutes=1, before_step=before).train(examples())
+    assert places == [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
+    assert curve["steps"] == [10]
+    moved = [float((b - a).norm()) for a, b in itertools.pairwise([*rates, module.weight.detach()])]
+    assert moved[-1] < 0.2 * max(moved)  # the rate has fallen
+
+
+def test_time_before_an_interruption_counts(monkeypatch, tmp_path):
+    clock, file = Clock(), tmp_path / "half.training"
+    monkeypatch.setattr("microtome.training.trainer.time", clock)
+
+    def tick(_: int) -> None:
+        clock.now += 6
+
+    def broken():
+        yield from examples()
+        raise KeyboardInterrupt
+
+    settings = {"steps": 1000, "check_every": 2, "minutes": 1, "before_step": tick, "checkpoint": file}
+    with pytest.raises(KeyboardInterrupt):
+        trainer(student(), **settings).train(broken())
+    clock.now = 1000.0
+    curve = trainer(student(), **settings).train(examples())
+    assert curve["steps"][-1] == 9  # one tick more, for going on
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight():
+    module = student()
+
+    def steep(output: Tensor, teacher: Tensor | None, target: Tensor | None) -> Tensor:
+        return (output - output.detach()).abs().sqrt().sum()  # finite, and without a slope at 0
+
+    with pytest.raises(DataError, match="gradient is nan at step 1"):
+        trainer(module, steep, clipped=list(module.parameters())).train(examples())
+    assert not bool(module.weight.any())
+
+
+def test_work_is_kept_when_the_loss_is_not_finite(tmp_path):
+    file, broken = tmp_path / "half.training", (torch.full((8, 3), float("nan")), torch.zeros(8, 1))
+    settings = {"steps": 8, "check_every": 2, "checkpoint": file}
+    with pytest.raises(DataError, match="loss is nan at step 4") as error:
+        trainer(student(), **settings).train([*examples()[:3], broken])
+    assert "the last checkpoint is kept" in error.value.hint
+    steps: list[int] = []
+    trainer(student(), **settings, before_step=steps.append).train(examples())
+    assert steps[0] == 2
+
+
+def test_the_size_of_what_is_not_held_at_zero():
+    assert size(torch.tensor([3.0, 0.0, 0.0, 4.0]), torch.tensor([1.0, 0.0, 0.0, 1.0])) == pytest.approx(12.5**0.5)
+    assert size(torch.zeros(2), torch.zeros(2)) == 1e-2

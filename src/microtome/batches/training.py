@@ -70,7 +70,8 @@ class TrainingBatches:
         cached_bytes: memory for prepared images, which are kept as float16; what is beyond is read anew each epoch.
         augment: small random shifts, zooms and changes of intensity.
         flips: spatial axes along which a mirrored image is another plausible image; only with `augment`.
-        labelled: yield (x, y): y are label maps (N, *S) or classes (N,), int64.
+        labelled: yield (x, y): y are label maps (N, *S) or classes (N,), int64; or numbers (N, K), float32.
+        partly: with `labelled`, cases without a reference have the task's `unknown_target`, and are not refused.
         rank: of this process among `world`, for training in several processes. Each gets other cases, and all get
             equally many batches of equal sizes; the few cases that cannot be shared out change from epoch to epoch.
         world: number of processes.
@@ -79,7 +80,7 @@ class TrainingBatches:
     Raises:
         OptionError: a number out of range, or fewer cases than processes.
         SplitError: no cases, or some that are not for training.
-        LabelError: `labelled`, but a case has no reference.
+        LabelError: `labelled` and not `partly`, but a case has no reference.
     """
 
     cohort: Cohort
@@ -92,6 +93,7 @@ class TrainingBatches:
     augment: bool = True
     flips: tuple[int, ...] = ()
     labelled: bool = False
+    partly: bool = False
     rank: int = 0
     world: int = 1
     epoch: int = 0
@@ -112,7 +114,7 @@ class TrainingBatches:
             raise SplitError("there are no cases to train on, or some of them are kept for tuning or evaluation.")
         if len(self.cases) < self.world:
             raise OptionError(f"{len(self.cases)} cases cannot be shared out to {self.world} processes.")
-        if self.labelled:
+        if self.labelled and not self.partly:
             missing = [case.id for case in self.cases if not case.labelled]
             if missing:
                 raise LabelError(f"{missing[0]} has no reference to train on.", "Label all cases, or train without.")
@@ -161,8 +163,14 @@ class TrainingBatches:
             labels = None if labels is None else window_at(labels[None], centre, patch, slices and 1)[0]
         if self.augment:
             image, labels = self._augmented(image, labels, rng)
-        target = self._kind.training_target(self.cases[position], labels) if self.labelled else None
+        target = self._target(self.cases[position], image.shape[1:], labels) if self.labelled else None
         return np.ascontiguousarray(image, np.float32), example.numbers, target
+
+    def _target(self, case: Case, size: Sequence[int], labels: Array | None) -> Target:
+        known = labels is not None if self._kind.MAPS else case.label is not None
+        if known or not self.partly:
+            return self._kind.training_target(case, labels)
+        return self._kind.unknown_target(size, self.pipeline)
 
     def _augmented(self, image: Array, labels: Array | None, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Return an image and its labels changed; channels that are made of labels are moved as labels are."""

@@ -95,6 +95,19 @@ def compress(
         bool,
         typer.Option(help="auto: no subgroup may lose more than the margin either.", rich_help_panel=RECIPE),
     ] = False,
+    faster_than: Annotated[
+        float | None,
+        typer.Option(
+            help="auto goes on, into pruning and distillation, until it is so many times faster than eager PyTorch.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    smaller_than: Annotated[
+        float | None,
+        typer.Option(
+            help="Likewise, until the file is so many times smaller than the float32 weights.", rich_help_panel=RECIPE
+        ),
+    ] = None,
     time_budget: Annotated[
         float | None, typer.Option(help="Minutes after which auto tries nothing more.", rich_help_panel=RECIPE)
     ] = None,
@@ -112,6 +125,14 @@ def compress(
         str,
         typer.Option(help="Of what stays in float: f32, bf16, or auto for the faster.", rich_help_panel=RECIPE),
     ] = "auto",
+    coded: Annotated[
+        bool | None,
+        typer.Option(
+            help="Entropy-code the package's model files into one; otherwise as the recipe says.",
+            rich_help_panel=RECIPE,
+            show_default=False,
+        ),
+    ] = None,
     weights: Weights = None,
     pipeline: PipelineFile = None,
     with_: PipelineFields = None,

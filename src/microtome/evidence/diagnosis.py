@@ -121,14 +121,16 @@ def from_history(network: Network) -> dict[str, Any]:
     """Return what methods noted that the report draws, where they did.
 
     `pareto`: a list of `name`, `bytes`, `loss`, `chosen`. `training`: `steps`, `loss`, `monitor`, a list each.
+    `trajectory`: the rounds of a loop. `search`: the front of a search: `name`, `group`, costs, `score`, `chosen`.
     """
     found: dict[str, Any] = {}
     for record in network.history:
         plan = record.get("plan") or {}
         if record.get("pareto"):
             found["pareto"] = [_plan(row, plan) for row in record["pareto"]]
-        if record.get("training"):
-            found["training"] = record["training"]
+        for key in ("training", "trajectory", "search"):
+            if record.get(key):
+                found[key] = record[key]
     return found
 
 

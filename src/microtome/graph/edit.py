@@ -155,8 +155,9 @@ def replace_layer(graph_module: GraphModule, layer: Layer, chain: Sequence[Link]
         given = None if link.bias is None else add_constant(graph_module, f"{layer.name}.{link.name}.bias", link.bias)
         with graph_module.graph.inserting_before(layer.node):
             node = graph_module.graph.call_function(link.target, (value, weight, given, *link.settings))
-        node.meta.update(layer.node.meta)
-        if link is not chain[-1]:
+        if link is chain[-1]:  # what is known of the layer's output is known of this one's, and of no other's
+            node.meta.update(layer.node.meta)
+        else:
             node.meta["val"] = _imagined(link, value.meta["val"])
         value = node
     layer.node.replace_all_uses_with(value)

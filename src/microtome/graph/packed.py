@@ -3,13 +3,15 @@
 Runtimes have kernels for 8 bits at the least and store narrower weights in bytes. This file holds them at the width
 that they were given. Every tensor that the graph reads is in it once: quantized or encoded weights as `NAME` (uint8,
 packed codes) and `NAME@PARAMETER`, all else as it is, in float32. The header's entry `microtome` (JSON) says of each
-packed tensor its shape, its bits, its format (a place in `formats`) and its axis.
+packed tensor its shape, its bits, its format (a place in `formats`) and its axis. Version 1 packs codes without a gap;
+version 2, which `entropy` makes small instead, has a code of up to 8 bits in a byte, and a wider one in an int32.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +24,14 @@ from torch.fx import Node
 from microtome.core.formats import Encoded, affine_encoding, format_from_record, format_record
 from microtome.core.packing import pack, unpack
 from microtome.errors import MissingExtraError, OutputError, ReadError
+from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import qparams_of
 from microtome.graph.quiet import first_line
 
 HEADER = "microtome"
-VERSION = 1
+VERSION, SPREAD = 1, 2  # of the file: codes without a gap, or one by one
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class Packed:
         return content
 
 
-def pack_weights(network: Network) -> Packed:
+def pack_weights(network: Network, *, spread: bool = False) -> Packed:
     """Pack each weight at the bits of its Encoding, or else of its quantizer; the rest is float32.
 
-    A constant that is read on several grids, or in float by one reader and rounded by another, stays in float32.
+    A constant that is read on several grids, or in float by one reader and rounded by another, stays in float32. With
+    `spread` codes stand one by one.
     """
     tensors: dict[str, Tensor] = {}
     formats: list[dict[str, Any]] = []
@@ -78,7 +82,7 @@ def pack_weights(network: Network) -> Packed:
             key = known.setdefault(_digest(tensor), f"{name}@{parameter}")
             tensors[key] = tensor.cpu().clone().contiguous()
             keys[parameter] = key
-        tensors[name] = pack(value.codes, value.format.bits).cpu()
+        tensors[name] = _one_by_one(value) if spread else pack(value.codes, value.format.bits).cpu()
         entries[name] = {
             "shape": list(value.codes.shape),
             "bits": value.format.bits,
@@ -86,7 +90,7 @@ def pack_weights(network: Network) -> Packed:
             "axis": value.axis,
             "parameters": keys,
         }
-    return Packed(tensors, {"version": VERSION, "formats": formats, "tensors": entries})
+    return Packed(tensors, {"version": SPREAD if spread else VERSION, "formats": formats, "tensors": entries})
 
 
 def save_packed(network: Network, path: Path) -> None:
@@ -107,26 +111,50 @@ def load_packed(path: Path) -> dict[str, Tensor]:
     Raises:
         ReadError: the file is missing, truncated, or not a packed one.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise MissingExtraError("packed weights", "torch") from error
     if not path.is_file():
         raise ReadError(f"{path} does not exist.", "Give the path of a weights.safetensors file.")
+    return unpacked(path.read_bytes(), path)
+
+
+def unpacked(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Return what `load_packed` does, of a file's content; `path` is for errors. Raises as it does."""
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError as error:
+        raise MissingExtraError("packed weights", "torch") from error
+    try:
+        (length,) = struct.unpack_from("<Q", content)
+        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
+        stored = load(content)
+        if header["version"] not in (VERSION, SPREAD):
+            raise ValueError(f"version {header['version']}")
         entries = header["tensors"]
         parameters = {key for entry in entries.values() for key in entry["parameters"].values()}
         result = {name: tensor for name, tensor in stored.items() if name not in parameters}
         for name, entry in entries.items():
-            result[name] = _decoded(stored, name, entry, header["formats"])
-    except (SafetensorError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            result[name] = _decoded(stored, name, entry, header["formats"], header["version"])
+    except (SafetensorError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ReadError(
             f"{path} does not hold packed weights of microtome ({first_line(error)}).", "Copy the file again."
         ) from error
     return result
+
+
+def as_packed(network: Network) -> Network:
+    """Return the network with each weight as its readers see it: on its grid. It computes the same.
+
+    What is packed is then all that there is of the weights.
+    """
+    network = network.copy()
+    for name, value in list(_contents(network)):
+        if isinstance(value, Encoded):
+            decoded = value.decode()
+            edit.set_constant(network.graph_module, name, decoded, weight=network.is_weight(name))
+            for node in network.graph_module.graph.find_nodes(op="get_attr"):
+                if node.target == name:
+                    node.meta["val"] = decoded
+    return network
 
 
 def packed_bytes(network: Network) -> int:
@@ -191,9 +219,20 @@ def _digest(tensor: Tensor) -> tuple[object, ...]:
     return str(tensor.dtype), tuple(tensor.shape), content
 
 
-def _decoded(stored: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], formats: list[Any]) -> Tensor:
+def _one_by_one(value: Encoded) -> Tensor:
+    codes = value.codes.cpu().contiguous()
+    return codes.to(torch.uint8) if value.format.bits <= 8 else codes.to(torch.int32)
+
+
+def _decoded(
+    stored: Mapping[str, Tensor], name: str, entry: Mapping[str, Any], formats: list[Any], version: int
+) -> Tensor:
     number_format = format_from_record(formats[entry["format"]])
     shape = tuple(entry["shape"])
-    codes = unpack(stored[name], number_format.bits, math.prod(shape)).reshape(shape)
+    codes = stored[name].to(torch.int32)
+    if version == VERSION:
+        codes = unpack(stored[name], number_format.bits, math.prod(shape)).reshape(shape)
+    elif tuple(codes.shape) != shape:
+        raise ValueError(f"{name} has another shape")
     parameters = {parameter: stored[key] for parameter, key in entry["parameters"].items()}
     return Encoded(number_format, codes, parameters, entry["axis"]).decode()

@@ -38,11 +38,12 @@ def save(network: Network, path: Path) -> None:
     path.write_bytes(content.getbuffer())
 
 
-def load(path: Path, keep: Sequence[str] | Wish | None = None) -> Network:
+def load(path: Path, keep: Sequence[str] | Wish | None = None, *, content: bytes | None = None) -> Network:
     """Read a `.pt2` file, ours or anybody's.
 
     Args:
         path: the file.
+        content: what is in it, where that is known; `path` is for errors then.
         keep: names of the outputs to keep, the scores first, or what is known of them; without, all of ours are kept,
             and of anybody else's the scores.
 
@@ -52,12 +53,12 @@ def load(path: Path, keep: Sequence[str] | Wish | None = None) -> Network:
         ModelError: our own part of it is broken.
     """
 
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise ReadError(f"{path} does not exist.", "Give the path of a .pt2 file.")
     extra = {METADATA: ""}
     try:
         with quiet():
-            program = torch.export.load(path, extra_files=extra)
+            program = torch.export.load(path if content is None else io.BytesIO(content), extra_files=extra)
     except Exception as error:
         raise ReadError(
             f"{path} is not a .pt2 file that torch {torch.__version__} can read ({first_line(error)}).",

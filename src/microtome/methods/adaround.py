@@ -21,9 +21,9 @@ class AdaRound(Method):
     Attributes:
         steps: per layer.
         samples: images per step.
-        rate: learning rate.
+        rate: learning rate, for 400 steps; fewer take a larger one in proportion, up to 0.3.
         decisiveness: weight of what drives each weight to one neighbour, where the error of rounding to nearest is 1.
-            With little of it, or a low rate, few steps end before all weights are decided.
+            With little of it, few steps end before all weights are decided.
         seed: of what is drawn.
     """
 
@@ -36,6 +36,7 @@ class AdaRound(Method):
     phase: ClassVar[Phase] = Phase.NUMBERS
     needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
     leaves: ClassVar[State] = frozenset({"rounded"})
+    takes: ClassVar[State] = frozenset({"sparse"})  # zeros may become the neighbouring value
 
     def __post_init__(self) -> None:
         """Refuse no steps, and no samples."""

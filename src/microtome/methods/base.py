@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from microtome.errors import OptionError
 from microtome.graph.network import Batch, Network
 from microtome.progress import Progress, Silent
+from microtome.training.settings import LabelLoss
 from microtome.training.trainer import Loss
 from microtome.types import Capabilities
 
@@ -43,6 +44,7 @@ class Context:
         sigmoid: the network's channels are probabilities of their own, instead of a softmax over channels.
         teacher: what training imitates: the parent; None takes the network itself, in float.
         loss: of training; None distils the teacher.
+        label_loss: (output, targets) → what it loses against the references that `training` has; None without any.
         score: of a network on the tuning patients, higher is better; None where none has a reference.
         margin: how much of the score may be lost.
         latency: of a network on the target, in milliseconds, as measured on this machine; None where it cannot be.
@@ -58,6 +60,7 @@ class Context:
     sigmoid: bool = False
     teacher: Network | None = None
     loss: Loss | None = None
+    label_loss: LabelLoss | None = None
     score: Callable[[Network], float] | None = None
     margin: float = 0.01
     latency: Callable[[Network], float] | None = None
@@ -80,6 +83,9 @@ class Context:
 EMPTY = Context()
 """For methods that read nothing."""
 
+ENCODED_FIRST = {"encoded": "weights in a format of their own cannot move any more: encode last"}
+SPARSE_FIRST = {"sparse": "zeros would be filled again: make zeros after it"}
+
 # States that several methods know.
 QUANTIZED = "quantized"
 FLOAT_BIASES = "float_biases"  # what is corrected in biases is taken from float weights: twice would be wrong
@@ -96,6 +102,7 @@ class Method(ABC):
         leaves: states that hold afterwards.
         takes: states that do not hold any more.
         again: whether it may run where something that it leaves holds already.
+        not_after: states after which it makes no sense, each with the reason, such as `zeros would be filled again`.
     """
 
     phase: ClassVar[Phase]
@@ -103,6 +110,7 @@ class Method(ABC):
     leaves: ClassVar[State]
     takes: ClassVar[State] = frozenset()
     again: ClassVar[bool] = False
+    not_after: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def run(self, network: Network, context: Context = EMPTY) -> Network:
@@ -119,6 +127,8 @@ class Method(ABC):
             return f"it needs a network in the state {_listed(self.needs - state)}"
         if self.phase is Phase.STRUCTURE and QUANTIZED in state:
             return "it changes the structure, and the network is quantized already"
+        for name in sorted(self.not_after.keys() & state):
+            return f"the network is {name} already, and {self.not_after[name]}"
         found = (self.leaves & state) - {FLOAT_BIASES}
         if not self.again and found:
             return f"the network is {_listed(found)} already"

@@ -18,6 +18,8 @@ from microtome.graph.quantizers import weight_quantizer
 from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State
 from microtome.types import Capabilities, QParams, QType
 
+SPARSE = "sparse"  # a network's state: zeros among its weights are to be held
+
 
 @dataclass(frozen=True)
 class EncodeWeights(Method):
@@ -26,7 +28,8 @@ class EncodeWeights(Method):
     Weights are encoded per output channel as they are, and the graph computes with the decoded values. Where these are
     integers times a scale per channel, they lie in 8-bit integers that the target has kernels for; else the weight's
     quantizer is taken out and the layer runs in float. The packed weights are as small as the format says either way.
-    Layers whose weight has no quantizer are left alone. No data is read.
+    Layers whose weight has no quantizer are left alone. Where the network is sparse, a codebook has a zero, and zeros
+    stay what they are. No data is read.
 
     Attributes:
         format: for all layers.
@@ -74,6 +77,8 @@ class EncodeWeights(Method):
         for layer in network.layers:
             if layer.name not in self.skip and weight_quantizer(network, layer) is not None:
                 number_format = self.layer_formats.get(layer.name, self.format)
+                if SPARSE in network.state:
+                    number_format = number_format.keeping_zeros()
                 key = (str(layer.weight.target), number_format, output_axis(layer.node))
                 found.setdefault(key, []).append(layer)
         return [(layers, number_format) for (_, number_format, _), layers in found.items()]

@@ -6,65 +6,55 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from microtome.core.distillation import distillation_loss
 from microtome.core.range_search import weight_qparams
 from microtome.errors import OptionError
-from microtome.graph.learning.learned_grids import BinaryWeight, ClippedGrid, Grid, LearnedGrid, ObservedGrid
+from microtome.graph.learning.learned_grids import (
+    BinaryWeight,
+    ClippedGrid,
+    Grid,
+    LearnedGrid,
+    MidRiseWeight,
+    ObservedGrid,
+)
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Network
 from microtome.graph.quantizers import Quantizer
 from microtome.graph.structure.shared_grids import meets_others
 from microtome.graph.watching.observe import without_quantizers
 from microtome.methods.base import EMPTY, Context, Method, Phase, State, weights_are_free
-from microtome.training.trainer import Trainer, size
+from microtome.training.settings import Training
+from microtome.training.teachers import Teacher
 from microtome.types import QType
 
 
 @dataclass(frozen=True)
-class Finetune(Method):
+class Finetune(Training, Method):
     """Train the network on: quantized, fake-quantized forward and gradients straight through the rounding.
 
     Without a loss in the context it distils the teacher, so that no labels are needed. Further outputs of the network
-    are drawn to the teacher's: their squared error over the variance is added to the loss. Statistics of batch norms
-    stay as they are. Where `torch.distributed` is initialized, each process trains on its own batches and gradients are
-    averaged.
+    are drawn to the teacher's: their squared error over the variance is added to the loss. Of a network that is
+    `sparse`, weights that are zero stay zero. Where `torch.distributed` is initialized, each process trains on its own
+    batches and gradients are averaged.
 
-    Attributes:
-        steps: batches to train on.
-        rate: learning rate of weights (Adam), relative to the root mean square of each tensor, so that it serves
-            networks of any width; half a cosine down to zero.
+    Attributes: those of `Training`, and:
         grid_rate: learning rate of the logarithm of scales.
         ranges: how activation ranges are found: `learned` (LSQ), `clipped` (PACT) or `observed` (moving average over
             the first tenth of the steps, then frozen).
-        weights: of layers whose weights have 2 bits: `affine` (LSQ, four values), `ternary` (LSQ, three values), or
+        weights: of layers whose weights have 2 bits: `affine` (LSQ, four values from -2 to 1 steps), `midrise`
+            (LSQ, four values from -1.5 to 1.5 steps, none of them zero), `ternary` (LSQ, three values), or
             `binary` (XNOR-Net, two). Wider weights are always affine.
         gradual: widths that weights pass through before their own, each for an equal share of the first half.
         temperature: of the distillation; a loss in the context has its own.
-        decay: weight decay.
-        watch: what is looked at on the tuning patients: the `loss`, or the `score`, which is the metric that the
-            verdict rests on and takes longer.
-        check_every: steps between looks; the best network seen is returned.
-        patience: looks without improvement after which training stops; None never.
-        amp: multiply in bfloat16.
-        seed: of torch's generator.
     """
 
-    steps: int = 1000
-    rate: float = 1e-2
     grid_rate: float = 5e-3
     ranges: Literal["learned", "clipped", "observed"] = "learned"
-    weights: Literal["affine", "ternary", "binary"] = "affine"
+    weights: Literal["affine", "midrise", "ternary", "binary"] = "affine"
     gradual: tuple[int, ...] = ()
     temperature: float = 1.0
-    decay: float = 0.0
-    watch: Literal["loss", "score"] = "loss"
-    check_every: int = 100
-    patience: int | None = None
-    amp: bool = False
-    seed: int = 0
 
     phase: ClassVar[Phase] = Phase.TRAINING
     leaves: ClassVar[State] = frozenset({"finetuned"})
@@ -73,51 +63,40 @@ class Finetune(Method):
 
     def __post_init__(self) -> None:
         """Refuse no steps, and what is no width."""
-        if self.steps < 1 or any(not 2 <= bits <= 16 for bits in self.gradual):
-            raise OptionError("training needs at least one step, and widths of 2 to 16 bits.")
+        super().__post_init__()
+        if any(not 2 <= bits <= 16 for bits in self.gradual):
+            raise OptionError("weights can pass through widths of 2 to 16 bits.")
 
     def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the trained network.
 
         Raises:
-            OptionError: there is nothing to train on, or weights are in a format that is no affine grid.
+            OptionError: there is nothing to train on, or weights are in a format that is no affine grid, or zeros would
+                not stay zero in the format that is asked for.
             DataError: there are no batches, or the loss becomes NaN.
         """
-        if context.training is None:
-            raise OptionError("there are no training images.", "Give train cases, or take a recipe that needs none.")
+        batches = self.ready(context)
         weights_are_free(network)
-        torch.manual_seed(self.seed)
         teacher = context.teacher.to(network.device) if context.teacher else without_quantizers(network)
         student = Trainable(
             network,
             weight=lambda q: self.weight_module(q, network.tensor(_constant(q))),
             activation=self.activation_module,
+            norms=self.learns_norms(network),
         )
-        score = context.score if self.watch == "score" else None
-        if self.watch == "score" and score is None:
-            raise OptionError(
-                "there is no score to watch: no tuning patient has a reference.",
-                "Label some, or set watch to loss.",
-            )
-        curve = Trainer(
-            student.module,
+        if student.masks() and any(isinstance(slot.module, BinaryWeight) for slot in student.slots):
+            raise OptionError("binary weights have no zero, and this network's zeros are to stay.", "Choose ternary.")
+        curve = self.trainer(
+            student,
             self._groups(student),
-            context.loss or partial(_distilled, sigmoid=context.sigmoid, temperature=self.temperature),
-            steps=self.steps,
-            teacher=lambda x: teacher.graph_module(*teacher.arguments(x)),
-            clipped=student.weights(),
-            tuning=context.tuning,
-            score=None if score is None else lambda: score(student.freeze()),
-            check_every=self.check_every,
-            patience=self.patience,
+            self.loss_of(
+                context.loss or partial(_distilled, sigmoid=context.sigmoid, temperature=self.temperature), context
+            ),
+            context,
+            teacher=Teacher(teacher),
             judged_from=self.narrow_from,
             before_step=_Widths(self, student),
-            amp=self.amp,
-            checkpoint=context.checkpoint,
-            device=network.device,
-            inputs=[port.name for port in network.inputs],
-            progress=context.progress,
-        ).train(context.training)
+        ).train(batches)
         grids = {"activation": self.ranges, "weight": "learned"} if student.slots else {}
         return self.done(student.freeze(), {"training": curve, "grids": grids})
 
@@ -128,11 +107,10 @@ class Finetune(Method):
 
     def _groups(self, student: Trainable) -> list[dict[str, Any]]:
         """Return what is learned: weights with a rate relative to their size, and grids."""
-        groups: list[dict[str, Any]] = [
-            {"params": [weight], "lr": self.rate * size(weight), "weight_decay": self.decay}
-            for weight in student.weights()
+        return [
+            *self.groups(student),
+            {"params": student.grids(), "lr": self.grid_rate, "weight_decay": 0.0},
         ]
-        return [*groups, {"params": student.grids(), "lr": self.grid_rate, "weight_decay": 0.0}]
 
     def weight_module(self, quantizer: Quantizer, weight: Tensor) -> Grid:
         """Return the module that rounds a weight in training."""
@@ -141,6 +119,8 @@ class Finetune(Method):
             return LearnedGrid(qparams)
         if self.weights == "binary":
             return BinaryWeight(qparams)
+        if self.weights == "midrise":
+            return MidRiseWeight(qparams, weight)
         return LearnedGrid(weight_qparams(weight, QType(2, narrow=True, axis=qparams.qtype.axis), search=True))
 
     def activation_module(self, quantizer: Quantizer) -> Grid | None:

@@ -89,10 +89,11 @@ class _Merger:
         if node in self.left or node.op != "call_function" or not node.args:
             return False
         before = node.args[0]
-        if isinstance(before, Node) and before not in self.left and list(before.users) == [node]:
-            if self._chain(before, node) or self._exchange(before, node):  # noqa: SIM102
-                return True
-        return kind(node) == "add" and self._branches(node)
+        if not isinstance(before, Node):
+            return False
+        alone = before not in self.left and list(before.users) == [node]
+        pair = alone and (self._chain(before, node) or self._exchange(before, node))
+        return pair or (kind(node) == "add" and self._branches(node))
 
     def _chain(self, first: Node, second: Node) -> bool:
         """Merge a layer into the one that it alone is read by."""
@@ -158,7 +159,9 @@ class _Merger:
     def _exchange(self, first: Node, second: Node) -> bool:
         """Let a 1×1 convolution and a mean over space change places, where the image is smaller then."""
         value = first.args[0] if first.args else None
-        if not isinstance(value, Node) or not self.sizes.keys() >= {value, first, second} or any(writes(user) for user in value.users):
+        if not isinstance(value, Node) or not self.sizes.keys() >= {value, first, second}:
+            return False
+        if any(writes(user) for user in value.users):
             return False
         down = self._takes_each_place(first) and means(second)
         up = self._takes_each_place(second) and means(first)

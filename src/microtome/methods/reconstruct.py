@@ -29,9 +29,9 @@ class Reconstruct(Method):
         layers: the most layers of a block.
         joint: pairs of neighbouring blocks that are optimised together, those that differ most in capacity first.
         drop: share of activations that stay in float.
-        rate: learning rate of the rounding.
+        rate: learning rate of the rounding, for 400 steps; fewer take a larger one in proportion, up to 0.3.
         decisiveness: weight of what drives each weight to one neighbour, where the error of rounding to nearest is 1.
-            With little of it, or a low rate, few steps end before all weights are decided.
+            With little of it, few steps end before all weights are decided.
         grid_rate: learning rate of the logarithm of activation scales.
         fisher: weigh errors with the squared gradient of the output's divergence from the float network's (BRECQ,
             equation 10). Takes another run of the network, forward and backward, for each block and image.
@@ -52,6 +52,7 @@ class Reconstruct(Method):
     phase: ClassVar[Phase] = Phase.NUMBERS
     needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
     leaves: ClassVar[State] = frozenset({"rounded", "reconstructed"})
+    takes: ClassVar[State] = frozenset({"sparse"})  # zeros may become the neighbouring value
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""

@@ -124,12 +124,14 @@ class _Rounds:
         self.rows: list[Row] = []
         assert context.score is not None
         self.score = context.score
+        self.allowed = context.margin if loop.loss is None else loop.loss
         if self.folder is not None:
             self.folder.mkdir(exist_ok=True)
             self._resume(self.folder)
         if not self.rows:
             parent = context.teacher or network
             start = self._described(0, network) | {"parent": round(self.score(parent), 6)}
+            start["floor"] = round(start["parent"] - self.allowed, 6)
             self._add(start | {"accepted": True})
 
     @property
@@ -158,9 +160,8 @@ class _Rounds:
             self.rows[-1]["ended"] = error.problem
             return
         row = self._described(number, network)
-        allowed = self.context.margin if self.loop.loss is None else self.loop.loss
-        row["accepted"] = row["score"] >= self.rows[0]["parent"] - allowed
-        verdict = "acceptable" if row["accepted"] else f"not acceptable (at most {allowed:g} may be lost)"
+        row["accepted"] = row["score"] >= self.rows[0]["parent"] - self.allowed
+        verdict = "acceptable" if row["accepted"] else f"not acceptable (at most {self.allowed:g} may be lost)"
         self.context.progress.say(
             f"round {number}: {row['parameters']:,} parameters, score {row['score']:.4f} after "
             f"{self.rows[0]['parent']:.4f} of the parent: {verdict}"

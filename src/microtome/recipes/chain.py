@@ -26,11 +26,19 @@ class Titled(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named chain of methods."""
+    """A named chain of methods.
+
+    Attributes:
+        name: of the recipe.
+        methods: in order.
+        description: one line.
+        coded: whether packages are entropy-coded: this changes no number.
+    """
 
     name: str
     methods: tuple[Method, ...]
     description: str = ""
+    coded: bool = False
 
     def __post_init__(self) -> None:
         """Check that each method finds the state that it needs."""

@@ -1,6 +1,7 @@
 """Recipe files: which there are, and what is written in them.
 
 description = "in one line"
+coded = true           # entropy-code the package; false if left out
 
 [[method]]
 method = "quantize"  # a key of `methods.METHODS`, or "their_pkg.module:TheirMethod"
@@ -31,12 +32,14 @@ class Written:
         where: the file, for errors.
         description: one line.
         tables: one for each method, with its name under `method`.
+        coded: whether packages are entropy-coded.
     """
 
     name: str
     where: str
     description: str
     tables: tuple[dict[str, Any], ...]
+    coded: bool = False
 
 
 def names() -> tuple[str, ...]:
@@ -79,18 +82,21 @@ def load(source: str | Path) -> Written:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"{where} is not TOML: {error}.", "`microtome recipes show int8` prints one.") from error
     tables, description = content.pop("method", []), content.pop("description", "")
+    coded = content.pop("coded", False)
     if content:
         key = next(iter(content))
         raise OptionError(
-            f"{where} has no {key!r}{nearest(key, ('description', 'method'))}.",
-            "A recipe has a description, and a table [[method]] for each method.",
+            f"{where} has no {key!r}{nearest(key, ('description', 'coded', 'method'))}.",
+            "A recipe has a description, `coded`, and a table [[method]] for each method.",
         )
     if not isinstance(description, str):
         raise OptionError(f"{where}: the description must be text, not {description!r}.", "Correct it.")
+    if not isinstance(coded, bool):
+        raise OptionError(f"{where}: coded must be true or false, not {coded!r}.", "Correct it.")
     named = isinstance(tables, list) and all(isinstance(t, dict) and isinstance(t.get("method"), str) for t in tables)
     if not named:
         raise OptionError(f"{where}: each [[method]] needs a name.", 'Write `method = "quantize"` as its first line.')
-    return Written(path.stem, where, description, tuple(tables))
+    return Written(path.stem, where, description, tuple(tables), coded)
 
 
 def assignments(texts: Iterable[str], form: str = "METHOD.FIELD=VALUE") -> Mapping[str, Any]:

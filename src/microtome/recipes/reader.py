@@ -54,7 +54,7 @@ def read(
             if "seed" in _keys(own, written.where):
                 own.setdefault("seed", seed)
         methods.append(from_table(table, written.where))
-    return Recipe(written.name, tuple(methods), written.description)
+    return Recipe(written.name, tuple(methods), written.description, written.coded)
 
 
 def holds(source: str | Path, key: str) -> bool:

@@ -32,8 +32,9 @@ OBJECTS = (
     "environment",
     "sensitivity",
     "training",
+    "structure",
 )
-TABLES = ("runs", "layers", "cases", "examples", "quantizers", "pareto", "trials", "placement")
+TABLES = ("runs", "layers", "cases", "examples", "quantizers", "pareto", "trials", "placement", "trajectory", "search")
 LISTS = ("classes", "warnings", "notes")
 REQUIRED = ("parent", "compressed")
 PANELS = ("image", "reference", "parent", "compressed")

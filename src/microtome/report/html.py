@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from microtome.report import accuracy, diagnosis, files, headline, technical, words
+from microtome.report import accuracy, diagnosis, files, headline, structure, technical, words
 from microtome.report.view import View, ViewOf
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -54,6 +54,7 @@ def page_of(result: files.Result, arrays: files.Examples, folder: Path, view: Vi
         "speed": technical.speed(result),
         "layers": technical.layers(result),
         "diagnosis": diagnosis.diagnosis(result),
+        "structure": structure.structure(result),
         "subgroups": accuracy.subgroups(result),
         "provenance": technical.provenance(result, folder),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +118,35 @@ def check_network(runtime: Exporter, network: Network) -> None:
     check = getattr(runtime, "check", None)
     if check is not None:
         check(network)
+
+
+def open_content(runtime: Runner, path: Path, files: Mapping[str, bytes], *, threads: int, precision: str) -> Session:
+    """Open a model whose files are in memory.
+
+    A runtime that reads from memory defines `open_content(path, files, *, threads, precision)`; for another one the
+    files are written into a private folder, which lives as long as the session.
+
+    Args:
+        runtime: the module.
+        path: what the model file is called.
+        files: the content of all that `runtime.files(path)` names, by file name.
+        threads: see `Runner.open_session`.
+        precision: likewise.
+    """
+    opens = getattr(runtime, "open_content", None)
+    if opens is not None:
+        session: Session = opens(path, files, threads=threads, precision=precision)
+        return session
+    folder = tempfile.TemporaryDirectory(prefix="microtome-", ignore_cleanup_errors=True)
+    try:
+        for name, content in files.items():
+            Path(folder.name, name).write_bytes(content)
+        session = runtime.open_session(Path(folder.name, path.name), threads=threads, precision=precision)
+    except BaseException:
+        folder.cleanup()
+        raise
+    weakref.finalize(session, folder.cleanup)  # also when the program ends
+    return session
 
 
 class Runtime(Exporter, Runner, Protocol):

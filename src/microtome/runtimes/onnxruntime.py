@@ -77,20 +77,26 @@ def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Ses
     return Session(path, threads=threads)
 
 
+def open_content(path: Path, files: Mapping[str, bytes], *, threads: int = 0, precision: str = "f32") -> Session:
+    """Load an `.onnx` file that is in memory."""
+    assert precision in PRECISIONS
+    return Session(path, threads=threads, content=files[path.name])
+
+
 class Session:
     """An ONNX file on ONNX Runtime's CPU provider."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Read the file.
+    def __init__(self, path: Path, *, threads: int = 0, content: bytes | None = None) -> None:
+        """Read the file, or take its content.
 
         Raises:
             MissingExtraError: onnxruntime is not installed.
             ReadError: the file is missing or broken.
             TargetError: it has an operator that ONNX Runtime lacks.
         """
-        if not path.exists():
+        if content is None and not path.exists():
             raise ReadError(f"{path} does not exist.", "Give the model.onnx of a package.")
-        self._path = path
+        self._path, self._content = path, content
         self._threads = threads
         self._session = self._open({})
         self.inputs = tuple(_port(port) for port in self._session.get_inputs())
@@ -161,7 +167,8 @@ class Session:
         for key, value in settings.items():
             setattr(options, key, value)
         try:
-            return onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            given = str(self._path) if self._content is None else self._content
+            return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes are not importable by name in every version
             reason = str(error).splitlines()[0][:200]
             if "NOT_IMPLEMENTED" in reason:

@@ -121,6 +121,11 @@ def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Ses
     return Session(path, threads=threads, precision=precision)
 
 
+def open_content(path: Path, files: Mapping[str, bytes], *, threads: int = 0, precision: str = "f32") -> Session:
+    """Load a model that is in memory: the .xml and the .bin, by name."""
+    return Session(path, threads=threads, precision=precision, files=files)
+
+
 Shapes = tuple[tuple[int, ...], ...]
 """Of all inputs, in order, the batch included."""
 
@@ -131,22 +136,28 @@ class Session:
     MOST_SHAPES = 4
     MOST_STREAMS = 8  # each stream holds activations of its own: beyond this, several threads share one
 
-    def __init__(self, path: Path, *, threads: int = 0, precision: str = "f32") -> None:
+    def __init__(
+        self, path: Path, *, threads: int = 0, precision: str = "f32", files: Mapping[str, bytes] | None = None
+    ) -> None:
         """Read the file.
 
         Args:
             path: `model.xml`, or an `.onnx` file.
             threads: 0 lets OpenVINO choose.
             precision: of what the file leaves in float: `f32` or `bf16`.
+            files: content of the .xml and the .bin, by name, in place of what is on disk.
 
         Raises:
             MissingExtraError: openvino is not installed.
             ReadError: the file is missing or broken.
         """
-        if not path.exists():
+        if files is None and not path.exists():
             raise ReadError(f"{path} does not exist.", "Give the model.xml of a package.")
         try:
-            self._model = _core().read_model(path)
+            if files is None:
+                self._model = _core().read_model(path)
+            else:
+                self._model = _core().read_model(files[path.name], files[path.with_suffix(".bin").name])
         except RuntimeError as error:
             raise ReadError(f"{path} is not a model that OpenVINO can read: {_reason(error)}.") from error
         self._settings = {

@@ -66,11 +66,17 @@ def open_session(path: Path, *, threads: int = 0, precision: str = "f32") -> Ses
     return Session(path, threads=threads)
 
 
+def open_content(path: Path, files: Mapping[str, bytes], *, threads: int = 0, precision: str = "f32") -> Session:
+    """Load a `.pt2` file that is in memory."""
+    assert precision in PRECISIONS
+    return Session(path, threads=threads, content=files[path.name])
+
+
 class Session:
     """A graph in torch on the CPU. Nothing runs in integers: `executed` is always f32."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Read the file.
+    def __init__(self, path: Path, *, threads: int = 0, content: bytes | None = None) -> None:
+        """Read the file, or take its content.
 
         Raises:
             ReadError: the file is missing or broken.
@@ -78,7 +84,7 @@ class Session:
 
         from microtome.graph import pt2
 
-        self._network: Network = pt2.load(path)
+        self._network: Network = pt2.load(path, content=content)
         self._threads = threads
 
     @property

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from microtome.errors import DataError, OptionError
 from microtome.medical.class_names import matched
 from microtome.medical.cohort import Cohort
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    LabelLoss = Callable[[Tensor, Tensor], Tensor]
 
 Record = Mapping[str, Any]
 """What is kept of an evaluated case, as JSON holds it."""
@@ -239,6 +242,22 @@ class Task(ABC):
     def training_target(self, case: Case, labels: Array | None) -> Array | float | tuple[float, ...]:
         """Return what training compares a case's output with; `labels` is its label map on the network's grid."""
         raise NotImplementedError
+
+    def unknown_target(self, size: Sequence[int], pipeline: Pipeline) -> Array:
+        """Return what stands for the target of a case without a reference: `core.label_losses.UNKNOWN`, or NaN.
+
+        Args:
+            size: of the image, in the network's input.
+            pipeline: of the network.
+        """
+        return np.full(tuple(size) if self.MAPS else (), -1, np.int64)
+
+    def label_loss(self, pipeline: Pipeline) -> LabelLoss | None:
+        """Return the loss of training on references: (output, target) → scalar, which leaves out what is unknown.
+
+        Targets are a batch of what `training_target` and `unknown_target` return. None where training only imitates.
+        """
+        return None
 
     def loss(self, pipeline: Pipeline) -> Loss | None:
         """Return the loss of training: (student's output, teacher's output, target or None) → scalar.

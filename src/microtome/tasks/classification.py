@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from microtome.report import drawing, plots, words
 from microtome.tasks.base import Judgement, Record, examples
 from microtome.tasks.whole import WholeImageTask, outputs_each, tuning_cases
 from microtome.types import Array, Case, Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from microtome.tasks.base import LabelLoss
 
 WORST = 3  # example cases whose score moved most
 
@@ -122,6 +127,21 @@ class Classification(WholeImageTask):
         """Return the class number."""
         assert case.number is not None
         return case.number
+
+    def label_loss(self, pipeline: Pipeline) -> LabelLoss | None:
+        """Return the cross-entropy; of classes that are scored apart, the binary one."""
+
+        def lost(output: Tensor, target: Tensor) -> Tensor:
+            from microtome.core import label_losses
+
+            apart = pipeline.activation == "sigmoid" or output.shape[1] == 1
+            if pipeline.activation == "none":
+                output = label_losses.logits(output, apart=apart)
+            if not apart:
+                return label_losses.class_loss(output, target)
+            return label_losses.classes_apart_loss(output, target, len(pipeline.classes))
+
+        return lost
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases whose score moved most, a typical one and the one that moved least."""

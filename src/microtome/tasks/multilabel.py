@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from microtome.report import drawing, plots, words
 from microtome.tasks.base import Judgement, Record, examples
 from microtome.tasks.whole import NamedAnswersTask, outputs_each, thresholds_of, tuning_cases, whole_images
 from microtome.types import Array, Case
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from microtome.tasks.base import LabelLoss
 
 SIDES = ("parent", "compressed")
 WORST = 3  # example cases of which a score moved most
@@ -107,6 +112,18 @@ class MultiLabel(NamedAnswersTask):
             "rule": "youden",
             "fixed_on": f"{len(labelled)} {called} cases, parent",
         }
+
+    def label_loss(self, pipeline: Pipeline) -> LabelLoss | None:
+        """Return the binary cross-entropy of the findings that are known."""
+
+        def lost(output: Tensor, target: Tensor) -> Tensor:
+            from microtome.core import label_losses
+
+            if pipeline.activation == "none":
+                output = label_losses.logits(output, apart=True)
+            return label_losses.answers_loss(output, target)
+
+        return lost
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases of which a score moved most, a typical one and the one that moved least."""

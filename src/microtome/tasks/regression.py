@@ -23,7 +23,9 @@ from microtome.tasks.whole import NamedAnswersTask, outputs_each, squared, whole
 from microtome.types import Array, Case
 
 if TYPE_CHECKING:
-    from microtome.tasks.base import Loss
+    from torch import Tensor
+
+    from microtome.tasks.base import LabelLoss, Loss
 
 WORST = 3  # example cases whose error grew most
 MOST_DRAWN = 6  # numbers that have plots of their own
@@ -92,6 +94,17 @@ class Regression(NamedAnswersTask):
     def loss(self, pipeline: Pipeline) -> Loss | None:
         """Return the squared distance from the teacher: numbers are no probabilities."""
         return squared
+
+    def label_loss(self, pipeline: Pipeline) -> LabelLoss | None:
+        """Return the squared error of the numbers that are known, in the network's own unit."""
+
+        def lost(output: Tensor, target: Tensor) -> Tensor:
+            from microtome.core import label_losses
+
+            scale, offset = (output.new_tensor(one) for one in (pipeline.output_scale, pipeline.output_offset))
+            return label_losses.numbers_loss(output, (target - offset) / scale)
+
+        return lost
 
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Choose the cases whose number moved most, a typical one and the one that moved least."""

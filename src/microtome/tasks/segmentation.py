@@ -24,7 +24,9 @@ from microtome.tasks.scored import ScoredTask
 from microtome.types import Array, Case, Image
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from microtome.tasks.base import LabelLoss
 
 # How far apart two borders may lie and still count as the same (NSD): a voxel of usual size; two pixels of a picture.
 TOLERANCE_MM = 1.0
@@ -143,6 +145,23 @@ class Segmentation(ScoredTask):
         """Return the label map."""
         assert labels is not None
         return labels
+
+    def label_loss(self, pipeline: Pipeline) -> LabelLoss | None:
+        """Return cross-entropy and Dice; of channels that are probabilities of their own, each for itself."""
+
+        def lost(output: Tensor, target: Tensor) -> Tensor:
+            from microtome.core import label_losses
+
+            channels = output.shape[1]
+            apart = pipeline.activation == "sigmoid" or channels == 1 or pipeline.regions is not None
+            if pipeline.activation == "none":
+                output = label_losses.logits(output, apart=apart)
+            if not apart:
+                return label_losses.map_loss(output, target)
+            regions = label_losses.structures(len(pipeline.classes), channels, pipeline.regions)
+            return label_losses.region_loss(output, target, regions)
+
+        return lost
 
 
 def _views(

@@ -7,6 +7,8 @@ from abc import ABC
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from microtome.errors import DataError
 from microtome.medical.cohort import Cohort
 from microtome.medical.inputs import batch_of_one, scores_of
@@ -58,6 +60,10 @@ class NamedAnswersTask(WholeImageTask, ABC):
         """Return the reference for each name, NaN where one is missing."""
         assert isinstance(case.label, tuple)
         return tuple(float("nan") if value is None else float(value) for value in case.label)
+
+    def unknown_target(self, size: Sequence[int], pipeline: Pipeline) -> Array:
+        """Return NaN for each name."""
+        return np.full(len(pipeline.classes), np.nan, np.float32)
 
 
 def tuning_cases(cohort: Cohort) -> tuple[Sequence[Case], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -44,8 +45,13 @@ class Trainer:
         check_every: steps between two looks at that.
         patience: looks without improvement after which training stops; None never.
         judged_from: the first step after which weights may be the best.
-        before_step: called with the number of steps made, before each, and when training goes on from a checkpoint.
+        before_step: called with the number of steps made, before each, and when training goes on from a checkpoint;
+            with `minutes`, with how many these would be if there were no limit.
         amp: multiply in bfloat16.
+        masks: weights that hold zeros, with 1 where they do not: zeros stay zero.
+        penalty: is added to the loss of training, such as a norm of weights.
+        minutes: of the clock, looks included, after which training ends as if that were what `steps` take: the rate
+            falls with the larger share of the two. None sets no limit.
         checkpoint: file for the state of training; if it is there, training goes on from it. Deleted at the end.
         device: where the student is.
         inputs: names of what the student takes, in order, for batches that hold several inputs by name.
@@ -66,6 +72,9 @@ class Trainer:
     judged_from: int = 0
     before_step: Callable[[int], None] = lambda _: None
     amp: bool = False
+    masks: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    penalty: Callable[[], Tensor] | None = None
+    minutes: float | None = None
     checkpoint: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     inputs: Sequence[str] = ()
@@ -84,16 +93,18 @@ class Trainer:
             also `score`. A list each.
 
         Raises:
-            DataError: there are no batches, or the loss is not finite.
+            DataError: there are no batches, or the loss or its gradient is not finite. What the checkpoint holds is
+                kept.
         """
         run = _Run(self)
         run.resume()
         for batch in itertools.islice(loop.endless(batches, run.step), self.steps - run.step):
             run.train(batch)
-            if run.step % self.check_every == 0 or run.step == self.steps:
+            last = run.place == self.steps
+            if run.step % self.check_every == 0 or last:
                 run.check()
                 run.store()
-                if self.patience is not None and run.stale >= self.patience:
+                if last or (self.patience is not None and run.stale >= self.patience):
                     break
         if run.best < math.inf:
             self.student.load_state_dict(run.best_state)
@@ -110,31 +121,65 @@ class _Run:
         self.trainer, self.student = trainer, trainer.student
         self.module = loop.distributed(self.student.train())
         groups = [{**group, "base": group["lr"]} for group in trainer.groups if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         self.bar = TrainingBar(trainer.progress, "train")
         self.step, self.stale, self.mean = 0, 0, math.nan
+        self.spent, self.started = 0.0, time.monotonic()
         self.best, self.best_state = math.inf, self.state()
         self.curve: dict[str, list[Any]] = {"steps": [], "loss": [], "monitor": [], "score": []}
 
     def train(self, batch: Any) -> None:
         """Learn from one batch."""
-        trainer = self.trainer
-        trainer.before_step(self.step)
+        trainer, place = self.trainer, self.place
+        trainer.before_step(place)
         loss = self.loss(self.module, batch)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DataError(
-                f"the training loss is {value} at step {self.step + 1}.", "Lower the rate, or check the images."
-            )
+        if trainer.penalty is not None:
+            loss = loss + trainer.penalty()
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base"] * cosine(self.step, trainer.steps)
+            group["lr"] = group["base"] * cosine(place, trainer.steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trainer.clipped, LONGEST)
+        self._hold(gradients=True)
+        length = float(nn.utils.clip_grad_norm_(trainer.clipped, LONGEST))
+        self._check_finite("loss", value)
+        self._check_finite("gradient", length)
         self.optimizer.step()
+        self._hold()
         self.step += 1
         self.mean = value if math.isnan(self.mean) else 0.95 * self.mean + 0.05 * value
-        self.bar.step(self.step, trainer.steps, self.mean)
+        self.bar.step(self.place, trainer.steps, self.mean)
+
+    @property
+    def place(self) -> int:
+        """How many of all steps are made; of those that the clock allows, as many as that is of all."""
+        steps, minutes = self.trainer.steps, self.trainer.minutes
+        if minutes is None:
+            return self.step
+        return min(steps, max(self.step, int(steps * self.seconds / (60 * minutes))))
+
+    @property
+    def seconds(self) -> float:
+        """How long training has taken, before it was interrupted and since."""
+        return self.spent + time.monotonic() - self.started
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        path = self.trainer.checkpoint
+        kept = path is not None and path.exists()
+        raise DataError(
+            f"the training {what} is {value} at step {self.step + 1}.",
+            f"Lower the rate, or check the images{'; the last checkpoint is kept' if kept else ''}.",
+        )
+
+    @torch.no_grad()
+    def _hold(self, *, gradients: bool = False) -> None:
+        """Set to zero again what is held there: weights, or their gradients."""
+        for weight, mask in self.trainer.masks:
+            held = weight.grad if gradients else weight
+            if held is not None:
+                held.mul_(mask)
 
     def loss(self, module: nn.Module, batch: Any) -> Tensor:
         """Return what the student loses on a batch."""
@@ -157,7 +202,7 @@ class _Run:
         """Look at the tuning batches, or at the score, and keep the best weights."""
         trainer = self.trainer
         lost = score = None
-        if self.step >= trainer.judged_from and (trainer.score is not None or trainer.tuning is not None):
+        if self.place >= trainer.judged_from and (trainer.score is not None or trainer.tuning is not None):
             self.student.eval()
             if trainer.score is not None:
                 score = trainer.score()
@@ -188,7 +233,7 @@ class _Run:
         if path is None or not loop.is_first():
             return
         names = ("step", "stale", "mean", "best", "best_state", "curve")
-        position = {name: getattr(self, name) for name in names}
+        position = {name: getattr(self, name) for name in names} | {"spent": self.seconds}
         loop.store(path, {**position, "module": self.state(), "optimizer": self.optimizer.state_dict()})
 
     def resume(self) -> None:
@@ -199,7 +244,7 @@ class _Run:
         module, optimizer = stored.pop("module"), stored.pop("optimizer")
         for name, value in stored.items():
             setattr(self, name, value)
-        self.trainer.before_step(self.step)
+        self.trainer.before_step(self.place)
         self.student.load_state_dict(module)
         self.optimizer.load_state_dict(optimizer)
 
@@ -216,9 +261,15 @@ def relative_error(output: Tensor, wanted: Tensor) -> Tensor:
     return (output.float() - wanted).square().mean() / wanted.var(correction=0).clamp(min=SMALLEST_SIZE**2)
 
 
-def size(weight: Tensor) -> float:
-    """Return the root mean square of a tensor, for rates relative to it; what starts at zero needs to move too."""
-    return max(float(weight.detach().square().mean().sqrt()), SMALLEST_SIZE)
+def size(weight: Tensor, mask: Tensor | None = None) -> float:
+    """Return the root mean square of a tensor, for rates relative to it; what starts at zero needs to move too.
+
+    Args:
+        weight: of any shape.
+        mask: 1 where values count, 0 where they are held at zero.
+    """
+    count = weight.numel() if mask is None else max(float(mask.sum()), 1.0)
+    return max(math.sqrt(float(weight.detach().square().sum()) / count), SMALLEST_SIZE)
 
 
 def _moved(x: Any, device: torch.device) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from microtome import recipes
 from microtome.batches.calibration import inputs
 from microtome.clinical.guard import listed
-from microtome.deployment.timing import Candidate, file_bytes, interleaved
+from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
 from microtome.errors import MicrotomeError
 from microtome.evidence.candidates import Judge
 from microtome.files import write_json
@@ -73,6 +73,43 @@ def choose(
     return climb.best()
 
 
+@dataclass(frozen=True)
+class Goals:
+    """What is asked for beside that nothing is lost.
+
+    Attributes:
+        faster: times faster than the parent in eager PyTorch.
+        smaller: times smaller than the parent's weights in float32.
+    """
+
+    faster: float | None = None
+    smaller: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self._asked)
+
+    @property
+    def _asked(self) -> dict[str, float]:
+        goals = {"faster": self.faster, "smaller": self.smaller}
+        return {name: goal for name, goal in goals.items() if goal is not None}
+
+    def share(self, record: Mapping[str, Any]) -> float:
+        """Return how much of the goals a rung reached: of the one that it is furthest from, 1 where it met all."""
+        return min((min(1.0, record[name] / goal) for name, goal in self._asked.items()), default=1.0)
+
+    def missed(self, record: Mapping[str, Any]) -> str:
+        """Say which goals a rung missed; empty where none."""
+        found = [
+            f"{record[name]:.1f}× {name}, not {goal:g}×" for name, goal in self._asked.items() if record[name] < goal
+        ]
+        return " and ".join(found)
+
+    def met(self, record: Mapping[str, Any]) -> str:
+        """Say what a rung reached."""
+        return " and ".join(f"{record[name]:.1f}× {name}" for name in self._asked)
+
+
 class _Climb:
     """The rungs tried so far."""
 
@@ -86,6 +123,7 @@ class _Climb:
         cohort, cases = request.calibration
         rng = np.random.default_rng(request.options.seed)
         self.example = inputs(cohort, cases[0], request.pipeline, rng)[0]
+        self.goals = Goals(request.options.faster_than, request.options.smaller_than)
 
     def step(self, recipe: Recipe) -> Trial | None:
         """Try a rung, or read what came out of it; None where the recipe cannot run on this network."""
@@ -106,8 +144,9 @@ class _Climb:
                 self.failed.append({"name": name, "verdict": None, "reason": f"could not run: {error.problem}"})
                 self.progress.say(f"auto: {name}: {error.problem}")
                 return None
-            latency = self._time(session)
+            latency, faster = self._time(session)
             record = self._judged(name, session) | {"latency_ms": latency, "bytes": size}
+            record |= {"faster": faster, "smaller": round(4 * self.request.loaded.network.parameters / size, 3)}
             record["seconds"] = round(time.perf_counter() - start, 1)
             record |= self._decided(record)
             pt2.save(network, folder / "network.pt2")
@@ -121,11 +160,11 @@ class _Climb:
         if not self.trials:
             raise MicrotomeError("none of the recipes can run on this network.", self.failed[-1]["reason"])
 
-        def rank(trial: Trial) -> tuple[bool, float]:
+        def rank(trial: Trial) -> tuple[bool, float, float]:
             record = trial.record
             if record["verdict"]:
-                return True, -record["latency_ms"]
-            return False, -np.inf if record["lower"] is None else self.judge.gain(record["lower"])
+                return True, self.goals.share(record), -record["latency_ms"]
+            return False, 0.0, -np.inf if record["lower"] is None else self.judge.gain(record["lower"])
 
         chosen = next((t for t in self.trials if t.record["chosen"]), None) or max(self.trials, key=rank)
         records = [trial.record | {"chosen": trial is chosen} for trial in self.trials]
@@ -139,20 +178,27 @@ class _Climb:
         session = request.runtime.open_session(path, threads=options.threads, precision=precision)
         return network, session, file_bytes(request.runtime, path)
 
-    def _time(self, session: Session) -> float:
-        """Return the median latency, as it compares with the fastest so far in the same run."""
+    def _time(self, session: Session) -> tuple[float, float | None]:
+        """Return the median latency, as it compares with the fastest so far in the same run; and how many times faster
+        than the parent in eager PyTorch that is, where it is asked for.
+        """
         target = self.request.runtime.NAME
         session.run(self.example)
         candidates = [Candidate("this", target, "", session.run)]
         if self.fastest is not None:
             candidates.append(Candidate("fastest", target, "", self.fastest.run))
+        if self.goals.faster is not None:
+            run = eager(self.request.loaded.network.to("cpu"), self.request.options.threads)
+            run(self.example)
+            candidates.append(Candidate("parent", "pytorch", "f32", run))
         times = {run["name"]: run["latency_ms"] for run in interleaved(candidates, self.example, budget=TIMING_SECONDS)}
         latency = float(times["this"])
         if "fastest" in times:
             latency = self.fastest_ms * times["this"] / times["fastest"]
         if latency < self.fastest_ms:
             self.fastest, self.fastest_ms = session, latency
-        return round(float(latency), 4)
+        faster = round(times["parent"] / times["this"], 3) if "parent" in times else None
+        return round(float(latency), 4), faster
 
     def _judged(self, name: str, session: Session) -> dict[str, Any]:
         found = self.judge(session.stream, f"{name} on the tuning cases")
@@ -176,7 +222,12 @@ class _Climb:
         worst = record["worst_subgroup"]
         if self.request.options.worst_subgroup and worst is not None and self.judge.gain(worst) < -self.judge.margin:
             return {"chosen": False, "reason": f"the worst subgroup changes by {worst:+.4f} {bound}."}
-        if record["verdict"] and fast:
+        missed = self.goals.missed(record)
+        if record["verdict"] and missed:
+            return {"chosen": False, "reason": f"non-inferior {bound}, but {missed}: went on."}
+        if record["verdict"] and (fast or self.goals):
+            if self.goals:
+                return {"chosen": True, "reason": f"non-inferior {bound}, and {self.goals.met(record)}."}
             return {"chosen": True, "reason": f"non-inferior {bound}, and as fast as any."}
         if record["verdict"]:
             slower = record["latency_ms"] / self.fastest_ms

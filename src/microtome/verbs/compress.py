@@ -22,10 +22,10 @@ from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.evidence.examples import choose, pictures
 from microtome.evidence.provenance import provenance
+from microtome.evidence.structure import structure
 from microtome.files import write_json, writing
-from microtome.graph import pt2
 from microtome.graph.network import Network
-from microtome.graph.packed import packed_bytes, save_packed, theoretical_bytes
+from microtome.graph.packed import packed_bytes, theoretical_bytes
 from microtome.medical.inputs import image_of
 from microtome.methods.base import Context
 from microtome.package import target_folder
@@ -35,6 +35,7 @@ from microtome.staging import Place, Staging
 from microtome.tasks import task as kind
 from microtome.tasks.base import Judgement
 from microtome.verbs.auto import choose as choose_recipe
+from microtome.verbs.coding import with_weights_on_grids, write_network
 from microtome.verbs.context import context_of, example_of
 from microtome.verbs.options import AUTO, FLOAT, RULES, CompressOptions
 from microtome.verbs.report import write_pages
@@ -111,6 +112,8 @@ def compress(
                 failed[part.runtime.NAME] = str(error)
                 progress.say(f"{part.runtime.NAME} is left out: {error}")
                 shutil.rmtree(staging.package / target_folder(part.runtime.NAME), ignore_errors=True)
+        progress.say("write the package")
+        made = write_network(staging.package, made, request)
         result = listed(made, failed)
         result["warnings"] = [*filter(None, (doubt, scarce)), *result["warnings"]]
         _write(request, made, result, staging, progress)
@@ -131,6 +134,7 @@ def _measured(request: Request, place: Place, seconds: Stopwatch, progress: Prog
     request, start, placement = _placed(request, context, place, progress)
     seconds.lap("place")
     network, trials = _compressed(request, start, context, place, progress)
+    network = with_weights_on_grids(request, network)
     seconds.lap("compress")
     ran = next((trial["name"] for trial in trials if trial["chosen"]), request.recipe)
     precision = _precision(request, placement, ran)
@@ -170,6 +174,7 @@ def _exported(request: Request, place: Place, first: Made, progress: Progress) -
     """Compress for a target that this machine cannot run, and export that: there is no evidence."""
     network, _ = _compressed(request, (request.loaded.network, 0), context_of(request, progress), place, progress)
     progress.say(f"export to {request.runtime.NAME}, which this machine cannot run: nothing is measured")
+    network = with_weights_on_grids(request, network)
     path = request.runtime.export(network.to("cpu"), place.package)
     return Made(request.runtime.NAME, network, without_evidence(request, network, path, first.result), {})
 
@@ -234,21 +239,20 @@ def _add_diagnosis(result: Result, request: Request, network: Network) -> None:
     rows = zip(result["quantizers"], found.pop("quantizers"), strict=True)
     result["quantizers"] = [cast(QuantizerRow, {**row, **more}) for row, more in rows]
     result.update(cast(Result, found | from_history(network)))
+    removed = structure(request.loaded.network.to("cpu"), network.to("cpu"))
+    if removed:
+        result["structure"] = removed
 
 
 def _write(request: Request, made: Sequence[Made], result: Result, staging: Staging, progress: Progress) -> None:
-    """Fill the package folder: the first target's result, network and weights; of each other its own result."""
+    """Fill the package folder but for the network: the first target's result; of each other its own."""
     folder, (first, *others) = staging.package, made
-    progress.say("write the package")
     for one in others:
         write_json(folder / target_folder(one.name) / "result.json", one.result)
         if one.arrays:
             np.savez_compressed(folder / target_folder(one.name) / "examples.npz", **one.arrays)  # type: ignore[arg-type]
     write_json(folder / "result.json", result)
     np.savez_compressed(folder / "examples.npz", **first.arrays)  # type: ignore[arg-type]
-    network = first.network.to("cpu")
-    pt2.save(network, folder / "network.pt2")
-    save_packed(network, folder / "weights.safetensors")
     (folder / "pipeline.json").write_text(request.pipeline.to_json())
     calibration_cohort, cases = request.calibration
     write_json(

@@ -25,6 +25,9 @@ def context_of(request: Request, progress: Progress) -> Context:
     """Return what methods may read: nothing of it is evaluated, and tuning patients are not trained on."""
     options, pipeline = request.options, request.pipeline
     cohort, cases = request.calibration
+    task = kind(pipeline.task)
+    labelled = any(case.labelled for case in request.cohort.train)
+    label_loss = task.label_loss(pipeline) if labelled else None
     training = None
     if request.cohort.train:
         training = TrainingBatches(
@@ -35,6 +38,8 @@ def context_of(request: Request, progress: Progress) -> Context:
             seed=options.seed,
             augment=True,
             flips=options.flips,
+            labelled=label_loss is not None,
+            partly=True,
         )
     tuning = None
     if request.cohort.tuning:
@@ -47,9 +52,10 @@ def context_of(request: Request, progress: Progress) -> Context:
         tuning,
         capabilities=request.runtime.capabilities(),
         sigmoid=pipeline.activation == "sigmoid",
-        loss=kind(pipeline.task).loss(pipeline),
+        loss=task.loss(pipeline),
+        label_loss=label_loss,
         score=score_of(request, progress),
-        margin=chosen_margin(kind(pipeline.task).metric(options.metric), options.margin, kind(pipeline.task).OWN),
+        margin=chosen_margin(task.metric(options.metric), options.margin, task.OWN),
         latency=latency_of(request),
         load=lambda name: load(name, replace(options, weights=None), lambda: pipeline, task=pipeline.task).network,
         progress=progress,

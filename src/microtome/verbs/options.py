@@ -50,10 +50,13 @@ class CompressOptions:
         batch: images per step of training.
         flips: spatial axes along which a mirrored image is another plausible image, for training.
         worst_subgroup: `auto` also asks that no subgroup's metric falls by more than the margin.
+        faster_than: `auto` goes on until the network is so many times faster than its parent in eager PyTorch.
+        smaller_than: likewise, until its file is so many times smaller than the parent's weights in float32.
         time_budget: minutes after which `auto` tries nothing more; None is no limit.
         placement: where integers pay: by `rules`, or `measured` on this machine.
         placement_minutes: after so long the search for it tries nothing more.
         precision: of what stays in float: `f32`, `bf16`, or `auto` for the faster.
+        coded: entropy-code the package's model files into one, see docs/entropy-coding.md; None goes by the recipe.
         seed: of the split, the calibration windows, the bootstrap, and of methods that draw at random.
         threads: of the runtime and of eager PyTorch; 0 means all cores.
         device: where calibration and the parent run.
@@ -89,10 +92,13 @@ class CompressOptions:
     batch: int = 4
     flips: tuple[int, ...] = ()
     worst_subgroup: bool = False
+    faster_than: float | None = None
+    smaller_than: float | None = None
     time_budget: float | None = None
     placement: str = RULES
     placement_minutes: float = 3.0
     precision: str = "auto"
+    coded: bool | None = None
     seed: int = 0
     threads: int = 0
     device: str = "cpu"

@@ -12,6 +12,8 @@ from microtome.verbs.options import AUTO, CompressOptions
 
 # What `auto` tries, from the cheapest to the most expensive. Each changes one thing.
 LADDER = ("minmax", "ranges", "int8", "equalized", "mixed", "reconstruct", "qat")
+# What it tries where more is asked for than numbers alone can give: structure first.
+CLIMB = ("prune+int8", "distill+int8", "smallest")
 # Options that stand for a field of some methods.
 SHORTHANDS = {
     "weight_bits": ("quantize", "dynamic"),
@@ -36,10 +38,20 @@ def asked(options: CompressOptions) -> tuple[Recipe, ...]:
         if getattr(options, name) not in (None, ())
     }
     given: dict[str, Any] = dict(options.set)
+    goals = {"faster_than": options.faster_than, "smaller_than": options.smaller_than}
+    asked_for = {name: goal for name, goal in goals.items() if goal is not None}
+    for name, goal in asked_for.items():
+        if goal <= 1 or options.recipe != AUTO:
+            option = name.replace("_", "-")
+            raise OptionError(
+                f"--{option} {goal:g} says what --recipe {AUTO} goes on for: a factor above 1.",
+                f"Write --recipe {AUTO} --{option} 10.",
+            )
+    ladder = (*LADDER, *CLIMB) if asked_for else LADDER
     if options.recipe != AUTO:
         find(options.recipe, also=(AUTO,))
         return (read(options.recipe, given, where_there=short, seed=options.seed),)
     for key in given:
-        if not any(holds(name, key) for name in LADDER):
-            raise OptionError(f"no recipe that auto tries has {key!r}.", f"It tries {', '.join(LADDER)}.")
-    return tuple(read(name, where_there=short | given, seed=options.seed) for name in LADDER)
+        if not any(holds(name, key) for name in ladder):
+            raise OptionError(f"no recipe that auto tries has {key!r}.", f"It tries {', '.join(ladder)}.")
+    return tuple(read(name, where_there=short | given, seed=options.seed) for name in ladder)

@@ -80,3 +80,28 @@ def test_rows_are_clustered_by_themselves():
 def test_other_widths_are_refused(bits: int):
     with pytest.raises(ValueError, match="bits must be 1 to 8"):
         Codebook(bits)
+
+
+def test_zeros_stay_zero_beside_a_codebook_for_the_others():
+    # of what is not 0, three means: -1.1, 2.1 and 4; with zeros among the weights plain k-means moves the middle
+    tensor = torch.tensor([0.0, 0, 0, 0, 0, 0, -1.0, -1.2, 2.0, 2.2, 4.0])
+    encoded = Codebook(2, zero=True).encode(tensor)
+    assert encoded.parameters["codebook"].tolist() == pytest.approx([-1.1, 0.0, 2.1, 4.0])
+    assert encoded.decode().tolist() == pytest.approx([0] * 6 + [-1.1, -1.1, 2.1, 2.1, 4.0])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_sparse_tensor_keeps_its_zeros(bits: int, integer: bool, per_channel: bool):
+    generator = torch.Generator().manual_seed(bits)
+    tensor = torch.randn(6, 50, generator=generator) * (torch.rand(6, 50, generator=generator) > 0.8)
+    tensor[3] = 0
+    number_format = Codebook(bits, per_channel, integer).keeping_zeros()
+    encoded = number_format.encode(tensor, 0)
+    decoded = encoded.decode()
+    assert bool((decoded[tensor == 0] == 0).all())
+    assert torch.equal(encoded.encoding.encode(decoded).decode(), decoded)
+    plain = Codebook(bits, per_channel, integer).encode(tensor, 0).decode()
+    if bits in (2, 4) and not per_channel:
+        assert not bool((plain[tensor == 0] == 0).all())

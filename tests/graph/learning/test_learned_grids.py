@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 from microtome.core.affine import fake_quantize, qparams_from_range, real_range
+from microtome.core.formats import MidRise
 from microtome.core.range_search import weight_qparams
-from microtome.graph.learning.learned_grids import BinaryWeight, ClippedGrid, LearnedGrid, ObservedGrid
+from microtome.graph.learning.learned_grids import BinaryWeight, ClippedGrid, LearnedGrid, MidRiseWeight, ObservedGrid
 from microtome.types import QParams, QType
 
 UNSIGNED4 = QType(4, signed=False, symmetric=False)
@@ -105,3 +106,33 @@ def test_a_width_can_come_down():
     activation.set_bits(4)
     low, high = real_range(activation.grid())
     assert float(high - low) == pytest.approx(3.0, rel=0.02)
+
+
+def mid_rise(weight: Tensor, axis: int = 0) -> MidRiseWeight:
+    return MidRiseWeight(weight_qparams(weight, QType(2, axis=axis)), weight)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_mid_rise_weights_start_as_their_format_has_them(axis: int):
+    weight = values(5, 4, 3, 3)
+    module, encoded = mid_rise(weight, axis), MidRise().encode(weight, axis)
+    torch.testing.assert_close(module(weight).detach(), encoded.decode())
+    settled = module.settled(weight)
+    torch.testing.assert_close(settled, encoded.decode())
+    torch.testing.assert_close(settled, fake_quantize(settled, module.grid()), rtol=0, atol=0)
+    assert torch.equal(module.encoding().encode(settled).decode(), settled)
+
+
+def test_gradients_of_mid_rise_weights_by_hand():
+    # One channel with a step of 2: levels -3, -1, 1, 3, and what is beyond 3 is clipped.
+    weight = torch.tensor([[0.5, -1.5, 2.5, -2.5, 9.0, -4.0]], requires_grad=True)
+    module = mid_rise(torch.tensor([[3.0, -1.0, 1.0, -3.0]]))
+    assert float(module.log_step.detach().exp()) == pytest.approx(2.0)
+    made = module(weight)
+    assert made.tolist() == [pytest.approx([1.0, -1.0, 3.0, -3.0, 3.0, -3.0])]
+    (made * torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])).sum().backward()
+    assert weight.grad.tolist() == [pytest.approx([1.0, 2.0, 4.0, 8.0, 0.0, 0.0])]
+    # Esser et al., equation 3: level - v/s inside, the level outside; in steps
+    inside = 1 * (0.5 - 0.25) + 2 * (-0.5 + 0.75) + 4 * (1.5 - 1.25) + 8 * (-1.5 + 1.25)
+    expected = (inside + 16 * 1.5 - 32 * 1.5) / (6 * 1.5) ** 0.5 * 2.0  # by the logarithm: times the step
+    assert module.log_step.grad.tolist() == pytest.approx([expected], rel=1e-5)

@@ -110,3 +110,15 @@ def test_only_errors_that_reach_the_output_are_mended_where_they_are_weighed(fis
     nearest = fake_quantize(before.tensor("first.weight"), weight_quantizer(before, before.layers[0]))
     moved = (after.tensor("first.weight") - nearest).abs().amax((1, 2, 3)) > 1e-5
     assert moved.tolist() == [True, not fisher]
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate", "pace"), [(400, 0.02, 0.02), (100, 0.02, 0.08), (30, 0.02, 0.02 * 400 / 30), (3, 0.02, 0.3)]
+)
+def test_few_steps_are_long_ones(steps: int, rate: float, pace: float):
+    assert replace(PLAIN, steps=steps, rate=rate).pace == pytest.approx(pace)
+
+
+def test_a_rate_is_never_lowered():
+    assert replace(PLAIN, steps=1000, rate=0.02).pace == 0.02
+    assert replace(PLAIN, steps=10, rate=2.0).pace == 2.0

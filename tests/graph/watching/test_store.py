@@ -24,6 +24,22 @@ def test_what_was_put_comes_back(tmp_path):
     assert store.get(1, [ONE])[ONE].tolist() == [0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 1, 3)])
+def test_tensors_of_any_type_and_shape_come_back(dtype: torch.dtype, shape: tuple[int, ...], tmp_path):
+    store, given = Store(tmp_path / "values"), (torch.randn(shape) * 3).to(dtype)
+    store.put(0, {ONE: given})
+    found = store.get(0, [ONE])[ONE]
+    assert (found.dtype, found.shape) == (dtype, given.shape)
+    assert torch.equal(found, given)
+
+
+def test_a_transposed_tensor_comes_back(tmp_path):
+    store, given = Store(tmp_path / "values"), torch.randn(3, 4).T
+    store.put(0, {ONE: given})
+    assert torch.equal(store.get(0, [ONE])[ONE], given)
+
+
 def test_writing_into_what_came_back_changes_nothing(tmp_path):
     store = Store(tmp_path / "values")
     given = torch.ones(3)

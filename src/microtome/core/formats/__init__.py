@@ -10,6 +10,7 @@ from microtome.core.formats.base import Encoded, Encoding, Format
 from microtome.core.formats.binary import Binary
 from microtome.core.formats.codebook import Codebook
 from microtome.core.formats.logarithmic import Logarithmic
+from microtome.core.formats.mid_rise import MidRise
 from microtome.core.formats.minifloat import Minifloat
 from microtome.core.formats.power_of_two import PowerOfTwo
 from microtome.core.formats.record import (
@@ -30,6 +31,7 @@ __all__ = [
     "Encoding",
     "Format",
     "Logarithmic",
+    "MidRise",
     "Minifloat",
     "PowerOfTwo",
     "Ternary",

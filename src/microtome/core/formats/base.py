@@ -67,6 +67,10 @@ class Format(ABC):
     def decode(self, codes: Tensor, parameters: Parameters) -> Tensor:
         """Return the real values of codes (C, N), float32, same shape."""
 
+    def keeping_zeros(self) -> Format:
+        """Return the format for weights whose zeros must stay zero; itself where they do anyway."""
+        return self
+
     def misfit(self, tensor: Tensor, decoded: Tensor) -> str | None:
         """Say what of a tensor lies outside of the format's range; None if nothing does."""
         largest = float(tensor.abs().max())

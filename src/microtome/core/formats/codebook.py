@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,11 +27,14 @@ class Codebook(LevelFormat):
         per_channel: a codebook for each channel, not one for the tensor.
         integer: snap the values to integers of an 8-bit grid, scale = max|value| / 127, so that an integer kernel runs
             the layer.
+        zero: one of the values is 0, and the others are found among weights that are not: those of a pruned network
+            that are 0 stay so.
     """
 
     bits: int = 4
     per_channel: bool = False
     integer: bool = False
+    zero: bool = False
 
     def __post_init__(self) -> None:
         """Refuse other widths."""
@@ -39,14 +42,19 @@ class Codebook(LevelFormat):
 
     @property
     def name(self) -> str:
-        """Such as `codebook4`, or `codebook4i` with integers."""
-        return f"codebook{self.bits}{'i' if self.integer else ''}"
+        """Such as `codebook4`, or `codebook4i` with integers; `codebook4z` and `codebook4iz` with a zero."""
+        return f"codebook{self.bits}{'i' if self.integer else ''}{'z' if self.zero else ''}"
+
+    def keeping_zeros(self) -> Codebook:
+        """Return the same with a zero."""
+        return replace(self, zero=True)
 
     def fit(self, values: Tensor) -> Parameters:
         """Return `codebook` (K,), or (C, K) per channel; with `integer` as int8, and its `scale` () or (C,)."""
         if not self.per_channel:
             values = values.reshape(1, -1)
-        found = self._snapped(k_means(values, 1 << self.bits))
+        find = k_means_beside_zero if self.zero else k_means
+        found = self._snapped(find(values, 1 << self.bits))
         return found if self.per_channel else {name: value.squeeze(0) for name, value in found.items()}
 
     def fit_shared(self, tensors: Sequence[Tensor]) -> Parameters:
@@ -89,7 +97,7 @@ def k_means(values: Tensor, count: int) -> Tensor:
     ordered = values.double().sort(1).values.contiguous()
     sums = torch.cat([torch.zeros_like(ordered[:, :1]), ordered.cumsum(1)], 1)
     low, high = ordered[:, :1], ordered[:, -1:]
-    step = torch.arange(count, device=values.device, dtype=torch.float64) / (count - 1)
+    step = torch.arange(count, device=values.device, dtype=torch.float64) / max(count - 1, 1)
     book = low + step * (high - low)
     start = torch.zeros_like(low, dtype=torch.int64)
     end = torch.full_like(start, ordered.shape[1])
@@ -103,3 +111,16 @@ def k_means(values: Tensor, count: int) -> Tensor:
             break
         book = moved
     return book.float()
+
+
+def k_means_beside_zero(values: Tensor, count: int) -> Tensor:
+    """Return 0 and `count - 1` centroids of what is not 0 in each row of (C, N), ascending: (C, count), float32.
+
+    A row of zeros gets zeros only.
+    """
+    book = torch.zeros((len(values), count), device=values.device)
+    for place, row in enumerate(values):
+        others = row[row != 0]
+        if len(others):
+            book[place, 1:] = k_means(others[None], count - 1)[0]
+    return book.sort(1).values

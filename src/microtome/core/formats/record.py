@@ -18,13 +18,14 @@ from microtome.core.formats.base import Encoding, Format
 from microtome.core.formats.binary import Binary
 from microtome.core.formats.codebook import Codebook
 from microtome.core.formats.logarithmic import Logarithmic
+from microtome.core.formats.mid_rise import MidRise
 from microtome.core.formats.minifloat import Minifloat
 from microtome.core.formats.power_of_two import PowerOfTwo
 from microtome.core.formats.ternary import Ternary
 
 KINDS: dict[str, type[Format]] = {
     kind.__name__: kind
-    for kind in (Affine, AdditivePowerOfTwo, Binary, Codebook, Logarithmic, Minifloat, PowerOfTwo, Ternary)
+    for kind in (Affine, AdditivePowerOfTwo, Binary, Codebook, Logarithmic, MidRise, Minifloat, PowerOfTwo, Ternary)
 }
 # Parameters are stored as what they are; nothing else comes up.
 DTYPES: dict[str, type[np.generic]] = {"float32": np.float32, "int8": np.int8, "uint8": np.uint8, "int32": np.int32}
@@ -43,16 +44,20 @@ def format_record(number_format: Format) -> dict[str, Any]:
 # Names that decode themselves. A name says nothing of some settings: floats of 8 bits then have a scale per channel.
 NAMES: tuple[tuple[str, Callable[..., Format]], ...] = (
     (r"(u?)int(\d+)(?:g(\d+))?", lambda u, bits, group: Affine(int(bits), not u, group=group and int(group))),
-    (r"codebook(\d+)(i?)", lambda bits, integer: Codebook(int(bits), integer=bool(integer))),
+    (r"codebook(\d+)(i?)(z?)", lambda bits, i, z: Codebook(int(bits), integer=bool(i), zero=bool(z))),
     (r"pot(\d+)", lambda bits: PowerOfTwo(int(bits))),
     (r"apot(\d+)", lambda bits: AdditivePowerOfTwo(int(bits))),
     (r"log(\d+)", lambda bits: Logarithmic(int(bits))),
+    (r"midrise(\d+)", lambda bits: MidRise(int(bits))),
     (r"ternary(2?)", lambda two: Ternary(two_scales=bool(two))),
     (r"binary", Binary),
     (r"fp8_(e4m3fn|e5m2)", lambda kind: Minifloat(kind, scaled=True)),
     (r"(fp16|bf16)", Minifloat),
 )
-EXAMPLES = ("codebook4i", "pot4", "apot4", "log4", "ternary", "binary", "fp8_e4m3fn", "fp16", "bf16", "int4g32")
+EXAMPLES = (
+    *("codebook4i", "pot4", "apot4", "log4", "midrise2", "ternary", "binary"),
+    *("fp8_e4m3fn", "fp16", "bf16", "int4g32"),
+)
 
 
 def format_of(value: str | Mapping[str, Any]) -> Format:

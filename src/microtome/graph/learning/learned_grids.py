@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from microtome.core.affine import fake_quantize, qparams_from_range, real_range
-from microtome.core.formats import Binary, Encoding
+from microtome.core.formats import Binary, Encoding, MidRise
 from microtome.core.range_search import weight_qparams
 from microtome.types import QParams, QType
 
@@ -187,6 +187,50 @@ class BinaryWeight(Grid):
     def _magnitude(self, weight: Tensor) -> Tensor:
         axis = self.qtype.axis or 0
         return weight.abs().mean([d for d in range(weight.ndim) if d != axis], keepdim=True).clamp(min=1e-12)
+
+
+class MidRiseWeight(Grid):
+    """Weights of two bits: -1.5, -0.5, 0.5 or 1.5 steps, with a step per channel that is learned.
+
+    Source: Esser et al., ICLR 2020, equations 1 to 3, on the levels of Liu et al., "ParetoQ", arXiv:2502.02631,
+    equation 5. As in `LearnedGrid`, the logarithm of the step is learned, and its gradient divided by
+    sqrt(values * largest).
+    """
+
+    LARGEST = 1.5
+
+    def __init__(self, qparams: QParams, weight: Tensor) -> None:
+        """Stand where a per-channel quantizer stood, with the step of the least squared error for a float weight."""
+        super().__init__()
+        # Half steps, -3 to 3, are integers, which kernels take: the narrow grid of 3 bits holds them.
+        self.qtype = QType(3, narrow=True, axis=qparams.qtype.axis)
+        half = MidRise().encode(weight.detach(), self.qtype.axis).parameters["scale"]
+        self.log_step = nn.Parameter((2 * half).log())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the rounded weight; same shape."""
+        factor = 1 / math.sqrt(weight.numel() / self.log_step.numel() * self.LARGEST)
+        step = self._along(self.log_step, weight).exp()
+        step = step * factor + (step - step * factor).detach()
+        relative = (weight / step).clamp(-self.LARGEST, self.LARGEST)
+        rounded = relative.floor() + 0.5
+        return (relative + (rounded - relative).detach()) * step
+
+    def grid(self) -> QParams:
+        """Return the grid of half steps as it is now."""
+        half = self.log_step.detach().exp() / 2
+        return QParams(half, torch.zeros(len(half), dtype=torch.int32, device=half.device), self.qtype)
+
+    def settled(self, weight: Tensor) -> Tensor:
+        """Return the rounded weight, as its format decodes it."""
+        return self.encoding().encode(weight).decode()
+
+    def encoding(self) -> Encoding:
+        """Return the format of two bits."""
+        return Encoding(MidRise(), {"scale": self.grid().scale}, self.qtype.axis)
+
+    def _along(self, parameter: Tensor, weight: Tensor) -> Tensor:
+        return parameter.reshape([-1 if axis == self.qtype.axis else 1 for axis in range(weight.ndim)])
 
 
 def _rounded(x: Tensor, grid: QParams) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from microtome.core.distillation import divergence
-from microtome.core.rounding import annealed_beta, indecision, rectified_sigmoid
+from microtome.core.rounding import annealed_beta
 from microtome.errors import DataError
 from microtome.graph.learning.soft_rounding import DroppedGrid, SoftWeight, decided, in_float
-from microtome.graph.learning.trainable import Trainable
+from microtome.graph.learning.trainable import SPARSE, Trainable
 from microtome.graph.network import Batch, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.structure.blocks import Block, blocks, join_unequal, run_block
@@ -28,6 +28,8 @@ from microtome.graph.watching.store import Store, Values
 
 JUDGED = 4  # steps' worth of samples that tell whether a block became better
 SMALLEST_POWER = 1e-12
+USUAL_STEPS = 400
+LARGEST_RATE = 0.3  # of logits, which lie within 2.4 of undecided
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Schedule:
     Attributes:
         steps: per block.
         samples: images per step.
-        rate: of the rounding's logits (Adam).
+        rate: of the rounding's logits (Adam), for 400 steps; with fewer it is larger in proportion, up to 0.3, so that
+            logits come as far. Otherwise few steps end before weights are decided, near rounding to nearest.
         grid_rate: of the logarithm of activation scales; 0 leaves them.
         drop: share of activations that stay in float, drawn anew at each step.
         seed: of what is drawn.
@@ -55,6 +58,11 @@ class Schedule:
     decisiveness: float = 1.0
     fisher: bool = False
     sigmoid: bool = False
+
+    @property
+    def pace(self) -> float:
+        """The rate of logits that takes them as far in these steps as `rate` does in the usual number."""
+        return max(self.rate, min(LARGEST_RATE, self.rate * USUAL_STEPS / self.steps))
 
 
 def reconstruct(
@@ -79,7 +87,11 @@ def reconstruct(
 
     student = Trainable(
         network,
-        weight=lambda q: SoftWeight(q.qparams, network.tensor(str(constant_source(q.node).target))),  # type: ignore[union-attr]
+        weight=lambda q: SoftWeight(
+            q.qparams,
+            network.tensor(str(constant_source(q.node).target)),  # type: ignore[union-attr]
+            zeros=SPARSE in network.state,
+        ),
         activation=lambda q: DroppedGrid(q.qparams, learned=schedule.grid_rate > 0 and not meets_others(q.node)),
     )
     for parameter in student.weights():
@@ -126,6 +138,8 @@ class _Run:
                 grid.hard = True
                 grid.requires_grad_(False)
             self._forward(block, self.rounded)
+            for grid in soft:
+                grid.rest()
             alive = {node for later in self.cut[position + 1 :] for node in later.inputs}
             self.real.keep(alive)
             self.rounded.keep(alive)
@@ -195,16 +209,18 @@ class _Run:
         for scale in scales:
             scale.requires_grad_()
         start = [parameter.detach().clone() for parameter in (*logits, *scales)]
-        groups = [{"params": logits, "lr": schedule.rate}, {"params": scales, "lr": schedule.grid_rate}]
-        optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+        groups = [{"params": logits, "lr": schedule.pace}, {"params": scales, "lr": schedule.grid_rate}]
+        optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
         for grid in dropped:
             grid.drop = schedule.drop
+        total = sum(grid.logits.numel() for grid in soft)
         for step in range(schedule.steps):
             optimizer.zero_grad(set_to_none=True)
             for sample in torch.randint(self.count, (schedule.samples,), generator=self.generator).tolist():
                 loss = self._loss(block, sample, schedule.drop) / (nearest * schedule.samples)
                 loss.backward()  # type: ignore[no-untyped-call]
-            _decide(soft, annealed_beta(step / schedule.steps), schedule.decisiveness)
+            for grid in soft:
+                grid.pull(annealed_beta(step / schedule.steps), schedule.decisiveness / total)
             optimizer.step()
         for grid in dropped:
             grid.drop = 0.0
@@ -249,16 +265,6 @@ def _rest(module: GraphModule, later: Sequence[Block], values: Values) -> Values
     for block in later:
         values |= run_block(module, block, {node: values[node] for node in block.inputs})
     return {node: value for node, value in values.items() if node.op == "output"}
-
-
-def _decide(soft: list[SoftWeight], beta: float | None, decisiveness: float) -> None:
-    """Add the gradient of the regularizer, which is a mean over all weights of a block."""
-    if beta is None:
-        return
-    total = sum(grid.logits.numel() for grid in soft)
-    for grid in soft:
-        share = decisiveness * grid.logits.numel() / total
-        (share * indecision(rectified_sigmoid(grid.logits), beta)).backward()  # type: ignore[no-untyped-call]
 
 
 def _mixed(real: Values, rounded: Values, drop: float) -> Values:

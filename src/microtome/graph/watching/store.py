@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,30 @@ from microtome.errors import OutputError
 Values = dict[Node, Any]
 
 
+@dataclass(frozen=True)
+class _File:
+    """Where a value lies; if it is a tensor, as its bare bytes: reading these takes a tenth of torch's own format."""
+
+    path: Path
+    like: Tensor | None  # without memory: type and shape
+    device: torch.device | None = None
+
+    def content(self, value: Any) -> memoryview | bytes:
+        if self.like is not None:
+            return _bytes(value.cpu())
+        stream = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
+        torch.save(value, stream)
+        return stream.getvalue()
+
+    def read(self) -> Any:
+        if self.like is None:
+            return torch.load(self.path)
+        value = torch.empty(self.like.shape, dtype=self.like.dtype)
+        with self.path.open("rb") as file:
+            file.readinto(_bytes(value))
+        return value.to(self.device)
+
+
 class Store:
     """Values in a folder of their own, one file for each node and sample."""
 
@@ -23,7 +48,7 @@ class Store:
         """Make the folder; who made its parent deletes it."""
         folder.mkdir()
         self._folder = folder
-        self._files: dict[Node, dict[int, Path]] = {}
+        self._files: dict[Node, dict[int, _File]] = {}
         self._made = 0
 
     def put(self, sample: int, values: Mapping[Node, Any]) -> None:
@@ -34,13 +59,17 @@ class Store:
         """
         for node, value in values.items():
             files = self._files.setdefault(node, {})
-            if sample not in files:
-                files[sample] = self._folder / f"{self._made}.pt"
+            if sample in files:
+                path = files[sample].path
+            else:
+                path = self._folder / str(self._made)
                 self._made += 1
-            content = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
-            torch.save(_alone(value), content)
+            own = _alone(value)
+            bare = isinstance(own, Tensor)
+            file = _File(path, own.to("meta"), own.device) if bare else _File(path, None)
             try:
-                files[sample].write_bytes(content.getbuffer())
+                file.path.write_bytes(file.content(own))
+                files[sample] = file
             except OSError as error:
                 raise OutputError(
                     f"values of the network cannot be kept in {self._folder.parent} ({error.strerror}).",
@@ -49,13 +78,13 @@ class Store:
 
     def get(self, sample: int, nodes: Iterable[Node]) -> Values:
         """Return a sample's values of some nodes; they may be written into."""
-        return {node: torch.load(self._files[node][sample]) for node in nodes}
+        return {node: self._files[node][sample].read() for node in nodes}
 
     def keep(self, nodes: Collection[Node]) -> None:
         """Drop the values of all other nodes."""
         for node in set(self._files) - set(nodes):
             for file in self._files.pop(node).values():
-                file.unlink()
+                file.path.unlink()
 
 
 def _alone(value: Any) -> Any:
@@ -64,3 +93,8 @@ def _alone(value: Any) -> Any:
         return value
     value = value.detach()
     return value.contiguous() if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

@@ -30,8 +30,8 @@ def load(source: Given, wanted: Wanted) -> Loaded:
     return load_file(path, wanted, path.stem)
 
 
-def load_file(path: Path, wanted: Wanted, title: str) -> Loaded:
-    """Read a `.pt2` file, and the pipeline beside it; see `load_model`."""
+def load_file(path: Path, wanted: Wanted, title: str, *, content: bytes | None = None) -> Loaded:
+    """Read a `.pt2` file, and the pipeline beside it; see `load_model`. `content` is the file's, where it is coded."""
     from microtome.graph import pt2
     from microtome.medical.pipeline import Pipeline
 
@@ -44,7 +44,7 @@ def load_file(path: Path, wanted: Wanted, title: str) -> Loaded:
     if pipeline is None and beside.is_file():
         pipeline = Pipeline.from_json(_text(beside))
         files.append(beside)
-    network = pt2.load(path, keep=wish_of(replace(wanted, pipeline=pipeline)))
+    network = pt2.load(path, keep=wish_of(replace(wanted, pipeline=pipeline)), content=content)
     network = with_image_first(network, pipeline, str(path))
     network = _with_shape(network, wanted.input_shape or (pipeline.input_shape if pipeline else None), path)
     return Loaded(on_device(network, wanted.device), pipeline, title, tuple(files), network.notes)

@@ -1,0 +1,176 @@
+"""Structure first, then numbers: what pruning, factorization, distillation, search and chains lose and gain.
+
+    python benchmarks/structure.py [PART …] [--networks hippocampus skin chest] [--seeds 0 1 2] [--minutes 25]
+                                   [--out structure] [--json FILE] [--print]
+
+Parts: prune, tucker, distill, deep, search, chain, norms. Every figure comes from `compress`: the metric of the
+runtime's own output on the exported file, minus the float parent's, on patients that nothing was trained, tuned or
+chosen on, with a 95 % interval by patient and the verdict at a margin of 0.01. Beside what was pruned stands the
+natively small network: as wide as what was left, with fresh weights, trained as long on the references.
+
+A cell that is in the output folder is not computed again, and one that was interrupted goes on. Accuracy does not
+depend on how busy the machine is, but for trainings that a limit of minutes cuts short. Times do: `chain` measures them
+in turn with eager PyTorch and NNCF's int8 of the parent, and wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from structure_plans import PARTS, Plan, plans
+
+from microtome.errors import MicrotomeError
+from microtome.verbs.compress import compress
+from microtome.verbs.options import CompressOptions
+from references import cache
+from structure_peers import contest
+
+MARGIN = 0.01
+BATCHES: Mapping[str, Mapping[str, Any]] = {
+    "hippocampus": {"batch": 4, "flips": (0,)},
+    "skin": {"batch": 8, "flips": (0, 1)},
+    "chest": {"batch": 16, "flips": (1,)},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: what was run, and what came out of `compress`."""
+
+    plan: Plan
+    seed: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measured(plan: Plan, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Compress a network as a plan says, unless its package is there; return its row."""
+    reference = cache() / plan.network / "network.pt2"
+    if not reference.exists():
+        raise SystemExit(f"There is no {reference}: run benchmarks/references.py {plan.network} first.")
+    package = options.out / f"{plan.title}-{seed}"
+    start = time.monotonic()
+    if not (package / "result.json").exists():
+        said = CompressOptions(
+            recipe=plan.recipe(options.out / "recipes", options.minutes),
+            set=plan.settings,
+            margin=MARGIN,
+            seed=seed,
+            threads=options.threads,
+            **BATCHES[plan.network],
+        )
+        compress(reference, reference.with_name("manifest.csv"), package, options=said, progress=options.progress)
+    result = json.loads((package / "result.json").read_text())
+    row = {"part": plan.part, "network": plan.network, "what": plan.what, "seed": seed, **_figures(result)}
+    row["minutes"] = round((time.monotonic() - start) / 60, 1)
+    if plan.part == "chain":
+        row |= contest(package, reference, threads=options.threads)
+    return row
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    metric = result["verdict"]["metric"]
+    parent, ours = result["parent"], result["compressed"]
+    change = result["difference"][metric]
+    structure = result.get("structure") or {}
+    macs = structure.get("macs") or [1, 1]
+    nonzero = structure.get("nonzero") or [1, 1]
+    coded = result.get("packed", {}).get("coded_bytes")
+    return {
+        "metric": metric,
+        "parent": parent["metrics"][metric]["value"],
+        "value": ours["metrics"][metric]["value"],
+        "difference": change["value"],
+        "low": change["low"],
+        "high": change["high"],
+        "verdict": result["verdict"]["non_inferior"],
+        "parameters": [parent["parameters"], ours["parameters"]],
+        "fewer": round(1 - ours["parameters"] / parent["parameters"], 4),
+        "fewer_nonzero": round(1 - nonzero[1] / nonzero[0], 4),
+        "fewer_macs": round(1 - macs[1] / macs[0], 4),
+        "smaller": round(4 * parent["parameters"] / ours["bytes"], 2),
+        "smaller_coded": None if coded is None else round(4 * parent["parameters"] / coded, 2),
+        "faster": round(parent["latency_ms"] / ours["latency_ms"], 2),
+        "latency_ms": ours["latency_ms"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a Markdown table per part."""
+    for part in dict.fromkeys(row["part"] for row in rows):
+        yield f"\n### {part}\n"
+        yield "| network | what | seed | fewer weights | fewer MACs | smaller (coded) | faster | loss | verdict |"
+        yield "|---|---|---|---|---|---|---|---|---|"
+        for row in (row for row in rows if row["part"] == part):
+            verdict = {True: "non-inferior", False: "inferior", None: "undecided"}[row["verdict"]]
+            coded = "" if row["smaller_coded"] is None else f" ({row['smaller_coded']:.1f}×)"
+            peers = "".join(f", {ratio:.2f}× {name}" for name, ratio in row.get("peers", {}).items())
+            yield (
+                f"| {row['network']} | {row['what']} | {row['seed']} | {row['fewer_nonzero']:.1%} | "
+                f"{row['fewer_macs']:.1%} | {row['smaller']:.1f}×{coded} | {row['faster']:.1f}×{peers} | "
+                f"{row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}) | {verdict} |"
+            )
+        yield from _over_seeds([row for row in rows if row["part"] == part])
+
+
+def _over_seeds(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the mean value of what was run with several seeds."""
+    yield ""
+    for network, what in dict.fromkeys((row["network"], row["what"]) for row in rows):
+        values = [row["value"] for row in rows if (row["network"], row["what"]) == (network, what)]
+        if len(values) > 1:
+            spread = statistics.stdev(values)
+            yield f"{network}, {what}: {statistics.mean(values):.4f} ± {spread:.4f} over {len(values)} seeds"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--networks", nargs="*", help="only these")
+    parser.add_argument("--only", nargs="*", help="only plans that are called so")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, default=25.0, help="of each single training, at most")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("structure"))
+    parser.add_argument("--json", type=Path, help="also write all rows to this file")
+    parser.add_argument("--print", action="store_true", dest="only_print", help="compute nothing, print what is there")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"there is no part {unknown.pop()}")
+    options.out.mkdir(exist_ok=True, parents=True)
+    torch.set_num_threads(options.threads)
+    from microtome.terminal import Terminal
+
+    options.progress = Terminal()
+    for plan in plans(options.parts or PARTS):
+        if (options.networks and plan.network not in options.networks) or (
+            options.only and plan.what not in options.only
+        ):
+            continue
+        for seed in options.seeds:
+            file = options.out / f"{plan.title}-{seed}.json"
+            if file.exists() or options.only_print:
+                continue
+            try:
+                row = measured(plan, seed, options)
+            except MicrotomeError as error:
+                print(plan.title, seed, f"failed: {error}", flush=True)
+                continue
+            file.write_text(json.dumps(row, indent=1))
+            print(json.dumps(row), flush=True)
+    rows = [json.loads(file.read_text()) for file in sorted(options.out.glob("*-*.json"))]
+    print("\n".join(table(rows)))
+    if options.json is not None:
+        options.json.write_text(json.dumps({"rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

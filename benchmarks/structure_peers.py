@@ -1,0 +1,63 @@
+"""A package beside eager PyTorch and NNCF's int8 of its parent: timed in turn, in one process."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from microtome.batches.calibration import CalibrationBatches
+from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
+from microtome.graph import pt2
+from microtome.medical.cohort import load_cohort
+from microtome.medical.pipeline import Pipeline
+from microtome.package import open_package
+from microtome.progress import Silent
+from microtome.runtimes import openvino as target
+
+RUNS, SECONDS = 3, 20.0
+CALIBRATION_CASES = 32
+
+
+def contest(package: Path, reference: Path, *, threads: int) -> dict[str, Any]:
+    """Return medians of RUNS interleaved runs in milliseconds, and how many times faster the package is.
+
+    Args:
+        package: of OpenVINO.
+        reference: the parent's network.pt2, with its pipeline and its cases beside it.
+        threads: of every contender.
+    """
+    import nncf
+    import openvino
+
+    parent = pt2.load(reference)
+    pipeline = Pipeline.from_json(reference.with_name("pipeline.json").read_text())
+    cohort = load_cohort(reference.with_name("manifest.csv"), seed=0)
+    cases = cohort.calibration(CALIBRATION_CASES)
+    images = [x.numpy() for x in CalibrationBatches(cohort, cases, pipeline, Silent())]
+    ours = open_package(package, threads=threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = target.export(parent, Path(folder))
+        quantized = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(images))
+        peer = Path(folder) / "nncf.xml"
+        openvino.save_model(quantized, peer, compress_to_fp16=False)
+        sizes = {"eager f32": 4 * parent.parameters, "nncf": file_bytes(target, peer)}
+        sessions = {p: target.open_session(peer, threads=threads, precision=p) for p in target.PRECISIONS}
+    runs = {"eager f32": eager(parent, threads), "ours": ours.session.run}
+    runs |= {f"nncf {precision}": session.run for precision, session in sessions.items()}
+    x = images[0]
+    for run in runs.values():
+        run(x)
+    timed: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(RUNS):
+        for row in interleaved([Candidate(name, "", "", run) for name, run in runs.items()], x, budget=SECONDS):
+            timed[row["name"]].append(row["latency_ms"])
+    medians = {name: statistics.median(values) for name, values in timed.items()}
+    best = min(medians[name] for name in medians if name.startswith("nncf"))
+    peers = {"than eager": medians["eager f32"] / medians["ours"], "than NNCF": best / medians["ours"]}
+    return {
+        "medians_ms": {name: round(value, 3) for name, value in medians.items()},
+        "peers": {name: round(value, 2) for name, value in peers.items()},
+        "peer_bytes": sizes,
+    }
