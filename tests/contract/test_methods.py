@@ -27,6 +27,7 @@ from microtome.methods.factorize import Factorize
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
+from microtome.methods.merge_layers import MergeLayers
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
 from microtome.methods.replace_norms import ReplaceNorms
@@ -40,6 +41,7 @@ from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
 STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
     "replace_norms": (ReplaceNorms(), ()),
+    "merge_layers": (MergeLayers(), (FoldBatchNorm(),)),
     "quantize": (Quantize(), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
     "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),
