@@ -106,7 +106,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a Markdown table per part."""
     for part in dict.fromkeys(row["part"] for row in rows):
         yield f"\n### {part}\n"
-        yield "| network | what | seed | fewer weights | fewer MACs | smaller (coded) | faster | loss (95 %) | verdict |"
+        yield "| network | what | seed | fewer weights | fewer MACs | smaller (coded) | faster | loss | verdict |"
         yield "|---|---|---|---|---|---|---|---|---|"
         for row in (row for row in rows if row["part"] == part):
             verdict = {True: "non-inferior", False: "inferior", None: "undecided"}[row["verdict"]]
