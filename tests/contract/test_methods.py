@@ -28,6 +28,7 @@ from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
 from microtome.methods.merge_layers import MergeLayers
+from microtome.methods.prune import Prune
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
 from microtome.methods.replace_norms import ReplaceNorms
@@ -47,6 +48,7 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),
     "gptq": (Gptq(), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "encode": (EncodeWeights(PowerOfTwo(4)), (FoldBatchNorm(), Quantize())),
+    "prune": (Prune(0.2), ()),
     "sparsify": (Sparsify(), ()),
     "equalize": (Equalize(), (FoldBatchNorm(),)),
     "smooth": (Smooth(), (FoldBatchNorm(),)),
@@ -60,7 +62,7 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
 ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
 FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
 """What runs again where a method has done what it was told: its share of zeros counts those that are there."""
-ON_ANY = {"fold", "even_layernorm", "finetune", "factorize", "sparsify", "replace_norms"}
+ON_ANY = {"fold", "even_layernorm", "finetune", "factorize", "prune", "sparsify", "replace_norms"}
 """Methods that need no state."""
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
