@@ -35,7 +35,8 @@ def _widths(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         before, after = (words.number(side.get("narrowest", side.get("outputs"))) for side in sides)
         links = words.number(sides[1].get("links")) or 1
         channels = f"{_channels(before)} → {_channels(after)}" + (f" ({links:.0f} layers)" if links > 1 else "")
-        drawn.append(Width(words.text(row.get("name")), before, after, channels))
+        if before is not None or after is not None:
+            drawn.append(Width(words.text(row.get("name")), before, after, channels))
         weights = [words.number(side.get("weights")) for side in sides]
         table.append(
             {
