@@ -1,4 +1,4 @@
-"""The reference networks: three published architectures as plain modules, and four of MONAI's.
+"""The reference networks: three published architectures as plain modules, and six of MONAI's.
 
 The modules of the published ones carry the names that their published weights have, so that `load_published` can be
 strict: every tensor of the file finds its place and none is left over.
@@ -210,6 +210,28 @@ def unet(spatial_dims: int, channels: int, classes: int, *, norm: str, depth: in
 
     widths = [32 * 2**level for level in range(depth + 1)]
     return UNet(spatial_dims, channels, classes, widths, [2] * depth, num_res_units=2, norm=norm)
+
+
+def dynunet(channels: int, classes: int, *, depth: int = 3) -> nn.Module:
+    """MONAI's DynUNet, the plain network of nnU-Net, instance norm: (N, channels, D, H, W) → (N, classes, D, H, W).
+
+    Widths 32, 64, …, doubling at each of `depth` halvings; D, H and W must be divisible by 2 ** depth.
+    """
+    from monai.networks.nets import DynUNet
+
+    strides = [1] + [2] * depth
+    kernels = [3] * (depth + 1)
+    return DynUNet(3, channels, classes, kernels, strides, strides[1:], filters=[32 * 2**k for k in range(depth + 1)])
+
+
+def segresnet(channels: int, classes: int) -> nn.Module:
+    """MONAI's SegResNet with group norm (Myronenko, BrainLes 2018): (N, channels, D, H, W) → (N, classes, D, H, W).
+
+    Three halvings, so that D, H and W must be divisible by 8.
+    """
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(3, init_filters=16, in_channels=channels, out_channels=classes)
 
 
 def resnet18(channels: int, classes: int) -> nn.Module:

@@ -1,7 +1,7 @@
 """The reference networks that accuracy is measured on: trained once on real data, or published and loaded unchanged.
 
-    python benchmarks/references.py hippocampus|hippocampus_swin|skin|chest|chest_vit|retina|meshnet|mobilenet
-                                    [--retrain] [--data DIR]
+    python benchmarks/references.py hippocampus|hippocampus_dynunet|hippocampus_segresnet|hippocampus_swin
+                                    |skin|chest|chest_vit|retina|meshnet|mobilenet [--retrain] [--data DIR]
 
 Kept in $XDG_CACHE_HOME/microtome/references/NAME (~/.cache by default), never in git:
 
@@ -26,10 +26,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from microtome.medical.cohort import load_cohort
 from microtome.medical.pipeline import Pipeline
-from networks import MESHNET_CLASSES, MeshNet, MobileNetV2, WNet, load_published, resnet18, swin_unetr, unet, vit
+from networks import (
+    MESHNET_CLASSES,
+    MeshNet,
+    MobileNetV2,
+    WNet,
+    dynunet,
+    load_published,
+    resnet18,
+    segresnet,
+    swin_unetr,
+    unet,
+    vit,
+)
 from reference import Reference, store, trained
 from training import (
     Augmentation,
@@ -47,6 +60,21 @@ FIELD_OF_VIEW = 20.0
 
 def hippocampus(data: Path, device: str) -> Reference:
     """Residual 3-D U-Net with instance norm on the hippocampus volumes (MSD Task04)."""
+    return _on_hippocampus(lambda classes: unet(3, 1, classes, norm="instance", depth=3), data, device, limit=720)
+
+
+def hippocampus_dynunet(data: Path, device: str) -> Reference:
+    """nnU-Net's plain network, MONAI's DynUNet, on the hippocampus volumes."""
+    return _on_hippocampus(lambda classes: dynunet(1, classes), data, device, limit=900)
+
+
+def hippocampus_segresnet(data: Path, device: str) -> Reference:
+    """SegResNet, with group norm, on the hippocampus volumes."""
+    return _on_hippocampus(lambda classes: segresnet(1, classes), data, device, limit=900)
+
+
+def _on_hippocampus(build: Callable[[int], nn.Module], data: Path, device: str, *, limit: float) -> Reference:
+    """Train a network for so many classes on the hippocampus volumes, for `limit` seconds at most."""
     cohort = load_cohort(data / "hippocampus", seed=0)
     patch = (48, 64, 48)  # volumes have up to 43×59×47 voxels: one window sees the whole
     pipeline = Pipeline(
@@ -64,10 +92,10 @@ def hippocampus(data: Path, device: str) -> Reference:
             rotation=10, scale=0.15, shift=0.08, flips=(0,), contrast=0.2, brightness=0.2, noise=0.1
         ),
         rate=3e-3,
-        limit=720,
+        limit=limit,
     )
     torch.manual_seed(0)
-    return trained(unet(3, 1, len(cohort.classes), norm="instance", depth=3), cohort, pipeline, recipe, device)
+    return trained(build(len(cohort.classes)), cohort, pipeline, recipe, device)
 
 
 def hippocampus_swin(data: Path, device: str) -> Reference:
@@ -190,7 +218,10 @@ def mobilenet(data: Path, device: str) -> Reference:
 
 REFERENCES: dict[str, Callable[[Path, str], Reference]] = {
     function.__name__: function
-    for function in (hippocampus, hippocampus_swin, skin, chest, chest_vit, retina, meshnet, mobilenet)
+    for function in (
+        *(hippocampus, hippocampus_dynunet, hippocampus_segresnet, hippocampus_swin),
+        *(skin, chest, chest_vit, retina, meshnet, mobilenet),
+    )
 }
 
 

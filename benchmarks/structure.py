@@ -34,8 +34,11 @@ from references import cache
 from structure_peers import contest
 
 MARGIN = 0.01
+HIPPOCAMPUS: Mapping[str, Any] = {"batch": 4, "flips": (0,)}
 BATCHES: Mapping[str, Mapping[str, Any]] = {
-    "hippocampus": {"batch": 4, "flips": (0,)},
+    "hippocampus": HIPPOCAMPUS,
+    "hippocampus_dynunet": HIPPOCAMPUS,
+    "hippocampus_segresnet": HIPPOCAMPUS,
     "skin": {"batch": 8, "flips": (0, 1)},
     "chest": {"batch": 16, "flips": (1,)},
 }
@@ -106,7 +109,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a Markdown table per part."""
     for part in dict.fromkeys(row["part"] for row in rows):
         yield f"\n### {part}\n"
-        yield "| network | what | seed | fewer weights | fewer MACs | smaller (coded) | faster | loss (95 %) | verdict |"
+        yield "| network | what | seed | fewer weights | fewer MACs | smaller (coded) | faster | loss | verdict |"
         yield "|---|---|---|---|---|---|---|---|---|"
         for row in (row for row in rows if row["part"] == part):
             verdict = {True: "non-inferior", False: "inferior", None: "undecided"}[row["verdict"]]

@@ -27,9 +27,13 @@ from microtome.methods.factorize import Factorize
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
+from microtome.methods.merge_layers import MergeLayers
+from microtome.methods.prune import Prune
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
+from microtome.methods.replace_norms import ReplaceNorms
 from microtome.methods.smooth import Smooth
+from microtome.methods.sparsify import Sparsify
 from microtome.recipes import Recipe, run
 from microtome.types import OperatorSupport
 from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
@@ -37,11 +41,15 @@ from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
 # Each method, and the methods that must have run before it.
 STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
+    "replace_norms": (ReplaceNorms(), ()),
+    "merge_layers": (MergeLayers(), (FoldBatchNorm(),)),
     "quantize": (Quantize(), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
     "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),
     "gptq": (Gptq(), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "encode": (EncodeWeights(PowerOfTwo(4)), (FoldBatchNorm(), Quantize())),
+    "prune": (Prune(0.2), ()),
+    "sparsify": (Sparsify(), ()),
     "equalize": (Equalize(), (FoldBatchNorm(),)),
     "smooth": (Smooth(), (FoldBatchNorm(),)),
     "even_layernorm": (EvenLayerNorm(), ()),
@@ -52,6 +60,10 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize())),
 }
 ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
+FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
+"""What runs again where a method has done what it was told: its share of zeros counts those that are there."""
+ON_ANY = {"fold", "even_layernorm", "finetune", "factorize", "prune", "sparsify", "replace_norms"}
+"""Methods that need no state."""
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 
@@ -169,7 +181,7 @@ def test_other_batch_sizes_still_run(method: str):
 @every_method
 def test_the_recipe_refuses_the_method_without_what_it_needs(method: str):
     value, steps = STEPS[method]
-    assert bool(value.needs) == (method not in ("fold", "even_layernorm", "finetune", "factorize"))
+    assert bool(value.needs) == (method not in ON_ANY)
     network = captured("shared2d")
     if value.needs:
         with pytest.raises(OptionError, match=f"cannot run {type(value).__name__}: it needs a network in the state"):
@@ -185,7 +197,7 @@ def test_the_method_runs_again_or_refuses_itself(method: str):
     value, steps = STEPS[method]
     if value.again:
         assert Recipe("test", (*steps, value, value)).methods
-        assert STEPS[method][0].run(after(method, "unet2d")[0], context(captured("unet2d"))).state
+        assert FURTHER.get(method, value).run(after(method, "unet2d")[0], context(captured("unet2d"))).state
     else:
         with pytest.raises(OptionError, match=r"needs a network in the state|already"):
             Recipe("test", (*steps, value, value))

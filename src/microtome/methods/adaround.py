@@ -36,6 +36,7 @@ class AdaRound(Method):
     phase: ClassVar[Phase] = Phase.NUMBERS
     needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
     leaves: ClassVar[State] = frozenset({"rounded"})
+    takes: ClassVar[State] = frozenset({"sparse"})  # zeros may become the neighbouring value
 
     def __post_init__(self) -> None:
         """Refuse no steps, and no samples."""

@@ -56,7 +56,7 @@ class Gptq(Method):
     phase: ClassVar[Phase] = Phase.NUMBERS
     needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
     leaves: ClassVar[State] = frozenset({"rounded"})
-    takes: ClassVar[State] = frozenset({FLOAT_BIASES})
+    takes: ClassVar[State] = frozenset({FLOAT_BIASES, "sparse"})  # zeros are rounded like all others
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""

@@ -52,6 +52,7 @@ class Reconstruct(Method):
     phase: ClassVar[Phase] = Phase.NUMBERS
     needs: ClassVar[State] = frozenset({QUANTIZED, FLOAT_BIASES})
     leaves: ClassVar[State] = frozenset({"rounded", "reconstructed"})
+    takes: ClassVar[State] = frozenset({"sparse"})  # zeros may become the neighbouring value
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""

@@ -47,7 +47,7 @@ def fisher_gradients(
     generator = torch.Generator().manual_seed(seed)
     for probe in range(probes):
         signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
-        vector = _root(output.detach(), signs, sigmoid=sigmoid) / math.sqrt(output.numel() / output.shape[1])
+        vector = root(output.detach(), signs, sigmoid=sigmoid) / math.sqrt(output.numel() / output.shape[1])
         found = torch.autograd.grad(output, leaves, vector, retain_graph=probe + 1 < probes, allow_unused=True)
         for square, gradient in zip(squares, found, strict=True):
             if gradient is not None:
@@ -56,8 +56,8 @@ def fisher_gradients(
     return {node: (run.edges[node][0].detach(), *pair) for node, pair in zip(layers, pairs, strict=True)}
 
 
-def _root(logits: Tensor, signs: Tensor, *, sigmoid: bool) -> Tensor:
-    """Return S v for each output position."""
+def root(logits: Tensor, signs: Tensor, *, sigmoid: bool) -> Tensor:
+    """Return S v for each output position: logits and random signs v are (N, K, *S)."""
     if sigmoid or logits.shape[1] == 1:
         p = logits.sigmoid()
         return (p * (1 - p)).sqrt() * signs
