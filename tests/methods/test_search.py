@@ -131,6 +131,7 @@ def test_nothing_to_choose_by_is_refused():
 
 def test_a_quantized_network_is_refused():
     assert "quantized already" in (Search().refusal(frozenset({"quantized"})) or "")
+    assert "zeros would be filled again" in (Search().refusal(frozenset({"sparse"})) or "")
     assert Search().refusal(frozenset({"folded"})) is None
 
 

@@ -18,7 +18,7 @@ from microtome.graph.learning.trainable import SPARSE, Trainable
 from microtome.graph.network import Network
 from microtome.graph.structure.widths import narrowed
 from microtome.graph.watching.observe import without_quantizers
-from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State, weights_are_free
+from microtome.methods.base import EMPTY, ENCODED_FIRST, QUANTIZED, Context, Method, Phase, State, weights_are_free
 from microtome.training.imitation import Feature, Form, Imitation, Pair, Weighting, regressor
 from microtome.training.settings import Training
 from microtome.training.teachers import SoftLabels, Teacher, repeated
@@ -74,6 +74,7 @@ class Distill(Training, Method):
     phase: ClassVar[Phase] = Phase.TRAINING
     leaves: ClassVar[State] = frozenset({"distilled"})
     again: ClassVar[bool] = True
+    not_after: ClassVar[Mapping[str, str]] = ENCODED_FIRST | {QUANTIZED: "this trains in float: finetune trains that"}
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
@@ -88,12 +89,6 @@ class Distill(Training, Method):
             raise OptionError("the temperature must be above 0, and views at least 1.")
         if self.features and self.views is not None:
             raise OptionError("feature maps of teachers are not kept on the disk.", "Leave out features or views.")
-
-    def refusal(self, state: State) -> str | None:
-        """Say why the method cannot run on a network in a state; None if it can."""
-        if QUANTIZED in state:
-            return "it trains in float, and the network is quantized already: finetune trains that"
-        return super().refusal(state)
 
     def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the student, trained.

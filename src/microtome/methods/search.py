@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,17 @@ from microtome.graph.learning.supernet import Supernet, with_own_statistics
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Batch, Network
 from microtome.graph.watching.observe import without_quantizers
-from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State, weights_are_free
+from microtome.methods.base import (
+    EMPTY,
+    ENCODED_FIRST,
+    QUANTIZED,
+    SPARSE_FIRST,
+    Context,
+    Method,
+    Phase,
+    State,
+    weights_are_free,
+)
 from microtome.training.settings import Training
 from microtome.training.teachers import Teacher
 from microtome.training.trainer import Loss
@@ -81,6 +91,9 @@ class Search(Training, Method):
 
     phase: ClassVar[Phase] = Phase.TRAINING
     leaves: ClassVar[State] = frozenset({"searched"})
+    not_after: ClassVar[Mapping[str, str]] = (
+        ENCODED_FIRST | SPARSE_FIRST | {QUANTIZED: "this changes widths: quantize after it"}
+    )
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
@@ -90,12 +103,6 @@ class Search(Training, Method):
         counts = (self.multiple, self.supernet_steps, self.samples, self.evaluations, self.by_round)
         if min(counts) < 1 or self.pool < 0:
             raise OptionError("a search needs at least one step, one sample and one measurement.")
-
-    def refusal(self, state: State) -> str | None:
-        """Say why the method cannot run on a network in a state; None if it can."""
-        if QUANTIZED in state:
-            return "it changes widths, and the network is quantized already"
-        return super().refusal(state)
 
     def run(self, network: Network, context: Context = EMPTY) -> Network:
         """Return the network that was chosen, trained.
