@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from structure_plans import PARTS, Plan, plans
 
 from microtome.errors import MicrotomeError
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
 from references import cache
 from structure_peers import contest
+from structure_plans import PARTS, Plan, plans
 
 MARGIN = 0.01
 HIPPOCAMPUS: Mapping[str, Any] = {"batch": 4, "flips": (0,)}
