@@ -20,6 +20,7 @@ from microtome.methods.attention import QuantizeAttention
 from microtome.methods.base import Context, Method, Phase
 from microtome.methods.bias_analytic import CorrectBiasAnalytically
 from microtome.methods.bias_correction import CorrectBias
+from microtome.methods.distill import Distill
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.equalize import Equalize
 from microtome.methods.even_layernorm import EvenLayerNorm
@@ -29,6 +30,7 @@ from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
 from microtome.methods.merge_channels import MergeChannels
 from microtome.methods.merge_layers import MergeLayers
+from microtome.methods.prune import Prune
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
 from microtome.methods.replace_norms import ReplaceNorms
@@ -49,6 +51,7 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),
     "gptq": (Gptq(), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "encode": (EncodeWeights(PowerOfTwo(4)), (FoldBatchNorm(), Quantize())),
+    "prune": (Prune(0.2), ()),
     "sparsify": (Sparsify(), ()),
     "equalize": (Equalize(), (FoldBatchNorm(),)),
     "smooth": (Smooth(), (FoldBatchNorm(),)),
@@ -57,12 +60,15 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "adaround": (AdaRound(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "reconstruct": (Reconstruct(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(weight_bits=4))),
+    "distill": (Distill(steps=2), ()),
     "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize())),
 }
-ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
+# Tests of their own: it quantizes no convolutions; it runs others; it needs layers that can become narrower.
+ELSEWHERE = {"dynamic", "repeat", "search"}
 FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
 """What runs again where a method has done what it was told: its share of zeros counts those that are there."""
-ON_ANY = {"fold", "even_layernorm", "finetune", "factorize", "sparsify", "replace_norms", "merge_channels"}
+ON_ANY = {"fold", "even_layernorm", "finetune", "distill", "factorize", "prune", "sparsify", "replace_norms"}
+ON_ANY |= {"merge_channels", "group_channels"}
 """Methods that need no state."""
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]

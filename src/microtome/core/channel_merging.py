@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,10 +100,13 @@ def merges(cost: Tensor, least: int = 1) -> list[Merge]:
 def standing(order: Sequence[Merge]) -> dict[int, int]:
     """Return for each unit that goes the one that stands for it in the end."""
     last = {merge.gone: merge.kept for merge in order}
-    for unit in last:
-        while last[unit] in last:
-            last[unit] = last[last[unit]]
-    return last
+    return {unit: _end(last, unit) for unit in last}
+
+
+def _end(last: Mapping[int, int], unit: int) -> int:
+    while unit in last:
+        unit = last[unit]
+    return unit
 
 
 def explained(moments: ChannelMoments, gone: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
