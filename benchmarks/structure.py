@@ -25,17 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from structure_plans import PARTS, Plan, plans
 
 from microtome.errors import MicrotomeError
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
 from references import cache
 from structure_peers import contest
+from structure_plans import PARTS, Plan, plans
 
 MARGIN = 0.01
+HIPPOCAMPUS: Mapping[str, Any] = {"batch": 4, "flips": (0,)}
 BATCHES: Mapping[str, Mapping[str, Any]] = {
-    "hippocampus": {"batch": 4, "flips": (0,)},
+    "hippocampus": HIPPOCAMPUS,
+    "hippocampus_dynunet": HIPPOCAMPUS,
+    "hippocampus_segresnet": HIPPOCAMPUS,
     "skin": {"batch": 8, "flips": (0, 1)},
     "chest": {"batch": 16, "flips": (1,)},
 }

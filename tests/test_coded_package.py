@@ -25,7 +25,7 @@ from microtome.runtimes import runtime
 from networks import captured, images
 
 TARGETS = ("openvino", "onnxruntime", "reference", "their_pkg.boxed")
-PIPELINE = Pipeline("segmentation", ("background", "spot"), 1, 2, size=(32, 32), normalize="unit", activation="softmax")
+PIPELINE = Pipeline("segmentation", ("background", "spot"), 3, 2, size=(16, 16), normalize="unit", activation="softmax")
 NETWORK = "unet2d"
 
 

@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from microtome.batches.training import TrainingBatches, TuningBatches
+from microtome.core.label_losses import UNKNOWN
 from microtome.errors import GeometryError, LabelError, OptionError, SplitError
 from microtome.medical.augment import Augmentation, augment
 from microtome.medical.cohort import Cohort, load_cohort
@@ -293,3 +294,19 @@ def test_windows_lie_around_their_voxel():
     small = window_at(array, (9, 0), (4, 9))
     np.testing.assert_array_equal(small[0, :, 1:8], array[0, 6:])
     assert not small[0, :, [0, 8]].any()
+
+
+def test_cases_without_a_reference_are_marked_where_that_is_allowed(pictures, volumes, classes):
+    some = replace(pictures, cases=tuple(replace(c, mask=None) if k % 2 else c for k, c in enumerate(pictures.cases)))
+    pairs = list(TrainingBatches(some, some.train, PICTURES, labelled=True, partly=True))
+    y = torch.cat([y for _, y in pairs])
+    unknown = (y == UNKNOWN).flatten(1).all(1)
+    assert sorted(unknown.tolist()) == sorted(case.mask is None for case in some.train)
+    assert not bool((y[~unknown] == UNKNOWN).any())
+    bare = replace(volumes, cases=tuple(replace(case, mask=None) for case in volumes.cases))
+    ((x, y), *_) = TrainingBatches(bare, bare.train, PATCHES, labelled=True, partly=True)
+    assert y.shape == (len(x), 8, 8, 8)
+    assert y.unique().tolist() == [UNKNOWN]
+    none = replace(classes, cases=tuple(replace(case, label=None) for case in classes.cases))
+    ((_, y), *_) = TrainingBatches(none, none.train, CLASSES, labelled=True, partly=True)
+    assert y.tolist() == [UNKNOWN] * len(y)

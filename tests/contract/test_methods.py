@@ -27,9 +27,11 @@ from microtome.methods.factorize import Factorize
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
+from microtome.methods.merge_layers import MergeLayers
 from microtome.methods.prune import Prune
 from microtome.methods.quantize import Quantize
 from microtome.methods.reconstruct import Reconstruct
+from microtome.methods.replace_norms import ReplaceNorms
 from microtome.methods.smooth import Smooth
 from microtome.methods.sparsify import Sparsify
 from microtome.recipes import Recipe, run
@@ -39,6 +41,8 @@ from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
 # Each method, and the methods that must have run before it.
 STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
+    "replace_norms": (ReplaceNorms(), ()),
+    "merge_layers": (MergeLayers(), (FoldBatchNorm(),)),
     "quantize": (Quantize(), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
     "correct_bias_analytically": (CorrectBiasAnalytically(), (FoldBatchNorm(), Quantize())),

@@ -176,6 +176,10 @@ def test_a_weight_that_is_not_finite_is_named():
         EncodeWeights(Binary()).run(network, told())
 
 
+def names_of(network: Network) -> list[str]:
+    return [str(layer.weight.target) for layer in network.layers]
+
+
 @pytest.mark.parametrize("number_format", [Codebook(4, integer=True), Codebook(3)])
 def test_a_sparse_network_keeps_its_zeros(number_format: Codebook):
     network = quantized("unet2d").copy()
@@ -186,12 +190,10 @@ def test_a_sparse_network_keeps_its_zeros(number_format: Codebook):
         EncodeWeights(number_format).run(replace(network, state=network.state | state), told())
         for state in ({"sparse"}, frozenset())
     )
-    for layer in network.layers:
-        name = str(layer.weight.target)
+    for name in names_of(network):
         zeros = network.tensor(name) == 0
         assert not bool(kept.tensor(name)[zeros].any())
         assert kept.formats[name].format == replace(number_format, zero=True)
         assert lost.formats[name].format == number_format
-    assert any(
-        bool(lost.tensor(str(n.weight.target))[network.tensor(str(n.weight.target)) == 0].any()) for n in lost.layers
-    )
+    moved = [lost.tensor(name)[network.tensor(name) == 0].any() for name in names_of(lost)]
+    assert any(moved) or number_format.integer  # the integer nearest to a small value may be 0

@@ -149,10 +149,11 @@ class Awkward(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.groups, self.small = nn.Conv2d(16, 16, 3, groups=2, padding=1), nn.Conv2d(16, 16, 1)
+        self.uneven = nn.Conv2d(16, 16, 4, padding="same")
         self.shared, self.wide = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.wide(self.shared(self.shared(self.small(self.groups(x)))))
+        return self.wide(self.shared(self.shared(self.uneven(self.small(self.groups(x))))))
 
 
 def test_layers_that_stay_say_why():
@@ -161,6 +162,7 @@ def test_layers_that_stay_say_why():
     assert reasons(result) == {
         "groups": "its channels are convolved in 2 groups",
         "small": "it has 256 weights, fewer than 500",
+        "uneven": "its padding is uneven",
         "shared": "another layer shares its weight",
         "shared#2": "another layer shares its weight",
         "wide": "at ranks 16 and 16 it has 2304 weights, not fewer than 2304",

@@ -4,7 +4,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from microtome.errors import DataError, OptionError
@@ -131,8 +131,11 @@ def test_widths_become_multiples():
     network = captured("unet2d")
     pruned = Prune(0.5, round_to=4, importance="l2").run(network, context(network))
     assert all(left % 4 == 0 for _, left in pruned.history[-1]["pruned"].values())
-    with pytest.raises(OptionError, match=r"only [\d.]+% of the parameters can go, not 50.0%"):
-        Prune(0.5, round_to=16).run(network, context(network))
+    coarse = Prune(0.6, round_to=16, importance="l2").run(network, context(network)).history[-1]["pruned"]
+    assert coarse["down.0"] == [32, 16]  # a multiple of 16, and of 8 where there are only 16
+    assert coarse["leave.0"] == [16, 8]
+    with pytest.raises(OptionError, match=r"only [\d.]+% of the parameters can go, not 90.0%"):
+        Prune(0.9, round_to=16).run(network, context(network))
 
 
 def rounded_up(network: Network, lanes: int = 8) -> float:
@@ -149,7 +152,7 @@ def test_the_best_multiple_is_measured():
     pruned = Prune(0.45, of="macs", round_to="auto", importance="l2").run(network, context(network, latency=rounded_up))
     found = pruned.history[-1]["widths"]
     assert found["chosen"] == 8
-    assert set(found["latency_ms"]) == {"before", "1", "8"}  # 16 is too coarse: one group only is wider
+    assert set(found["latency_ms"]) == {"before", "1", "8", "16", "32"}
     assert all(left % 8 == 0 for _, left in pruned.history[-1]["pruned"].values())
     finest = Prune(0.45, of="macs", round_to="auto", importance="l2").run(
         network, context(network, latency=lambda n: rounded_up(n, 1))
@@ -176,10 +179,7 @@ def test_labels_change_what_matters():
     network = captured("unet2d")
     batches = [(x, torch.zeros(2, 16, 16, dtype=torch.int64)) for x in images(network.shape)]
 
-    def loss(output: Tensor, _: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(output, target)
-
-    labelled = Prune(0.3).run(network, context(network, training=batches, loss=loss))
+    labelled = Prune(0.3).run(network, context(network, training=batches, label_loss=functional.cross_entropy))
     without = Prune(0.3).run(network, context(network))
     assert labelled.history[-1]["pruned"] != without.history[-1]["pruned"]
 

@@ -179,20 +179,22 @@ def test_zeros_that_are_held_stay_zero_and_do_not_count():
     norms = []
     module.weight.register_post_accumulate_grad_hook(lambda p: norms.append(p.grad.clone()))
     masks = [(module.weight, torch.tensor([[1.0, 0.0, 1.0]]))]
-    trainer(module, masks=masks, clipped=[module.weight]).train(examples())
+    trainer(module, masks=masks, steps=300).train(examples())
     assert float(norms[0][0, 1]) != 0  # it would have moved
     assert module.weight[0, 1].item() == 0
-    torch.testing.assert_close(module.weight.detach()[0, [0, 2]], torch.tensor([1.0, 0.5]), rtol=0.3, atol=0.3)
+    x, y = (torch.cat(parts) for parts in zip(*examples(), strict=True))
+    best = torch.linalg.lstsq(torch.cat([x[:, [0, 2]], torch.ones(len(x), 1)], 1), y).solution[:2, 0]
+    torch.testing.assert_close(module.weight.detach()[0, [0, 2]], best, rtol=0.05, atol=0.05)
 
 
 def test_a_penalty_is_added_and_is_not_what_is_shown():
     plain, drawn = student(), student()
     first = trainer(plain, steps=200).train(examples())
     second = trainer(drawn, steps=200, penalty=lambda: 3 * drawn.weight.abs().sum()).train(examples())
-    assert float(drawn.weight.abs().sum()) < 0.7 * float(plain.weight.abs().sum())
+    assert float(drawn.weight.detach().abs().sum()) < 0.7 * float(plain.weight.detach().abs().sum())
     assert second["loss"][0] > first["loss"][0]
     loss = sum(float(labels(drawn(x), None, y).detach()) for x, y in examples()) / 4
-    assert second["loss"][-1] == pytest.approx(loss, rel=0.1)  # without the penalty, which is 3 or so
+    assert second["loss"][-1] == pytest.approx(loss, rel=0.1)  # without the penalty
 
 
 class Clock:

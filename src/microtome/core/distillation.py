@@ -9,7 +9,14 @@ from torch.nn import functional
 SMOOTH = 1.0  # of the soft Dice: keeps empty structures from dividing by zero
 
 
-def divergence(student: Tensor, teacher: Tensor, *, sigmoid: bool = False, temperature: float = 1.0) -> Tensor:
+def divergence(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    sigmoid: bool = False,
+    temperature: float = 1.0,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return the mean Kullback-Leibler divergence of the student's probabilities from the teacher's.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2; scaled with the
@@ -20,6 +27,7 @@ def divergence(student: Tensor, teacher: Tensor, *, sigmoid: bool = False, tempe
         teacher: logits, same shape.
         sigmoid: each channel is a probability of its own, instead of a softmax over channels. One channel always is.
         temperature: above 1 softens both.
+        weights: (N, *S), at least 0, of each place; None weighs all alike.
 
     Returns:
         Scalar, at least 0, mean over batch and space.
@@ -29,9 +37,12 @@ def divergence(student: Tensor, teacher: Tensor, *, sigmoid: bool = False, tempe
         target = teacher.sigmoid()
         entropy = functional.binary_cross_entropy_with_logits(teacher, target, reduction="none")
         loss = functional.binary_cross_entropy_with_logits(student, target, reduction="none") - entropy
-        return loss.sum(1).mean() * temperature**2
-    log_p, log_q = student.log_softmax(1), teacher.log_softmax(1)
-    return (log_q.exp() * (log_q - log_p)).sum(1).mean() * temperature**2
+    else:
+        log_p, log_q = student.log_softmax(1), teacher.log_softmax(1)
+        loss = log_q.exp() * (log_q - log_p)
+    each = loss.sum(1)
+    mean = each.mean() if weights is None else (each * weights).sum() / weights.sum().clamp(min=1e-12)
+    return mean * temperature**2
 
 
 def soft_dice_loss(student: Tensor, teacher: Tensor, *, sigmoid: bool = False) -> Tensor:

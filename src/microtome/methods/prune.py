@@ -33,8 +33,8 @@ class Prune(Method):
     """Remove the units that matter least: channels with all that makes and reads them, and heads of attention.
 
     Units go one after the other, always those that lose the least importance per weight (multiplication, millisecond)
-    saved, until the share is reached. Their gradients, where importance asks for them, are those of the training loss
-    on labelled images; without labels those of the divergence from what the network says now (Fisher matrix).
+    saved, until the share is reached. Gradients, where importance asks for them, are those of the loss on labels;
+    without labels those of the divergence from what the network says now (Fisher matrix).
 
     Attributes:
         share: of the network's present cost that shall go.
@@ -43,8 +43,8 @@ class Prune(Method):
             its gate's gradient (`taylor`, `fisher`), its output on images (`activation`, `hrank`), or `random`. All but
             `taylor`, `fisher` and `bn_scale` count relative to the group's mean.
         scope: units compare across the network (`global`), or each group loses the same share (`uniform`).
-        round_to: groups that lose units keep a multiple of this; those that are no wider stay whole. `auto` measures
-            1, 8, 16 and 32 on the target, and takes what saves most time for its size.
+        round_to: groups that lose units keep a multiple of this, or of half of it (a quarter, …) where they are narrower
+            than two of it. `auto` measures 1, 8, 16 and 32 on the target, and takes what saves most time for its size.
         most: share of a group's units that may go.
         least: units of a group that stay.
         skip: names of groups, or of layers, that are left alone.
@@ -151,11 +151,9 @@ class Prune(Method):
         by = self.importance
         if by in ("taylor", "fisher"):
             objective, batches = chosen_objective(
-                network,
                 training=context.training,
                 calibration=context.calibration,
-                loss=context.loss,
-                teacher=context.teacher,
+                label_loss=context.label_loss,
                 sigmoid=context.sigmoid,
                 seed=self.seed,
             )

@@ -129,10 +129,10 @@ class Training:
         score = context.score if self.watch == "score" else None
         network = student.network
         return Trainer(
-            student.module,
-            groups,
-            loss,
             **{
+                "student": student.module,
+                "groups": groups,
+                "loss": loss,
                 "steps": self.steps,
                 "clipped": student.weights(),
                 "tuning": context.tuning,

@@ -64,7 +64,7 @@ def test_after_a_step_the_weight_follows_the_logits():
     before = soft(real)
     before.sum().backward()
     soft.pull(None, 0.0)
-    soft.logits.data.add_(5.0)
+    soft.logits.data.add_(50.0)
     _, _, high = soft._neighbours()
     torch.testing.assert_close(soft(real).detach(), high)
     assert not torch.equal(before, high)
@@ -102,3 +102,17 @@ def test_the_share_that_is_dropped_stays_in_float():
     assert float((grid(x) == x).float().mean()) == pytest.approx(0.3, abs=0.01)
     grid.drop = 0.0
     assert torch.equal(grid(x) * 4, (grid(x) * 4).round())
+
+
+def test_zeros_stay_zero_where_that_is_asked_for():
+    real = weight()
+    real[:, 0] = 0
+    qparams = weight_qparams(real, QType(4, narrow=True, axis=0), search=False)
+    soft = SoftWeight(qparams, real, zeros=True)
+    free = SoftWeight(qparams, real)
+    for one in (soft, free):
+        one.logits.data += 5  # all are drawn upwards
+    assert not bool(soft(real)[:, 0].any())
+    assert not bool(soft.settled(real)[:, 0].any())
+    assert bool(free.settled(real)[:, 0].all())
+    torch.testing.assert_close(soft.settled(real)[:, 1:], free.settled(real)[:, 1:])

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from microtome.graph.operators import aten
+from microtome.graph.operators import aten, kind
+from microtome.graph.watching.eager import depends_on_layout
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -14,8 +15,12 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 def channels_last(module: GraphModule) -> None:
     """Let a graph compute with channels last, in place: what its kernels of convolutions then give follows them.
 
-    Views of values that are not in the usual order become copies. Call `module.recompile()` afterwards.
+    Views of values that are not in the usual order become copies. Graphs stay as they are whose results depend on the
+    order, or that have group norms: torch's kernel for channels last subtracts squares. Call `module.recompile()`
+    afterwards.
     """
+    if depends_on_layout(module.graph) or any(kind(node) == "group_norm" for node in module.graph.nodes):
+        return
     for node in module.graph.nodes:
         if node.target is aten.view.default:
             node.target = aten.reshape.default

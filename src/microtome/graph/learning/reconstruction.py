@@ -19,7 +19,7 @@ from microtome.core.distillation import divergence
 from microtome.core.rounding import annealed_beta
 from microtome.errors import DataError
 from microtome.graph.learning.soft_rounding import DroppedGrid, SoftWeight, decided, in_float
-from microtome.graph.learning.trainable import Trainable
+from microtome.graph.learning.trainable import SPARSE, Trainable
 from microtome.graph.network import Batch, Network
 from microtome.graph.operators import constant_source
 from microtome.graph.structure.blocks import Block, blocks, join_unequal, run_block
@@ -87,7 +87,11 @@ def reconstruct(
 
     student = Trainable(
         network,
-        weight=lambda q: SoftWeight(q.qparams, network.tensor(str(constant_source(q.node).target))),  # type: ignore[union-attr]
+        weight=lambda q: SoftWeight(
+            q.qparams,
+            network.tensor(str(constant_source(q.node).target)),  # type: ignore[union-attr]
+            zeros=SPARSE in network.state,
+        ),
         activation=lambda q: DroppedGrid(q.qparams, learned=schedule.grid_rate > 0 and not meets_others(q.node)),
     )
     for parameter in student.weights():

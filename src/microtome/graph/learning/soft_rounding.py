@@ -23,10 +23,14 @@ class SoftWeight(Grid):
         off: the weight stays in float.
     """
 
-    def __init__(self, qparams: QParams, weight: Tensor) -> None:
-        """Start where the float weight is: between what rounding down and up would give, by its fraction."""
+    def __init__(self, qparams: QParams, weight: Tensor, *, zeros: bool = False) -> None:
+        """Start where the float weight is: between what rounding down and up would give, by its fraction.
+
+        With `zeros`, a weight that is zero stays zero.
+        """
         super().__init__()
         self.qtype, self._qparams, self._real = qparams.qtype, qparams, weight.detach()
+        self._zeros = zeros
         floor, _, _ = self._neighbours()
         self.logits = nn.Parameter(logits_of((self._steps() - floor).clamp(1e-4, 1 - 1e-4)))
         self.off = self._hard = False
@@ -110,7 +114,7 @@ class SoftWeight(Grid):
         scale, zero = self._along(self._qparams.scale), self._along(self._qparams.zero_point)
         floor = self._steps().floor()
         low, high = (((floor + up + zero).clamp(self.qtype.qmin, self.qtype.qmax) - zero) * scale for up in (0, 1))
-        return floor, low, high
+        return floor, low, torch.where(self._real == 0, low, high) if self._zeros else high
 
     def _along(self, parameter: Tensor) -> Tensor:
         return parameter.reshape([-1 if axis == self.qtype.axis else 1 for axis in range(self._real.ndim)])

@@ -20,6 +20,7 @@ from microtome.graph.quiet import quiet
 
 Factory = Callable[[Quantizer], Grid | None]
 PREFIX = "quantizer_modules"
+HELPERS = "helper_modules"
 SPARSE = "sparse"
 # Where the scale is among the arguments of norms.
 SCALES = {"batch_norm": 1, "instance_norm": 1, "group_norm": 2, "layer_norm": 2}
@@ -103,7 +104,15 @@ class Trainable:
 
     def weights(self) -> list[nn.Parameter]:
         """Return what the network itself learns: weights, biases, scales of norms."""
-        return [p for name, p in self.module.named_parameters() if not name.startswith(PREFIX)]
+        return [p for name, p in self.module.named_parameters() if not name.startswith((PREFIX, HELPERS))]
+
+    def help(self, name: str, helper: nn.Module) -> None:
+        """Add a module that learns beside the network, is kept in checkpoints, and dropped when training is done."""
+        self.module.add_module(f"{HELPERS}_{name}", helper)
+
+    def helpers(self) -> list[nn.Parameter]:
+        """Return what helpers learn."""
+        return [p for name, p in self.module.named_parameters() if name.startswith(HELPERS)]
 
     def norm_scales(self) -> list[nn.Parameter]:
         """Return the scales of norms, one value per channel each."""
@@ -126,7 +135,7 @@ class Trainable:
         """Return the network with what was learned: weights on their grids, the grids, norms' statistics."""
         network = self.network.copy()
         for name, parameter in self.module.named_parameters():
-            if not name.startswith(PREFIX):
+            if not name.startswith((PREFIX, HELPERS)):
                 edit.set_constant(network.graph_module, name, usual(parameter))
         for name in self._statistics:
             edit.set_constant(network.graph_module, name, self.module.get_buffer(name), weight=False)

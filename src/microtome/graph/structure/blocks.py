@@ -137,7 +137,7 @@ def _flowing(graph_module: GraphModule) -> dict[Node, None]:
     computed in the graph's order, and not when they are read.
     """
     nodes = list(graph_module.graph.nodes)
-    written = {_owner(node.args[0]) for node in nodes if _writes(node)}
+    written = {_owner(node.args[0]) for node in nodes if writes(node)}
     found: dict[Node, None] = {}
     for node in nodes:
         computed = node.op in ("call_function", "call_module")
@@ -157,7 +157,7 @@ def _together(nodes: Sequence[Node], order: Mapping[Node, int], last_use: Mappin
         family.setdefault(_owner(node), []).append(node)
     found: set[int] = set()
     for position, node in enumerate(nodes):
-        if _writes(node):
+        if writes(node):
             for value in family.get(_owner(node.args[0]), ()):
                 made = order.get(value, -1)  # the network's input is there before
                 if made < position < last_use[value]:
@@ -165,7 +165,8 @@ def _together(nodes: Sequence[Node], order: Mapping[Node, int], last_use: Mappin
     return found
 
 
-def _writes(node: Node) -> bool:
+def writes(node: Node) -> bool:
+    """Whether an operator writes into its input."""
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and schema.is_mutable
 

@@ -26,14 +26,14 @@ def geometry(node: Node) -> Geometry:
     if kind(node) == "linear":
         return Geometry()
     named = named_arguments(node)
-    stride, dilation = (_spread(named[key], len(kernel)) for key in ("stride", "dilation"))
+    stride, dilation = (spread(named[key], len(kernel)) for key in ("stride", "dilation"))
     padding = named["padding"]
     if padding == "valid":
         padding = 0
     elif padding == "same":  # what is odd goes behind
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
     return Geometry(
-        kernel, stride, _spread(padding, len(kernel)), dilation, groups(node), kind(node) == "conv_transpose"
+        kernel, stride, spread(padding, len(kernel)), dilation, groups(node), kind(node) == "conv_transpose"
     )
 
 
@@ -133,7 +133,7 @@ def collect(
         run(batch)
 
 
-def _spread(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+def spread(value: int | Sequence[int], count: int) -> tuple[int, ...]:
     """Return one number per axis."""
     values = [value] if isinstance(value, int) else list(value)
     return tuple(int(v) for v in (values * count if len(values) == 1 else values))

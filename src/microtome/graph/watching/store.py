@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -28,7 +27,7 @@ class _File:
 
     def content(self, value: Any) -> memoryview | bytes:
         if self.like is not None:
-            return memoryview(value.cpu().reshape(-1).view(torch.uint8).numpy())
+            return _bytes(value.cpu())
         stream = io.BytesIO()  # torch's own file writer aborts the process when the disk is full
         torch.save(value, stream)
         return stream.getvalue()
@@ -36,8 +35,10 @@ class _File:
     def read(self) -> Any:
         if self.like is None:
             return torch.load(self.path)
-        bare = torch.from_numpy(np.fromfile(self.path, np.uint8))
-        return bare.view(self.like.dtype).reshape(self.like.shape).to(self.device)
+        value = torch.empty(self.like.shape, dtype=self.like.dtype)
+        with self.path.open("rb") as file:
+            file.readinto(_bytes(value))
+        return value.to(self.device)
 
 
 class Store:
@@ -92,3 +93,8 @@ def _alone(value: Any) -> Any:
         return value
     value = value.detach()
     return value.contiguous() if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
