@@ -43,7 +43,7 @@ class Prune(Method):
             its gate's gradient (`taylor`, `fisher`), its output on images (`activation`, `hrank`), or `random`. All but
             `taylor`, `fisher` and `bn_scale` count relative to the group's mean.
         scope: units compare across the network (`global`), or each group loses the same share (`uniform`).
-        round_to: groups that lose units keep a multiple of this, or of half of it (a quarter, …) where they are narrower
+        round_to: groups that lose units keep a multiple of this; of half of it, a quarter, … where they are narrower
             than two of it. `auto` measures 1, 8, 16 and 32 on the target, and takes what saves most time for its size.
         most: share of a group's units that may go.
         least: units of a group that stay.
