@@ -20,6 +20,7 @@ from microtome.methods.attention import QuantizeAttention
 from microtome.methods.base import Context, Method, Phase
 from microtome.methods.bias_analytic import CorrectBiasAnalytically
 from microtome.methods.bias_correction import CorrectBias
+from microtome.methods.distill import Distill
 from microtome.methods.encode import EncodeWeights
 from microtome.methods.equalize import Equalize
 from microtome.methods.even_layernorm import EvenLayerNorm
@@ -57,12 +58,14 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "adaround": (AdaRound(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "reconstruct": (Reconstruct(steps=3), (FoldBatchNorm(), Quantize(weight_bits=4))),
     "finetune": (Finetune(steps=2), (FoldBatchNorm(), Quantize(weight_bits=4))),
+    "distill": (Distill(steps=2), ()),
     "attention": (QuantizeAttention(softmax="twin", gelu="twin"), (FoldBatchNorm(), Quantize())),
 }
-ELSEWHERE = {"dynamic", "repeat"}  # the first quantizes no convolutions, the second runs others: tests of their own
+# Tests of their own: it quantizes no convolutions; it runs others; it needs layers that can become narrower.
+ELSEWHERE = {"dynamic", "repeat", "search"}
 FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
 """What runs again where a method has done what it was told: its share of zeros counts those that are there."""
-ON_ANY = {"fold", "even_layernorm", "finetune", "factorize", "prune", "sparsify", "replace_norms"}
+ON_ANY = {"fold", "even_layernorm", "finetune", "distill", "factorize", "prune", "sparsify", "replace_norms"}
 """Methods that need no state."""
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]

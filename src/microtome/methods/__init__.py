@@ -24,4 +24,6 @@ METHODS = {
     "reconstruct": "microtome.methods.reconstruct:Reconstruct",
     "repeat": "microtome.methods.repeat:Repeat",
     "finetune": "microtome.methods.finetune:Finetune",
+    "distill": "microtome.methods.distill:Distill",
+    "search": "microtome.methods.search:Search",
 }

@@ -123,25 +123,25 @@ class Training:
         ]
 
     def trainer(
-        self, student: Trainable, groups: Sequence[dict[str, Any]], loss: Loss, context: Context, **more: Any
+        self, trained: Trainable, groups: Sequence[dict[str, Any]], loss: Loss, context: Context, **more: Any
     ) -> Trainer:
-        """Return what trains a student as these settings say; `more` are fields of Trainer."""
+        """Return what trains a network as these settings say; `more` are fields of Trainer."""
         score = context.score if self.watch == "score" else None
-        network = student.network
+        network = trained.network
         return Trainer(
             **{
-                "student": student.module,
+                "student": trained.module,
                 "groups": groups,
                 "loss": loss,
                 "steps": self.steps,
-                "clipped": student.weights(),
+                "clipped": trained.weights(),
                 "tuning": context.tuning,
-                "score": None if score is None else lambda: score(student.freeze()),
+                "score": None if score is None else lambda: score(trained.freeze()),
                 "check_every": self.check_every,
                 "patience": self.patience,
                 "amp": self.amp,
-                "masks": student.masks(),
-                "penalty": self._penalty(student),
+                "masks": trained.masks(),
+                "penalty": self._penalty(trained),
                 "minutes": self.minutes,
                 "checkpoint": context.checkpoint,
                 "device": network.device,

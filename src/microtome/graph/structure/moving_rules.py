@@ -89,7 +89,7 @@ def split(flow: Flow, node: Node) -> list[Tensor]:
     if labels.shape[axis] == 1:
         return [labels] * len(pieces)
     lengths = [int(piece.shape[axis]) for piece in pieces]
-    return [compressed(part) for part in labels.split(lengths, axis)]
+    return [compressed(part) for part in torch.split(labels, lengths, axis)]
 
 
 def item(flow: Flow, node: Node) -> Tensor | list[Tensor]:
