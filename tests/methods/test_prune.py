@@ -11,6 +11,7 @@ from microtome.errors import DataError, OptionError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.structure.groups import channel_groups
+from microtome.graph.structure.residuals import removable_blocks
 from microtome.graph.watching.macs import layer_sizes
 from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
@@ -219,6 +220,24 @@ def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(DataError, match="no calibration images"):
         Prune(importance="l1").run(captured("unet2d"))
     assert Prune(importance="l1", repair=False).run(captured("unet2d")).state == {"pruned"}
+
+
+def test_blocks_go_by_what_their_absence_changes():
+    network = captured("transformer")
+    names = [block.name for block in removable_blocks(network)]
+    assert len(names) == 2
+    pruned = Prune(0.1, blocks=True).run(network, context(network))
+    (gone,) = pruned.history[-1]["blocks"]
+    assert gone in names
+    assert pruned.parameters < 0.9 * network.parameters
+    assert len(removable_blocks(pruned)) == 1
+    (other,) = (name for name in names if name != gone)
+    kept = Prune(0.1, blocks=True, skip=frozenset({gone})).run(network, context(network))
+    assert list(kept.history[-1]["blocks"]) == [other]
+    with pytest.raises(OptionError, match=r"only [\d.]+% of the parameters lie in blocks"):
+        Prune(0.95, blocks=True).run(network, context(network))
+    with pytest.raises(OptionError, match="nothing is left to prune: the network has no block that can be removed"):
+        Prune(blocks=True).run(captured("shared2d"), context(captured("shared2d")))
 
 
 def test_pruning_goes_on_where_it_ended():
