@@ -160,7 +160,9 @@ def _only_for(value: Node, reader: Node) -> frozenset[Node]:
     waiting = [value]
     while waiting:
         node = waiting.pop()
-        if node in found or node.op != "call_function" or not all(u is reader or u in found for u in node.users):
+        if node in found or node.op != "call_function":
+            continue
+        if node is not value and not all(user in found for user in node.users):
             continue
         found.add(node)
         waiting += node.all_input_nodes
