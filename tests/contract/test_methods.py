@@ -70,8 +70,6 @@ FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
 ON_ANY = {"fold", "even_layernorm", "finetune", "distill", "factorize", "prune", "sparsify", "replace_norms"}
 ON_ANY |= {"merge_channels", "group_channels"}
 """Methods that need no state."""
-WHOLE = {("prune", "shared2d"), ("prune", "tied2d"), ("merge_channels", "shared2d"), ("merge_channels", "tied2d")}
-"""What has nothing to do: both networks consist of channels that come in or go out."""
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]
 
@@ -81,13 +79,6 @@ AT_EACH_EDIT = ("unet2d", "transformer")  # a file takes longer than a method
 every_file = pytest.mark.parametrize(
     "network", [pytest.param(name, marks=() if name in AT_EACH_EDIT else pytest.mark.slow) for name in WITH_LAYERS]
 )
-
-
-@pytest.fixture(autouse=True)
-def _has_something_to_do(request: pytest.FixtureRequest):
-    given = getattr(getattr(request.node, "callspec", None), "params", {})
-    if (given.get("method"), given.get("network")) in WHOLE:
-        pytest.skip("no channel of this network can go")
 
 
 def context(network: Network) -> Context:
