@@ -70,7 +70,7 @@ class Factorize(Method):
     energy: float = 0.9
     share: float = 0.25
     unit: Literal["parameters", "macs", "ms"] = "parameters"
-    candidates: tuple[float, ...] = (0.6, 0.4, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03)
+    candidates: tuple[float, ...] = (0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.03, 0.015)
     objective: Objective = "kl"
     round_to: int = 8
     least: int = 2000
