@@ -28,6 +28,7 @@ from microtome.methods.factorize import Factorize
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
+from microtome.methods.merge_channels import MergeChannels
 from microtome.methods.merge_layers import MergeLayers
 from microtome.methods.prune import Prune
 from microtome.methods.quantize import Quantize
@@ -43,6 +44,7 @@ from networks import EVERYTHING, NETWORKS, UNSIGNED, captured, images
 STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
     "replace_norms": (ReplaceNorms(), ()),
+    "merge_channels": (MergeChannels(share=0.2), ()),
     "merge_layers": (MergeLayers(), (FoldBatchNorm(),)),
     "quantize": (Quantize(), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
@@ -66,6 +68,7 @@ ELSEWHERE = {"dynamic", "repeat", "search"}
 FURTHER: dict[str, Method] = {"sparsify": Sparsify(share=0.8)}
 """What runs again where a method has done what it was told: its share of zeros counts those that are there."""
 ON_ANY = {"fold", "even_layernorm", "finetune", "distill", "factorize", "prune", "sparsify", "replace_norms"}
+ON_ANY |= {"merge_channels", "group_channels"}
 """Methods that need no state."""
 WITH_PRODUCTS = replace(EVERYTHING, operators={**EVERYTHING.operators, "matmul": OperatorSupport(UNSIGNED, UNSIGNED)})
 WITH_LAYERS = [name for name in NETWORKS if name != "nothing"]

@@ -7,6 +7,7 @@ METHODS = {
     "fold": "microtome.methods.fold:FoldBatchNorm",
     "replace_norms": "microtome.methods.replace_norms:ReplaceNorms",
     "merge_layers": "microtome.methods.merge_layers:MergeLayers",
+    "merge_channels": "microtome.methods.merge_channels:MergeChannels",
     "prune": "microtome.methods.prune:Prune",
     "sparsify": "microtome.methods.sparsify:Sparsify",
     "equalize": "microtome.methods.equalize:Equalize",
