@@ -67,7 +67,7 @@ def toml(value: Any) -> str:
 
 
 # Images per step are those of `structure.BATCHES`: an epoch of hippocampus has 32 steps, of skin 160, of chest 260.
-STEPS = {"hippocampus": 1500, "skin": 1500, "chest": 1200}
+STEPS = {"hippocampus": 3000, "skin": 2000, "chest": 1200}
 TRAINED: Table = {"method": "finetune", "labels": 0.5, "amp": True, "rate": 2e-2, "check_every": 150}
 INT8: tuple[Table, ...] = ({"method": "fold"}, {"method": "quantize", "end_bits": 8}, {"method": "correct_bias"})
 

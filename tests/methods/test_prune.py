@@ -4,13 +4,14 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from microtome.errors import DataError, OptionError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.structure.groups import channel_groups
+from microtome.graph.structure.residuals import removable_blocks
 from microtome.graph.watching.macs import layer_sizes
 from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
@@ -131,8 +132,11 @@ def test_widths_become_multiples():
     network = captured("unet2d")
     pruned = Prune(0.5, round_to=4, importance="l2").run(network, context(network))
     assert all(left % 4 == 0 for _, left in pruned.history[-1]["pruned"].values())
-    with pytest.raises(OptionError, match=r"only [\d.]+% of the parameters can go, not 50.0%"):
-        Prune(0.5, round_to=16).run(network, context(network))
+    coarse = Prune(0.6, round_to=16, importance="l2").run(network, context(network)).history[-1]["pruned"]
+    assert coarse["down.0"] == [32, 16]  # a multiple of 16, and of 8 where there are only 16
+    assert coarse["leave.0"] == [16, 8]
+    with pytest.raises(OptionError, match=r"only [\d.]+% of the parameters can go, not 90.0%"):
+        Prune(0.9, round_to=16).run(network, context(network))
 
 
 def rounded_up(network: Network, lanes: int = 8) -> float:
@@ -149,7 +153,7 @@ def test_the_best_multiple_is_measured():
     pruned = Prune(0.45, of="macs", round_to="auto", importance="l2").run(network, context(network, latency=rounded_up))
     found = pruned.history[-1]["widths"]
     assert found["chosen"] == 8
-    assert set(found["latency_ms"]) == {"before", "1", "8"}  # 16 is too coarse: one group only is wider
+    assert set(found["latency_ms"]) == {"before", "1", "8", "16", "32"}
     assert all(left % 8 == 0 for _, left in pruned.history[-1]["pruned"].values())
     finest = Prune(0.45, of="macs", round_to="auto", importance="l2").run(
         network, context(network, latency=lambda n: rounded_up(n, 1))
@@ -176,10 +180,7 @@ def test_labels_change_what_matters():
     network = captured("unet2d")
     batches = [(x, torch.zeros(2, 16, 16, dtype=torch.int64)) for x in images(network.shape)]
 
-    def loss(output: Tensor, _: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(output, target)
-
-    labelled = Prune(0.3).run(network, context(network, training=batches, loss=loss))
+    labelled = Prune(0.3).run(network, context(network, training=batches, label_loss=functional.cross_entropy))
     without = Prune(0.3).run(network, context(network))
     assert labelled.history[-1]["pruned"] != without.history[-1]["pruned"]
 
@@ -219,6 +220,24 @@ def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(DataError, match="no calibration images"):
         Prune(importance="l1").run(captured("unet2d"))
     assert Prune(importance="l1", repair=False).run(captured("unet2d")).state == {"pruned"}
+
+
+def test_blocks_go_by_what_their_absence_changes():
+    network = captured("transformer")
+    names = [block.name for block in removable_blocks(network)]
+    assert len(names) == 2
+    pruned = Prune(0.1, blocks=True).run(network, context(network))
+    (gone,) = pruned.history[-1]["blocks"]
+    assert gone in names
+    assert pruned.parameters < 0.9 * network.parameters
+    assert len(removable_blocks(pruned)) == 1
+    (other,) = (name for name in names if name != gone)
+    kept = Prune(0.1, blocks=True, skip=frozenset({gone})).run(network, context(network))
+    assert list(kept.history[-1]["blocks"]) == [other]
+    with pytest.raises(OptionError, match=r"only [\d.]+% of the parameters lie in blocks"):
+        Prune(0.95, blocks=True).run(network, context(network))
+    with pytest.raises(OptionError, match="nothing is left to prune: the network has no block that can be removed"):
+        Prune(blocks=True).run(captured("shared2d"), context(captured("shared2d")))
 
 
 def test_pruning_goes_on_where_it_ended():

@@ -197,7 +197,8 @@ class _Reader:
         if form == "words":
             symbols = self._streams[_place(stream)]
             dictionary = np.frombuffer(self._take(size * (int(symbols.max()) + 1)), f"<u{size}")
-            return dictionary[symbols].tobytes()
+            content: bytes = dictionary[symbols].tobytes()
+            return content
         if form == "planes" and len(stream) == size:
             return from_planes([self._streams[_place(plane)] for plane in stream])
         raise ValueError(f"no form of an array is called {form!r}")

@@ -70,7 +70,7 @@ def _least(symbols: Array) -> tuple[float, Gaps | None]:
 
 
 def _digest(symbols: Array) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(symbols), digest_size=16).digest()
+    return hashlib.blake2b(symbols.tobytes(), digest_size=16).digest()
 
 
 def streams_from(

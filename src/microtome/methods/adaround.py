@@ -21,7 +21,7 @@ class AdaRound(Method):
     Attributes:
         steps: per layer.
         samples: images per step.
-        rate: learning rate, for 400 steps; fewer take a larger one in proportion, up to 0.2.
+        rate: learning rate, for 400 steps; fewer take a larger one in proportion, up to 0.3.
         decisiveness: weight of what drives each weight to one neighbour, where the error of rounding to nearest is 1.
             With little of it, few steps end before all weights are decided.
         seed: of what is drawn.

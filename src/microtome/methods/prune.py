@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels and heads go, and the network becomes a smaller dense one."""
+"""Structured pruning: whole channels, heads and blocks go, and the network becomes a smaller dense one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from microtome.core import unit_importance
-from microtome.errors import OptionError
+from microtome.core.distillation import divergence
+from microtome.errors import DataError, OptionError
 from microtome.graph import edit
+from microtome.graph.choosing.block_removal import remove_least_blocks
 from microtome.graph.choosing.unit_removal import Of, UnitRemoval
 from microtome.graph.network import Network
 from microtome.graph.structure.costs import columns_left
 from microtome.graph.structure.groups import ChannelGroup, channel_groups
 from microtome.graph.structure.refitting import refit_layers
+from microtome.graph.structure.residuals import removable_blocks
 from microtome.graph.watching import unit_scores
 from microtome.graph.watching.gradients import chosen_objective, some
 from microtome.graph.watching.grams import grams
@@ -30,11 +33,11 @@ BY_WEIGHT = {"l1": unit_importance.l1, "l2": unit_importance.l2, "fpgm": unit_im
 
 @dataclass(frozen=True)
 class Prune(Method):
-    """Remove the units that matter least: channels with all that makes and reads them, and heads of attention.
+    """Remove the units that matter least: channels with all that makes and reads them, heads of attention, or blocks.
 
     Units go one after the other, always those that lose the least importance per weight (multiplication, millisecond)
-    saved, until the share is reached. Their gradients, where importance asks for them, are those of the training loss
-    on labelled images; without labels those of the divergence from what the network says now (Fisher matrix).
+    saved, until the share is reached. Gradients, where importance asks for them, are those of the loss on labels;
+    without labels those of the divergence from what the network says now (Fisher matrix).
 
     Attributes:
         share: of the network's present cost that shall go.
@@ -43,11 +46,13 @@ class Prune(Method):
             its gate's gradient (`taylor`, `fisher`), its output on images (`activation`, `hrank`), or `random`. All but
             `taylor`, `fisher` and `bn_scale` count relative to the group's mean.
         scope: units compare across the network (`global`), or each group loses the same share (`uniform`).
-        round_to: groups that lose units keep a multiple of this; those that are no wider stay whole. `auto` measures
-            1, 8, 16 and 32 on the target, and takes what saves most time for its size.
+        blocks: remove whole blocks in place of units: residual branches, and layers between values of one kind, by what
+            their absence changes in the output.
+        round_to: groups that lose units keep a multiple of this; of half of it, a quarter, … where they are narrower
+            than two of it. `auto` measures 1, 8, 16 and 32 on the target, and takes what saves most time for its size.
         most: share of a group's units that may go.
         least: units of a group that stay.
-        skip: names of groups, or of layers, that are left alone.
+        skip: names of groups, or of layers, that are left alone; of blocks with `blocks`.
         repair: layers that read what is removed are refitted, so that their output on images changes least.
         threshold: of `activation`: magnitude that counts, in root mean squares of all that a reader sees.
         images: batches that are looked at, at most.
@@ -61,6 +66,7 @@ class Prune(Method):
     of: Literal["parameters", "macs", "ms"] = "parameters"
     importance: Literal["l1", "l2", "bn_scale", "taylor", "fisher", "activation", "hrank", "fpgm", "random"] = "taylor"
     scope: Literal["global", "uniform"] = "global"
+    blocks: bool = False
     round_to: int | Literal["auto"] = 1
     most: float = 0.9
     least: int = 1
@@ -98,12 +104,41 @@ class Prune(Method):
             raise OptionError(
                 "the latency on the target cannot be measured here.", "Choose of = macs, and a number for round_to."
             )
-        pruned, record = self._without_units(network, context)
+        without = self._without_blocks if self.blocks else self._without_units
+        pruned, record = without(network, context)
         sizes = {
             "parameters": [network.parameters, pruned.parameters],
             "macs": [_macs(network), _macs(pruned)],
         }
         return self.done(pruned, record | sizes)
+
+    def _without_blocks(self, network: Network, context: Context) -> tuple[Network, dict[str, Any]]:
+        """Return the network without the blocks whose absence changes the output least, and what went."""
+
+        def cost(one: Network) -> float:
+            if self.of == "ms":
+                assert context.latency is not None
+                return context.latency(one)
+            return float(one.parameters if self.of == "parameters" else _macs(one))
+
+        @torch.no_grad()
+        def lost(one: Network) -> float:
+            batches = some(context.calibration, self.images)
+            found = [float(divergence(one(x), network(x), sigmoid=context.sigmoid)) for x in batches]
+            if not found:
+                raise DataError("there are no calibration images.", "Give at least one training case.")
+            return sum(found) / len(found)
+
+        _check(self.skip, {block.name for block in removable_blocks(network)}, "block")
+        found = remove_least_blocks(network, self.share, cost=cost, lost=lost, skip=self.skip)
+        if found.saved < self.share:
+            raise OptionError(
+                f"only {found.saved:.1%} of the {self.of} lie in blocks that can be removed."
+                if found.gone
+                else "nothing is left to prune: the network has no block that can be removed.",
+                "Lower share, or prune channels instead.",
+            )
+        return found.network, {"blocks": {name: round(value, 6) for name, value in found.gone.items()}}
 
     def _without_units(self, network: Network, context: Context) -> tuple[Network, dict[str, Any]]:
         """Return the network without the channels and heads that matter least, and what went."""
@@ -151,11 +186,9 @@ class Prune(Method):
         by = self.importance
         if by in ("taylor", "fisher"):
             objective, batches = chosen_objective(
-                network,
                 training=context.training,
                 calibration=context.calibration,
-                loss=context.loss,
-                teacher=context.teacher,
+                label_loss=context.label_loss,
                 sigmoid=context.sigmoid,
                 seed=self.seed,
             )

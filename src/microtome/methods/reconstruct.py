@@ -29,7 +29,7 @@ class Reconstruct(Method):
         layers: the most layers of a block.
         joint: pairs of neighbouring blocks that are optimised together, those that differ most in capacity first.
         drop: share of activations that stay in float.
-        rate: learning rate of the rounding, for 400 steps; fewer take a larger one in proportion, up to 0.2.
+        rate: learning rate of the rounding, for 400 steps; fewer take a larger one in proportion, up to 0.3.
         decisiveness: weight of what drives each weight to one neighbour, where the error of rounding to nearest is 1.
             With little of it, few steps end before all weights are decided.
         grid_rate: learning rate of the logarithm of activation scales.

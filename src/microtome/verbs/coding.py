@@ -57,8 +57,9 @@ def write_network(folder: Path, made: Sequence[Made], request: Request) -> list[
     (folder / CODED).write_bytes(coded)
     for path in (*_exported(folder, made), folder / NETWORK):
         path.unlink()
-        if path.parent != folder and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+    for emptied in (folder / target_folder(made[0].name), folder / "targets"):  # others get a result.json
+        if not any(emptied.iterdir()):
+            emptied.rmdir()
     return [replace(one, result=_with_size(one.result, len(coded))) for one in made]
 
 

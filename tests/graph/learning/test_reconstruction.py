@@ -113,7 +113,7 @@ def test_only_errors_that_reach_the_output_are_mended_where_they_are_weighed(fis
 
 
 @pytest.mark.parametrize(
-    ("steps", "rate", "pace"), [(400, 0.02, 0.02), (100, 0.02, 0.08), (50, 0.02, 0.16), (3, 0.02, 0.2)]
+    ("steps", "rate", "pace"), [(400, 0.02, 0.02), (100, 0.02, 0.08), (50, 0.02, 0.16), (3, 0.02, 0.3)]
 )
 def test_few_steps_are_long_ones(steps: int, rate: float, pace: float):
     assert replace(PLAIN, steps=steps, rate=rate).pace == pytest.approx(pace)

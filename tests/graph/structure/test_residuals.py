@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.graph.structure.test_groups import Made, conv
-from tests.networks import captured, images, randomize
 from torch import Tensor, nn
 from torch.nn import functional
 
+from channel_networks import Made, conv
 from microtome.errors import OptionError
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.program import exported
 from microtome.graph.structure.residuals import removable_blocks, remove_blocks
+from networks import captured, images, randomize
 
 
 def residual(m: Any, x: Tensor) -> Tensor:

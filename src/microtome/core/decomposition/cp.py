@@ -100,7 +100,7 @@ def _projected(tensor: Tensor, vectors: Sequence[Tensor], axis: int) -> Tensor:
     """Return the tensor times the vectors of all other axes, component by component: (size, rank)."""
     order = sorted((other for other in range(tensor.ndim) if other != axis), key=lambda other: -tensor.shape[other])
     first, *others = order
-    result = torch.tensordot(tensor, vectors[first], dims=([first], [0]))  # the rank comes last
+    result: Tensor = torch.tensordot(tensor, vectors[first], dims=([first], [0]))  # the rank comes last
     left = [other for other in range(tensor.ndim) if other != first]
     for other in others:
         place = left.index(other)

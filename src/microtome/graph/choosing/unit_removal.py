@@ -48,9 +48,14 @@ class UnitRemoval:
     most: float = 1.0
 
     def pools(self, step: int = 1) -> dict[str, Pool]:
-        """Return the units that may go, so that a multiple of `step` is left; narrower groups stay whole."""
+        """Return the units that may go, so that a multiple of `step` is left.
+
+        Of groups that are narrower than two steps it is half a step, a quarter, and so on.
+        """
         return {
-            name: Pool(self.scores[name], parts=group.parts, step=step, least=self.least, most=self.most)
+            name: Pool(
+                self.scores[name], parts=group.parts, step=_narrower(step, group), least=self.least, most=self.most
+            )
             for name, group in self.groups.items()
         }
 
@@ -117,6 +122,8 @@ class UnitRemoval:
         times: dict[int, float] = {}
         gains: dict[int, float] = {}
         for step in WIDTHS:
+            if step > max(group.units for group in groups):
+                break
             try:
                 gone = self.by_size(step, of)
             except OptionError:
@@ -138,3 +145,9 @@ class UnitRemoval:
             f"only {share:.1%} of the {of} can go, not {self.share:.1%}.",
             "Lower share; or raise most, lower least, round to less, or skip fewer.",
         )
+
+
+def _narrower(step: int, group: ChannelGroup) -> int:
+    while step > 1 and 2 * step > group.units:
+        step //= 2
+    return step

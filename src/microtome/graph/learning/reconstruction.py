@@ -29,7 +29,7 @@ from microtome.graph.watching.store import Store, Values
 JUDGED = 4  # steps' worth of samples that tell whether a block became better
 SMALLEST_POWER = 1e-12
 USUAL_STEPS = 400
-LARGEST_RATE = 0.2  # of logits, which lie within 2.4 of undecided
+LARGEST_RATE = 0.3  # of logits, which lie within 2.4 of undecided
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Schedule:
     Attributes:
         steps: per block.
         samples: images per step.
-        rate: of the rounding's logits (Adam), for 400 steps; with fewer it is larger in proportion, up to 0.2, so that
+        rate: of the rounding's logits (Adam), for 400 steps; with fewer it is larger in proportion, up to 0.3, so that
             logits come as far. Otherwise few steps end before weights are decided, near rounding to nearest.
         grid_rate: of the logarithm of activation scales; 0 leaves them.
         drop: share of activations that stay in float, drawn anew at each step.

@@ -47,7 +47,7 @@ class Labels:
 
     def unify(self, first: Tensor, second: Tensor) -> None:
         """Say that labels are the same, pair by pair; the shapes broadcast. Pairs with `NONE` say nothing."""
-        shape = torch.broadcast_shapes(first.shape, second.shape)
+        shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
         one, other = first.expand(shape).reshape(-1), second.expand(shape).reshape(-1)
         both = (one != NONE) & (other != NONE)
         one, other = one[both], other[both]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.fx import Node
@@ -130,10 +130,11 @@ def _layers(node: Node) -> Iterator[_Place]:
             break
         chain.append(follower)
     signs = [kind(part) for part in chain[1:]]
-    value, earlier = before, []
-    while isinstance(value, Node) and kind(value) in NORMS | ACTIVATIONS:
+    earlier: list[str] = []
+    value: Any = before
+    while kind(value) in NORMS | ACTIVATIONS:
         earlier.insert(0, kind(value))
-        value = value.args[0]  # type: ignore[assignment]
+        value = value.args[0]
     if signs and signs == earlier and _alike(before, chain[-1]):
         yield _Place("layer", chain[-1], before, frozenset(chain))
 
@@ -160,7 +161,9 @@ def _only_for(value: Node, reader: Node) -> frozenset[Node]:
     waiting = [value]
     while waiting:
         node = waiting.pop()
-        if node in found or node.op != "call_function" or not all(u is reader or u in found for u in node.users):
+        if node in found or node.op != "call_function":
+            continue
+        if node is not value and not all(user in found for user in node.users):
             continue
         found.add(node)
         waiting += node.all_input_nodes
