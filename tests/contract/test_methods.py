@@ -28,6 +28,7 @@ from microtome.methods.factorize import Factorize
 from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.gptq import Gptq
+from microtome.methods.group_channels import GroupChannels
 from microtome.methods.merge_channels import MergeChannels
 from microtome.methods.merge_layers import MergeLayers
 from microtome.methods.prune import Prune
@@ -45,6 +46,7 @@ STEPS: dict[str, tuple[Method, tuple[Method, ...]]] = {
     "fold": (FoldBatchNorm(), ()),
     "replace_norms": (ReplaceNorms(), ()),
     "merge_channels": (MergeChannels(share=0.2), ()),
+    "group_channels": (GroupChannels(least_channels=4, gather=True), ()),
     "merge_layers": (MergeLayers(), (FoldBatchNorm(),)),
     "quantize": (Quantize(), (FoldBatchNorm(),)),
     "correct_bias": (CorrectBias(), (FoldBatchNorm(), Quantize())),
