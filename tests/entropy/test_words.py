@@ -17,9 +17,9 @@ def test_words_by_hand():
 def test_words_come_back(content: bytes, width: int):
     content = content[: len(content) // width * width]
     found = words(content, width)
-    if found is not None:
-        assert found.dictionary[found.symbols].tobytes() == content
-        assert len(np.unique(found.dictionary)) == len(found.dictionary)
+    assert found is not None  # it is short
+    assert found.dictionary[found.symbols].tobytes() == content
+    assert len(np.unique(found.dictionary)) == len(found.dictionary)
 
 
 def test_the_same_weights_in_another_type_are_the_same_symbols():
