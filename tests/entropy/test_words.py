@@ -65,7 +65,7 @@ def test_gaps_that_lack_a_symbol():
     with pytest.raises(ValueError, match="do not fit"):
         without_gaps(Gaps(0, np.array([1, 1], np.uint16), np.array([], np.uint16)), 3)
     with pytest.raises(ValueError, match="do not fit"):
-        without_gaps(Gaps(0, np.array([1, 255], np.uint16), np.array([3], np.uint16)), 256)
+        without_gaps(Gaps(0, np.array([2, 255], np.uint16), np.array([], np.uint16)), 2)  # it goes on behind the end
 
 
 def test_no_gaps_where_nothing_is_common():
