@@ -195,5 +195,5 @@ KINDS: dict[str, Kind] = {
         lambda shape, ranks: cp_parameters(shape, ranks[0]),
         lambda tensor, ranks: cp(tensor, ranks[0]),
     ),
-    "tt": Kind("tt", train_energies, _bonds, train_parameters, train),
+    "tt": Kind("tt", train_energies, _bonds, train_parameters, tensor_train),
 }
