@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from microtome.errors import MicrotomeError
+from microtome.terminal import RichProgress
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
 from references import cache
@@ -150,9 +151,7 @@ def main() -> None:
         parser.error(f"there is no part {unknown.pop()}")
     options.out.mkdir(exist_ok=True, parents=True)
     torch.set_num_threads(options.threads)
-    from microtome.terminal import Terminal
-
-    options.progress = Terminal()
+    options.progress = RichProgress()
     for plan in plans(options.parts or PARTS):
         if (options.networks and plan.network not in options.networks) or (
             options.only and plan.what not in options.only

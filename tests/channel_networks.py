@@ -56,6 +56,16 @@ def padded(m: Any, x: Tensor) -> Tensor:
     return m.last(functional.pad(x, (0, 0, 0, 0, 3, 5)) + m.deep(x))
 
 
+def windows(m: Any, x: Tensor) -> Tensor:
+    """Channels last, padded in space, cut into windows, mixed there, and put together again."""
+    x = m.first(x).permute(0, 2, 3, 1)
+    padded = functional.pad(m.norm(x), (0, 0, 0, 1, 0, 1)).roll((-1, -1), (1, 2))
+    cut = padded.view(-1, 3, 3, 3, 3, 12).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, 12)
+    cut = m.deep(cut).view(-1, 3, 3, 3, 3, 12).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, 9, 12)
+    x = x + cut.roll((1, 1), (1, 2))[:, :8, :8]
+    return m.last(functional.layer_norm(x, [12]).permute(0, 3, 1, 2))
+
+
 def repeated(m: Any, x: Tensor) -> Tensor:
     return m.last(functional.relu(m.first(x) + x.repeat(1, 8, 1, 1)))
 
@@ -145,6 +155,9 @@ MADE: dict[str, Callable[[], nn.Module]] = {
     "apart": lambda: Made(apart, first=conv(1, 16), deep=conv(10, 8), last=conv(14, 2)),
     "sliced": lambda: Made(sliced, first=conv(1, 12), last=conv(4, 2)),
     "padded": lambda: Made(padded, first=conv(1, 8), deep=conv(8, 16), last=conv(16, 2)),
+    "windows": lambda: Made(
+        windows, first=conv(1, 12), norm=nn.LayerNorm(12), deep=nn.Linear(12, 12), last=conv(12, 2)
+    ),
     "repeated": lambda: Made(repeated, first=conv(1, 8), last=conv(8, 2)),
     "shuffled": lambda: Made(shuffled, first=conv(1, 16), last=conv(16, 2)),
     "excited": lambda: Made(excited, first=conv(1, 16), down=nn.Linear(16, 4), up=nn.Linear(4, 16), last=conv(16, 2)),

@@ -17,7 +17,7 @@ def channels_last(module: GraphModule) -> None:
     """Let a graph compute with channels last, in place: what its kernels of convolutions then give follows them.
 
     Views of values that are not in the usual order become copies. Graphs stay as they are whose results depend on the
-    order, or that have norms of single images: torch copies values for instance norms, and its kernel for group norms
+    order, or that have norms of single images: torch copies for instance norms, and its kernel for group norms
     subtracts squares. Call `module.recompile()` afterwards.
     """
     if depends_on_layout(module.graph) or any(kind(node) in CHANNELS_FIRST for node in module.graph.nodes):
