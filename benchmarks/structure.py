@@ -25,17 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from structure_plans import PARTS, Plan, plans
 
 from microtome.errors import MicrotomeError
+from microtome.terminal import RichProgress
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
 from references import cache
 from structure_peers import contest
+from structure_plans import PARTS, Plan, plans
 
 MARGIN = 0.01
+HIPPOCAMPUS: Mapping[str, Any] = {"batch": 4, "flips": (0,)}
 BATCHES: Mapping[str, Mapping[str, Any]] = {
-    "hippocampus": {"batch": 4, "flips": (0,)},
+    "hippocampus": HIPPOCAMPUS,
+    "hippocampus_dynunet": HIPPOCAMPUS,
+    "hippocampus_segresnet": HIPPOCAMPUS,
     "skin": {"batch": 8, "flips": (0, 1)},
     "chest": {"batch": 16, "flips": (1,)},
 }
@@ -147,9 +151,7 @@ def main() -> None:
         parser.error(f"there is no part {unknown.pop()}")
     options.out.mkdir(exist_ok=True, parents=True)
     torch.set_num_threads(options.threads)
-    from microtome.terminal import Terminal
-
-    options.progress = Terminal()
+    options.progress = RichProgress()
     for plan in plans(options.parts or PARTS):
         if (options.networks and plan.network not in options.networks) or (
             options.only and plan.what not in options.only

@@ -98,4 +98,5 @@ def difference(network: Network, group: ChannelGroup, x: Tensor, kept: list[int]
     with torch.no_grad():
         expected = first(WithoutZeros(zeroed(network, group, kept).graph_module).run(x))
         actual = smaller(x)
+        assert not torch.equal(expected, network(x)), "units that do nothing show nothing"
     return float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-12))

@@ -85,7 +85,7 @@ def variation(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         labels: class of each place, (N, *S'); taken at the nearest place of the maps.
     """
     labels = functional.interpolate(labels[:, None].float(), student.shape[2:], mode="nearest").long().flatten()
-    names, numbers = labels.unique(return_inverse=True)
+    names, numbers = torch.unique(labels, return_inverse=True)
 
     def resemblance(maps: Tensor) -> Tensor:
         places = maps.float().movedim(1, -1).flatten(0, -2)

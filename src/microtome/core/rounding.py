@@ -48,7 +48,8 @@ def gradient_of_logits(pull: Tensor, sigmoid: Tensor, up: Tensor) -> Tensor:
         up: their rectified sigmoid. Where it has reached an end, nothing passes.
     """
     inside = torch.ops.aten.hardtanh_backward(pull, up, 0.0, 1.0)
-    return torch.ops.aten.sigmoid_backward(inside.mul_(ZETA - GAMMA), sigmoid)
+    gradient: Tensor = torch.ops.aten.sigmoid_backward(inside.mul_(ZETA - GAMMA), sigmoid)
+    return gradient
 
 
 def gradient_of_indecision(up: Tensor, beta: float) -> Tensor:

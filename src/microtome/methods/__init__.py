@@ -6,6 +6,10 @@
 METHODS = {
     "fold": "microtome.methods.fold:FoldBatchNorm",
     "replace_norms": "microtome.methods.replace_norms:ReplaceNorms",
+    "merge_layers": "microtome.methods.merge_layers:MergeLayers",
+    "merge_channels": "microtome.methods.merge_channels:MergeChannels",
+    "group_channels": "microtome.methods.group_channels:GroupChannels",
+    "prune": "microtome.methods.prune:Prune",
     "sparsify": "microtome.methods.sparsify:Sparsify",
     "equalize": "microtome.methods.equalize:Equalize",
     "smooth": "microtome.methods.smooth:Smooth",
@@ -22,4 +26,6 @@ METHODS = {
     "reconstruct": "microtome.methods.reconstruct:Reconstruct",
     "repeat": "microtome.methods.repeat:Repeat",
     "finetune": "microtome.methods.finetune:Finetune",
+    "distill": "microtome.methods.distill:Distill",
+    "search": "microtome.methods.search:Search",
 }

@@ -20,7 +20,7 @@ from microtome.graph.learning.refit import refit
 from microtome.graph.network import Batch, Network
 from microtome.graph.watching.axis_moments import collect_axes
 from microtome.graph.watching.macs import layer_sizes
-from microtome.methods.base import EMPTY, Batches, Context, Method, Phase, State
+from microtome.methods.base import EMPTY, ENCODED_FIRST, SPARSE_FIRST, Batches, Context, Method, Phase, State
 
 DAMPING = 1e-3  # of the refit, as a share of the mean variance of what a layer sees
 WIDEST = 2048  # values that a layer sees at a place; a wider one keeps its weight, and its bias keeps the mean
@@ -70,7 +70,7 @@ class Factorize(Method):
     energy: float = 0.9
     share: float = 0.25
     unit: Literal["parameters", "macs", "ms"] = "parameters"
-    candidates: tuple[float, ...] = (0.6, 0.4, 0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.03)
+    candidates: tuple[float, ...] = (0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.03, 0.015)
     objective: Objective = "kl"
     round_to: int = 8
     least: int = 2000
@@ -86,6 +86,7 @@ class Factorize(Method):
     phase: ClassVar[Phase] = Phase.STRUCTURE
     leaves: ClassVar[State] = frozenset({"factorized"})
     again: ClassVar[bool] = True
+    not_after: ClassVar[Mapping[str, str]] = {**ENCODED_FIRST, **SPARSE_FIRST}
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
@@ -124,8 +125,8 @@ class Factorize(Method):
         choose = self._within_budget if self.ranks == "budget" else self._layer_by_layer
         chosen = choose(network, found, kept, batches, context)
         if context.latency is not None and self.measurements and not self.bytes_only:
-            times = {"latency": context.latency, "build": partial(_built, network), "measurements": self.measurements}
-            chosen, slower = not_slower(chosen, **times)
+            build = partial(_built, network)
+            chosen, slower = not_slower(chosen, latency=context.latency, build=build, measurements=self.measurements)
             kept.update(slower)
         result = _built(network, chosen)
         if self.refit:

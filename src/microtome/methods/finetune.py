@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -24,7 +25,7 @@ from microtome.graph.network import Network
 from microtome.graph.quantizers import Quantizer
 from microtome.graph.structure.shared_grids import meets_others
 from microtome.graph.watching.observe import without_quantizers
-from microtome.methods.base import EMPTY, Context, Method, Phase, State, weights_are_free
+from microtome.methods.base import EMPTY, ENCODED_FIRST, Context, Method, Phase, State, weights_are_free
 from microtome.training.settings import Training
 from microtome.training.teachers import Teacher
 from microtome.types import QType
@@ -60,6 +61,7 @@ class Finetune(Training, Method):
     leaves: ClassVar[State] = frozenset({"finetuned"})
     takes: ClassVar[State] = frozenset({"rounded", "reconstructed"})
     again: ClassVar[bool] = True
+    not_after: ClassVar[Mapping[str, str]] = ENCODED_FIRST
 
     def __post_init__(self) -> None:
         """Refuse no steps, and what is no width."""
@@ -93,7 +95,7 @@ class Finetune(Training, Method):
                 context.loss or partial(_distilled, sigmoid=context.sigmoid, temperature=self.temperature), context
             ),
             context,
-            teacher=Teacher(teacher),
+            teacher=Teacher(teacher) if self.asks(network) else None,
             judged_from=self.narrow_from,
             before_step=_Widths(self, student),
         ).train(batches)

@@ -45,7 +45,7 @@ class Sparsify(Method):
     """Set the weights of layers that matter least to zero. Zeros that are there stay, and count.
 
     Zeros make a file smaller, once it is coded; no dense kernel becomes faster by them. Biases and norms are left
-    alone. With labels, gradients are those of the training loss. Without, they are those of the divergence from what
+    alone. With labels, gradients are those of the loss on them. Without, they are those of the divergence from what
     the network says now, whose mean square is the Fisher matrix's diagonal.
 
     Attributes:
@@ -186,18 +186,16 @@ class Sparsify(Method):
         return from_rows(scores, gram.geometry, weight.shape)
 
     def _gradients(self, network: Network, names: Mapping[str, Any], context: Context) -> dict[str, GradientSums]:
-        if self.importance == "movement" and not labelled(context.training):
+        if self.importance == "movement" and not (context.label_loss and labelled(context.training)):
             teacher = (context.teacher or network).to(network.device)
             objective = taught(context.loss, teacher, sigmoid=context.sigmoid)
             batches: Iterable[Any] = context.calibration
             self._check_teacher(network, teacher, batches)
         else:
             objective, batches = chosen_objective(
-                network,
                 training=context.training,
                 calibration=context.calibration,
-                loss=context.loss,
-                teacher=context.teacher,
+                label_loss=context.label_loss,
                 sigmoid=context.sigmoid,
                 seed=self.seed,
             )

@@ -9,6 +9,7 @@ from microtome.report import structure_plots, words
 from microtome.report.files import Result
 from microtome.report.structure_plots import Found, Round, Width
 
+FEW = 0.01  # share of weights: with fewer zeros than that a network is not called sparse
 COSTS = (("latency_ms", "latency, ms"), ("macs", "multiply-accumulates"), ("bytes", "bytes"), ("parameters", "weights"))
 
 
@@ -20,7 +21,7 @@ def structure(result: Result) -> dict[str, Any]:
         **_widths(rows),
         "said": _said(found),
         "alike": found.get("alike") is not False,
-        "trajectory": _trajectory(result["trajectory"], words.text(words.mapping(result["verdict"]).get("metric"))),
+        "trajectory": _trajectory(result["trajectory"], str(result["verdict"].get("metric") or "")),
         "search": _search(result["search"]),
     }
     return {**parts, "shown": any(parts[name] for name in ("widths", "trajectory", "search"))}
@@ -34,7 +35,8 @@ def _widths(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         before, after = (words.number(side.get("narrowest", side.get("outputs"))) for side in sides)
         links = words.number(sides[1].get("links")) or 1
         channels = f"{_channels(before)} → {_channels(after)}" + (f" ({links:.0f} layers)" if links > 1 else "")
-        drawn.append(Width(words.text(row.get("name")), before, after, channels))
+        if before is not None or after is not None:
+            drawn.append(Width(words.text(row.get("name")), before, after, channels))
         weights = [words.number(side.get("weights")) for side in sides]
         table.append(
             {
@@ -66,11 +68,15 @@ def _said(found: Mapping[str, Any]) -> list[str]:
     """One sentence for each total that fell."""
     titles = {"parameters": "weights", "nonzero": "weights that are not zero", "macs": "multiply-accumulates"}
     said = []
+    last = 0.0
     for key, title in titles.items():
         pair = found.get(key)
         numbers = [words.number(value) for value in pair] if isinstance(pair, list) else []
         if len(numbers) == 2 and numbers[0] and numbers[1] and numbers[1] < numbers[0]:
             gone = 1 - numbers[1] / numbers[0]
+            if key == "nonzero" and gone < last + FEW:
+                continue
+            last = gone
             said.append(f"{_count(numbers[0])} → {_count(numbers[1])} {title}: {words.share(gone)} removed.")
     return said
 
@@ -88,7 +94,10 @@ def _trajectory(rows: list[Mapping[str, Any]], metric: str) -> str:
         for place, (cost, score, row) in enumerate(known)
     ]
     floor = words.number(known[0][2].get("floor"))
-    what, title = "share of the weights that is left", f"{metric or 'score'} on the tuning patients"
+    what, title = (
+        "share of the weights that is left",
+        f"{words.metric_name(metric) if metric else 'score'}, tuning patients",
+    )
     return structure_plots.trajectory(rounds, floor=floor, what=what, score=title, name="trajectory")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,7 +135,5 @@ def regressor(student: int, teacher: int, dims: int) -> nn.Module:
 def _same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Average the larger of two maps down to the size of the smaller."""
     size = [min(a, b) for a, b in zip(one.shape[2:], other.shape[2:], strict=True)]
-    pool = {
-        1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d,
-    }[len(size)]  # fmt: skip
-    return pool(one, size), pool(other, size)  # type: ignore[operator]
+    pool: Callable[[Tensor, list[int]], Tensor] = getattr(functional, f"adaptive_avg_pool{len(size)}d")
+    return pool(one, size), pool(other, size)

@@ -34,7 +34,7 @@ class Training:
             networks of any width; half a cosine down to zero.
         decay: weight decay.
         labels: share of the loss against references, from 0 to 1; the rest is distillation. It counts where a case has
-            a reference.
+            a reference. With 1 no teacher is asked, and the last weights are kept unless the score is watched.
         norms: of batch norms that are still in the graph: `fixed` statistics, or `learned` ones, which batches
             normalise with and which follow them; a network whose values have changed much needs that. `auto` learns
             them unless the network is quantized.
@@ -114,6 +114,10 @@ class Training:
 
         return mixed
 
+    def asks(self, network: Network) -> bool:
+        """Whether a teacher has a say: of further outputs it always has."""
+        return self.labels < 1 or len(network.outputs) > 1
+
     def groups(self, student: Trainable) -> list[dict[str, Any]]:
         """Return a network's weights, each with a rate relative to its size."""
         masks = {id(weight): mask for weight, mask in student.masks()}
@@ -123,25 +127,25 @@ class Training:
         ]
 
     def trainer(
-        self, student: Trainable, groups: Sequence[dict[str, Any]], loss: Loss, context: Context, **more: Any
+        self, trained: Trainable, groups: Sequence[dict[str, Any]], loss: Loss, context: Context, **more: Any
     ) -> Trainer:
-        """Return what trains a student as these settings say; `more` are fields of Trainer."""
+        """Return what trains a network as these settings say; `more` are fields of Trainer."""
         score = context.score if self.watch == "score" else None
-        network = student.network
+        network = trained.network
         return Trainer(
             **{
-                "student": student.module,
+                "student": trained.module,
                 "groups": groups,
                 "loss": loss,
                 "steps": self.steps,
-                "clipped": student.weights(),
-                "tuning": context.tuning,
-                "score": None if score is None else lambda: score(student.freeze()),
+                "clipped": trained.weights(),
+                "tuning": context.tuning if self.labels < 1 else None,
+                "score": None if score is None else lambda: score(trained.freeze()),
                 "check_every": self.check_every,
                 "patience": self.patience,
                 "amp": self.amp,
-                "masks": student.masks(),
-                "penalty": self._penalty(student),
+                "masks": trained.masks(),
+                "penalty": self._penalty(trained),
                 "minutes": self.minutes,
                 "checkpoint": context.checkpoint,
                 "device": network.device,

@@ -7,7 +7,7 @@ from core.decomposition.kernels import random, squared
 from microtome.core.decomposition.cp import LARGE, cp, cp_parameters
 from microtome.core.decomposition.factor import composed, parameters
 
-DAMPED = 1e-4  # of the squared norm: damping keeps the fit from being exact
+DAMPED = 1e-6  # of the squared norm: damping keeps the fit from being exact
 
 
 def planted(outputs: int, inputs: int, rank: int, *size: int) -> torch.Tensor:
@@ -19,7 +19,7 @@ def planted(outputs: int, inputs: int, rank: int, *size: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(3,), (3, 3), (3, 2, 3)])
 def test_a_sum_of_products_is_found_again(size):
     kernel = planted(8, 7, 4, *size)
-    chain = cp(kernel, 4)
+    chain = cp(kernel, 4, rounds=600, starts=6)
     assert squared(kernel - composed(chain)) < DAMPED * squared(kernel)
     assert [f.depthwise for f in chain] == [False, *[True] * len(size), False]
     assert [f.axes for f in chain] == [(), *((k,) for k in range(len(size))), ()]
@@ -29,7 +29,7 @@ def test_a_sum_of_products_is_found_again(size):
 def test_a_large_kernel_is_found_in_the_subspaces_that_its_rank_reaches():
     kernel = planted(180, 170, 3, 3, 3)
     assert kernel.numel() > LARGE
-    assert squared(kernel - composed(cp(kernel, 3, starts=0))) < DAMPED * squared(kernel)
+    assert squared(kernel - composed(cp(kernel, 3))) < DAMPED * squared(kernel)
 
 
 def test_components_do_not_grow_against_one_another():
@@ -39,7 +39,7 @@ def test_components_do_not_grow_against_one_another():
     kernel = sum(torch.einsum("a,b,c->abc", *v) for v in ((x, x, y), (x, y, x), (y, x, x)))
     first, along, last = cp(kernel, 2, rounds=2000)
     norms = first.weight[..., 0].norm(dim=1) * along.weight[:, 0].norm(dim=1) * last.weight[..., 0].norm(dim=0)
-    assert float(norms.max()) < 10 * math.sqrt(squared(kernel))
+    assert float(norms.max()) < 2 * math.sqrt(squared(kernel))  # 3.3 times without damping, and growing
 
 
 def test_more_rounds_and_more_components_lose_less_and_the_seed_settles_it():

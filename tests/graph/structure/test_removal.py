@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.graph.structure.test_groups import made
-from tests.networks import captured
 
+from channel_networks import made
 from microtome.errors import OptionError
 from microtome.graph.structure.groups import channel_groups
 from microtome.graph.structure.removal import keep_units
+from networks import captured
 
 
 @pytest.mark.parametrize(

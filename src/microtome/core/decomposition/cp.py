@@ -14,12 +14,12 @@ from microtome.core.decomposition.tensors import leading, times, unfold
 
 DAMPING = 1e-4  # of the normal equations, as a share of their mean diagonal
 TRIAL = 8  # rounds after which the best start is known
-SETTLED = 1e-5  # of the error: a round that gains less is the last
+SETTLED = 1e-6  # of the error: a round that changes it by less is the last
 LARGE = 1 << 18  # values: a larger tensor is first decomposed within the subspaces that its rank can reach
 POLISH = 3  # rounds on the whole tensor behind that
 
 
-def cp(tensor: Tensor, rank: int, *, rounds: int = 60, starts: int = 2, seed: int = 0) -> tuple[Factor, ...]:
+def cp(tensor: Tensor, rank: int, *, rounds: int = 100, starts: int = 2, seed: int = 0) -> tuple[Factor, ...]:
     """Return a sum of so many products of vectors that is close to a kernel: damped alternating least squares.
 
     Starts are the leading singular vectors of the unfoldings, and random ones; after a few rounds the best goes on.
@@ -80,7 +80,7 @@ def _alternate(tensor: Tensor, vectors: Sequence[Tensor], rounds: int) -> list[T
     """Solve for the vectors of one axis after the other, until the error settles."""
     vectors = list(vectors)
     grams = [v.T @ v for v in vectors]
-    before = float("inf")
+    before = _error(tensor, vectors)
     for _ in range(rounds):
         for axis in range(tensor.ndim):
             gram = functools.reduce(operator.mul, (g for other, g in enumerate(grams) if other != axis))
@@ -90,7 +90,7 @@ def _alternate(tensor: Tensor, vectors: Sequence[Tensor], rounds: int) -> list[T
         vectors = _even(vectors)
         grams = [v.T @ v for v in vectors]
         now = _error(tensor, vectors)
-        if before - now <= SETTLED * before:
+        if abs(before - now) <= SETTLED * before:
             break
         before = now
     return vectors
@@ -100,7 +100,7 @@ def _projected(tensor: Tensor, vectors: Sequence[Tensor], axis: int) -> Tensor:
     """Return the tensor times the vectors of all other axes, component by component: (size, rank)."""
     order = sorted((other for other in range(tensor.ndim) if other != axis), key=lambda other: -tensor.shape[other])
     first, *others = order
-    result = torch.tensordot(tensor, vectors[first], dims=([first], [0]))  # the rank comes last
+    result: Tensor = torch.tensordot(tensor, vectors[first], dims=([first], [0]))  # the rank comes last
     left = [other for other in range(tensor.ndim) if other != first]
     for other in others:
         place = left.index(other)

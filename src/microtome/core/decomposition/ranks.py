@@ -25,4 +25,4 @@ def rank_of_energy(energies: Tensor, share: float) -> int:
 
 def rounded_rank(rank: int, step: int, most: int) -> int:
     """Return a rank rounded up to a multiple of a step, as kernels of runtimes like them; at most `most`."""
-    return max(1, min(most, math.ceil(rank / step) * step))
+    return min(most, math.ceil(max(rank, 1) / step) * step)

@@ -38,8 +38,8 @@ def train(tensor: Tensor, ranks: tuple[int, ...]) -> tuple[Factor, ...]:
     first = Factor("first", cores[0][0].T.reshape(-1, modes[0], *ones))
     links = []
     for place, (axis, core) in enumerate(zip(walked, cores[1:], strict=True)):
-        size = (*ones[:axis], core.shape[1], *ones[axis + 1 :])
-        weight = core.permute(2, 0, 1).reshape(core.shape[2], core.shape[0], *size)
+        places = (*ones[:axis], core.shape[1], *ones[axis + 1 :])
+        weight = core.permute(2, 0, 1).reshape(core.shape[2], core.shape[0], *places)
         links.append(Factor(f"axis{axis + 1}", weight, (axis, *(single if place == 0 else ()))))
     return first, *links, Factor("last", rest.T.reshape(modes[-1], -1, *ones))
 

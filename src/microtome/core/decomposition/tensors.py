@@ -16,7 +16,8 @@ def unfold(tensor: Tensor, axis: int) -> Tensor:
 
 def times(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """Return the product of a matrix (rows, sizes[axis]) and a tensor along an axis (Kolda and Bader, section 2.5)."""
-    return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
+    product: Tensor = torch.tensordot(matrix, tensor, dims=([1], [axis]))
+    return product.movedim(0, axis)
 
 
 def leading(matrix: Tensor, rank: int) -> Tensor:
@@ -25,12 +26,14 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
     They are the eigenvectors of its Gram matrix, which is smaller where the matrix is wide.
     """
     if matrix.shape[0] > matrix.shape[1]:
-        return torch.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
-    _, vectors = torch.linalg.eigh(matrix @ matrix.T)
+        left: Tensor = torch.linalg.svd(matrix, full_matrices=False)[0]
+        return left[:, :rank]
+    vectors: Tensor = torch.linalg.eigh(matrix @ matrix.T)[1]
     return vectors.flip(1)[:, :rank]
 
 
 def energies(matrix: Tensor) -> Tensor:
     """Return the squared singular values of a matrix, the largest first: as many as its smaller side."""
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    values: Tensor = torch.linalg.eigvalsh(gram)
+    return values.flip(0).clamp(min=0)

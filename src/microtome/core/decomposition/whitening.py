@@ -55,11 +55,12 @@ def _root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance.double())
     mean = float(values.clamp(min=0).mean())
     values = values.clamp(min=LEAST * mean) if mean > 0 else torch.ones_like(values)
-    return (vectors * values.sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.sqrt()) @ vectors.T
+    return root
 
 
 def _undone(weight: Tensor, root: Tensor, axis: int) -> Tensor:
     """Return a weight times the inverse of a root along an axis."""
     rows = weight.movedim(axis, 0)
-    solved = torch.linalg.solve(root.to(weight), rows.flatten(1))
+    solved: Tensor = torch.linalg.solve(root.to(weight), rows.flatten(1))
     return solved.reshape(rows.shape).movedim(0, axis)

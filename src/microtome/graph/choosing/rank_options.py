@@ -15,7 +15,7 @@ from microtome.core.decomposition.whitening import Whitening
 from microtome.graph.edit import Link
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import groups
-from microtome.graph.structure.chains import Walk, bias_of, chain_macs, kernel, links, walks
+from microtome.graph.structure.chains import Walk, bias_of, chain_macs, kernel, links, pads_unevenly, walks
 from microtome.graph.watching.axis_moments import AxisMoments
 
 AUTO: tuple[KindName, ...] = ("svd", "spatial", "tucker", "tt")
@@ -126,6 +126,8 @@ def sites(network: Network, *, least: int, skip: frozenset[str]) -> Iterator[tup
             yield layer, "it was to be skipped"
         elif groups(layer.node) > 1:
             yield layer, f"its channels are convolved in {groups(layer.node)} groups"
+        elif pads_unevenly(layer):
+            yield layer, "its padding is uneven"
         elif len(layer.weight.users) > 1 or _shared(network, layer):
             yield layer, "another layer shares its weight"
         elif weight.numel() < least:

@@ -48,11 +48,11 @@ def fresh(network: Network, seed: int = 0) -> Network:
         weight = network.tensor(name)
         made[name] = (torch.randn(weight.shape, generator=generator) * _deviation(layer.node, weight)).to(weight)
         made |= {bias: torch.zeros_like(network.tensor(bias)) for bias in _names(layer.node, 2)}
-    for name, value in network.constants().items():
-        if name not in made and network.is_weight(name) and value.squeeze().ndim > 1:
-            made[name] = (torch.randn(value.shape, generator=generator) * SPREAD).to(value)
-    for name, value in made.items():
-        edit.set_constant(network.graph_module, name, value, weight=network.is_weight(name))
+    for name, old in network.constants().items():
+        if name not in made and network.is_weight(name) and old.squeeze().ndim > 1:
+            made[name] = (torch.randn(old.shape, generator=generator) * SPREAD).to(old)
+    for name, new in made.items():
+        edit.set_constant(network.graph_module, name, new, weight=network.is_weight(name))
     edit.finish(network.graph_module)
     return network
 

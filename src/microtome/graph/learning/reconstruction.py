@@ -219,8 +219,8 @@ class _Run:
             for sample in torch.randint(self.count, (schedule.samples,), generator=self.generator).tolist():
                 loss = self._loss(block, sample, schedule.drop) / (nearest * schedule.samples)
                 loss.backward()  # type: ignore[no-untyped-call]
-            for grid in soft:
-                grid.pull(annealed_beta(step / schedule.steps), schedule.decisiveness / total)
+            for rounding in soft:
+                rounding.pull(annealed_beta(step / schedule.steps), schedule.decisiveness / total)
             optimizer.step()
         for grid in dropped:
             grid.drop = 0.0

@@ -34,7 +34,9 @@ class SoftWeight(Grid):
         floor, _, _ = self._neighbours()
         self.logits = nn.Parameter(logits_of((self._steps() - floor).clamp(1e-4, 1 - 1e-4)))
         self.off = self._hard = False
-        self.rest()
+        self._decided: Tensor | None = None
+        self._loose: Tensor | None = None
+        self._between: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # low, span, sigmoid, share rounded up
 
     @property
     def capacity(self) -> int:
@@ -82,9 +84,7 @@ class SoftWeight(Grid):
 
     def rest(self) -> None:
         """Drop what is kept from one step to the next."""
-        self._decided: Tensor | None = None
-        self._loose: Tensor | None = None
-        self._between: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # low, span, sigmoid, share rounded up
+        self._decided = self._loose = self._between = None
 
     def grid(self) -> QParams:
         """Return the grid, which stays."""

@@ -100,8 +100,8 @@ def matched(student: Network, teacher: Network, named: Mapping[str, str]) -> lis
                 )
         return [(ours[a], theirs[b]) for a, b in named.items()]
     one, other = stages(student), stages(teacher)
-    sizes = [[place.size for place in found] for found in (one, other)]
-    runs = difflib.SequenceMatcher(None, *sizes, autojunk=False).get_matching_blocks()
+    sizes, others = ([place.size for place in found] for found in (one, other))
+    runs = difflib.SequenceMatcher(None, sizes, others, autojunk=False).get_matching_blocks()
     pairs = [(one[run.a + k], other[run.b + k]) for run in runs for k in range(run.size)]
     if not pairs:
         raise OptionError(

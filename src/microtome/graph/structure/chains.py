@@ -19,7 +19,6 @@ from microtome.graph.watching.moments import geometry, named_arguments
 from microtome.graph.watching.observe import Observed
 
 CONVOLUTIONS: dict[int, Any] = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-PADDED: dict[int, Any] = {1: aten.conv1d.padding, 2: aten.conv2d.padding, 3: aten.conv3d.padding}
 TRANSPOSED: dict[int, Any] = {
     1: aten.conv_transpose1d.default,
     2: aten.conv_transpose2d.input,
@@ -44,6 +43,14 @@ def kernel(network: Network, layer: Layer) -> Tensor:
     """Return a layer's weight as (outputs, inputs, *kernel), transposed convolutions included; without groups."""
     weight = network.tensor(str(layer.weight.target))
     return weight.transpose(0, 1) if layer.op == "conv_transpose" else weight
+
+
+def pads_unevenly(layer: Layer) -> bool:
+    """Whether a layer pads one place more behind than before along some axis, which no number says."""
+    if layer.op != "conv" or named_arguments(layer.node)["padding"] != "same":
+        return False
+    where = geometry(layer.node)
+    return any(dilation * (size - 1) % 2 for dilation, size in zip(where.dilation, where.kernel, strict=True))
 
 
 def bias_of(network: Network, layer: Layer) -> Tensor | None:
@@ -111,8 +118,6 @@ def _link(layer: Layer, factor: Factor, bias: Tensor | None, dtype: torch.dtype)
     stride, padding, dilation = along(where.stride, 1), along(where.padding, 0), along(where.dilation, 1)
     groups = factor.outputs if factor.depthwise else 1
     if kind(layer.node) == "conv" or not factor.axes:
-        if named["padding"] == "same" and factor.axes:  # what is odd goes behind, which no number says
-            return Link(factor.name, PADDED[dims], weight.contiguous(), bias, (stride, "same", dilation, groups))
         return Link(factor.name, CONVOLUTIONS[dims], weight.contiguous(), bias, (stride, padding, dilation, groups))
     given = named["output_padding"]
     more = along([int(v) for v in (given * dims if len(given) == 1 else given)], 0)

@@ -47,8 +47,8 @@ class Labels:
 
     def unify(self, first: Tensor, second: Tensor) -> None:
         """Say that labels are the same, pair by pair; the shapes broadcast. Pairs with `NONE` say nothing."""
-        first, second = torch.broadcast_tensors(first, second)
-        one, other = first.reshape(-1), second.reshape(-1)
+        shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
+        one, other = first.expand(shape).reshape(-1), second.expand(shape).reshape(-1)
         both = (one != NONE) & (other != NONE)
         one, other = one[both], other[both]
         while True:
@@ -126,7 +126,8 @@ def _stretches(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[i
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new = [], []
+        old: list[int] = []
+        new: list[int] = []
         one = other = 1
         while True:
             if one == other and (old or new) and one > 1:

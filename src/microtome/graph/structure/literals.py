@@ -27,6 +27,8 @@ def lengths(mask: Tensor, what: str) -> dict[int, int]:
     Raises:
         OptionError: what stays is no rectangle: rows keep unequally many.
     """
+    if bool(mask.all()):
+        return {}
     if not bool(mask.any()):
         raise OptionError(f"a mask that empties a layer: nothing of {what} is left.", "Keep at least one unit of it.")
     full = mask.shape

@@ -89,7 +89,7 @@ def split(flow: Flow, node: Node) -> list[Tensor]:
     if labels.shape[axis] == 1:
         return [labels] * len(pieces)
     lengths = [int(piece.shape[axis]) for piece in pieces]
-    return [compressed(part) for part in labels.split(lengths, axis)]
+    return [compressed(part) for part in torch.split(labels, lengths, axis)]
 
 
 def item(flow: Flow, node: Node) -> Tensor | list[Tensor]:
@@ -176,10 +176,9 @@ def pad(flow: Flow, node: Node) -> Tensor:
     for place in range(len(amounts) // 2):
         axis = len(size) - 1 - place
         before, after = amounts[2 * place : 2 * place + 2]
-        if (axis > 1 and labels.shape[axis] == 1) or (before == 0 and after == 0):
-            continue
-        if labels.shape[axis] == 1 and not bool((labels != NONE).any()):
-            continue
+        single = axis == 1 and size[axis] == labels.numel() == 1 and bool((labels != NONE).all())
+        if (labels.shape[axis] == 1 and not single) or (before == 0 and after == 0):
+            continue  # no channels lie along this axis
         if mode != "constant" or not isinstance(before, int) or not isinstance(after, int) or min(before, after) < 0:
             flow.labels.lock(labels, f"{flow.title(node)} pads its channels")
             result = blank(node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,8 @@ def norms(network: Network) -> tuple[Norm, ...]:
 
     Instance norms with running statistics, and layer norms over several axes, are not among them.
     """
-    found, seen = [], Counter[str]()
+    found: list[Norm] = []
+    seen = Counter[str]()
     for node in network.graph_module.graph.nodes:
         norm = _norm(node, len(found))
         if norm is not None:
@@ -160,7 +162,7 @@ def _norm(node: Node, position: int) -> Norm | None:
         name = f"{str(constant_source(node.args[0].args[1]).target).removesuffix('.weight')}.norm"  # type: ignore[union-attr]
     else:
         name = f"norm_{position}"
-    return Norm(name, KINDS[kind(node)], node, channels, _blend(node))  # type: ignore[arg-type]
+    return Norm(name, KINDS[kind(node)], node, channels, _blend(node))
 
 
 def _blend(norm: Node) -> Blend | None:
@@ -191,7 +193,7 @@ def _new_line(network: Network, norm: Norm) -> Node:
     ]
     with graph.inserting_after(norm.node):
         if norm.kind != "layer":
-            arguments = (norm.value, *constants, False, 0.1, EPSILON, True)
+            arguments: tuple[Any, ...] = (norm.value, *constants, False, 0.1, EPSILON, True)
             node = graph.call_function(aten.batch_norm.default, arguments)
         else:
             product = graph.call_function(aten.mul.Tensor, (norm.value, constants[0]))

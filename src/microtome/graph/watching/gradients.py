@@ -19,6 +19,7 @@ from microtome.graph.watching.fisher import root
 Objective = Callable[[Tensor, Batch, Any], Tensor]
 """(the network's first output, the batch that it was given, its target or None) → scalar."""
 Loss = Callable[[Tensor, Any, Any], Tensor]
+LabelLoss = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass
@@ -155,16 +156,14 @@ def labelled(batches: Iterable[Any] | None) -> bool:
 
 
 def chosen_objective(
-    network: Network,
     *,
     training: Iterable[Any] | None,
     calibration: Iterable[Batch],
-    loss: Loss | None,
-    teacher: Network | None,
+    label_loss: LabelLoss | None,
     sigmoid: bool,
     seed: int,
 ) -> tuple[Objective, Iterable[Any]]:
-    """Return what importance goes by, and on which batches: the training loss where there are labels, else `drawn`."""
-    if training is not None and labelled(training):
-        return taught(loss, (teacher or network).to(network.device), sigmoid=sigmoid), training
+    """Return what importance goes by, and on which batches: the loss on labels where there are any, else `drawn`."""
+    if training is not None and label_loss is not None and labelled(training):
+        return lambda output, _, target: label_loss(output.float(), target), training
     return drawn(sigmoid=sigmoid, seed=seed), calibration
