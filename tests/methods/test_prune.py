@@ -14,10 +14,13 @@ from microtome.graph.structure.groups import channel_groups
 from microtome.graph.structure.residuals import removable_blocks
 from microtome.graph.watching.macs import layer_sizes
 from microtome.methods.base import Context
+from microtome.methods.bias_analytic import CorrectBiasAnalytically
+from microtome.methods.equalize import Equalize
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.prune import Prune
+from microtome.methods.quantize import Quantize
 from microtome.methods.sparsify import Sparsify
-from networks import REAL, captured, images, randomize
+from networks import REAL, captured, images, randomize, told
 
 SAME = 1e-4  # float32, with other kernels for other widths
 IMPORTANCES = get_args(get_type_hints(Prune)["importance"])
@@ -253,3 +256,12 @@ def test_zeros_that_are_to_be_held_stay_through_the_repair():
     pruned = Prune(0.2, importance="l2").run(sparse, context(network))
     zeros = [float((n.tensor("leave.0.weight") == 0).float().mean()) for n in (sparse, pruned)]
     assert zeros[1] > 0.8 * zeros[0] > 0.3
+
+
+def test_what_is_known_of_channels_that_went_does_not_stay():
+    network = captured("unet2d")
+    data = told(images(network.shape))
+    pruned = Prune(0.3, images=1).run(FoldBatchNorm().run(network), data)
+    quantized = Quantize().run(Equalize().run(pruned, data), data)
+    corrected = CorrectBiasAnalytically().run(quantized, data)
+    assert error(corrected, pruned) < 2 * error(quantized, pruned)

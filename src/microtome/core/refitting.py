@@ -55,7 +55,7 @@ def refit(weight: Tensor, mask: Tensor, hessian: Tensor, steps: int = 100) -> Te
     hessian = hessian.double()
     wanted = weight.double()
     found = wanted * mask
-    scale = mask / hessian.diagonal(dim1=1, dim2=2)[:, None]  # zero where nothing may move
+    scale = 1 / hessian.diagonal(dim1=1, dim2=2)[:, None]
     residual = ((wanted - found) @ hessian) * mask
     ahead = residual * scale
     direction = ahead

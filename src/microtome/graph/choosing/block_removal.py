@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from microtome.graph.network import Network
@@ -51,13 +51,23 @@ def remove_least_blocks(
     start = now = cost(network)
     gone: dict[str, float] = {}
     while start - now < share * start:
-        tried = []
-        for block in removable_blocks(network):
-            if block.name not in skip:
-                without = remove_blocks(network, [block.name])
-                loss, left = lost(without), cost(without)
-                tried.append((loss / max(now - left, TINY * start), len(tried), block.name, without, loss, left))
-        if not tried:
+        names = [block.name for block in removable_blocks(network) if block.name not in skip]
+        if not names:
             break
-        _, _, name, network, gone[name], now = min(tried, key=lambda one: one[:2])  # type: ignore[assignment]
+        tried = [_Trial(name, without, lost(without), cost(without)) for name, without in _each(network, names)]
+        best = min(tried, key=lambda one: one.loss / max(now - one.cost, TINY * start))
+        network, now, gone[best.name] = best.network, best.cost, best.loss
     return Shortened(network, gone, 1 - now / start)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    name: str
+    network: Network
+    loss: float
+    cost: float
+
+
+def _each(network: Network, names: Iterable[str]) -> Iterator[tuple[str, Network]]:
+    for name in names:
+        yield name, remove_blocks(network, [name])

@@ -15,6 +15,7 @@ from microtome.graph.network import Network
 from microtome.graph.operators import kind
 from microtome.graph.structure.groups import Analysis, ChannelGroup, analyse
 from microtome.graph.structure.literals import Masks, rewrite
+from microtome.graph.watching.distribution import forget, recall
 
 
 def keep_units(network: Network, kept: Mapping[str, Sequence[int] | Tensor]) -> Network:
@@ -88,8 +89,16 @@ def _cut(network: Network, analysis: Analysis, removed: Tensor) -> None:
         rewrite(node, masks)
     _cut_constants(network, analysis, masks)
     for node, value in shapes.items():
+        if recall(node) is not None and not _as_long(node.meta["val"], value):
+            forget(node)  # it is said channel by channel
         node.meta["val"] = value
     edit.finish(graph_module)
+
+
+def _as_long(before: Tensor, after: Tensor) -> bool:
+    """Whether all axes whose length is fixed kept it."""
+    pairs = zip(before.shape, after.shape, strict=True)
+    return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _shape(node: Node, masks: Masks) -> Any:

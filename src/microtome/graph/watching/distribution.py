@@ -62,6 +62,11 @@ def recall(node: Node) -> Normal | None:
     return found if isinstance(found, Normal) else None
 
 
+def forget(node: Node) -> None:
+    """Drop what was kept with a node, such as after it lost channels."""
+    node.meta.pop(MEMORY, None)
+
+
 def mean_is_removed(node: Node) -> bool:
     """Whether only norms read the node that take each channel's mean away."""
     return bool(node.users) and all(kind(user) in MEAN_FREE for user in node.users)
