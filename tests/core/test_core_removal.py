@@ -82,8 +82,10 @@ def test_what_costs_more_goes_first_at_equal_scores():
 def test_costs_are_counted_anew():
     # "a" saves 18 for a score of 18, "b" 16 for 17; once one unit of b is gone, a's save 16 only
     pools = {"a": Pool(torch.tensor([18.0, 18, 99, 99, 99, 99, 99, 99])), "b": Pool(torch.tensor([15.0, 17.2, 99, 99]))}
-    gone, _ = remove_least(pools, sizes(), 33)
-    assert gone == {"b": [0, 1], "a": [0]}
+    gone, saved = remove_least(pools, sizes(), 32)
+    assert (gone, saved) == ({"b": [0, 1]}, 32)
+    gone, saved = remove_least(pools, sizes(), 33)
+    assert (gone, saved) == ({"b": [0, 1], "a": [0]}, 46)
 
 
 def test_every_group_loses_the_same_share():
