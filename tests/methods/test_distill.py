@@ -211,6 +211,14 @@ def test_teachers_are_asked_once_for_each_view(monkeypatch):
     assert len(asked) == 3
 
 
+def test_without_a_teacher_none_is_asked(monkeypatch):
+    monkeypatch.setattr(answers.Teacher, "__call__", lambda self, x: pytest.fail("asked"))
+    pairs = [(x, torch.ones(4, 16, 16, dtype=torch.int64)) for x in batches(1)]
+    context = Context(training=pairs, tuning=batches(1), label_loss=label_loss)
+    after = Distill(steps=3, labels=1.0, check_every=1).run(captured("unet2d"), context)
+    assert after.history[-1]["training"]["monitor"] == [None] * 3
+
+
 def test_a_quantized_network_is_refused():
     assert "finetune" in (Distill().refusal(frozenset({"quantized"})) or "")
     assert Distill().refusal(frozenset({"folded"})) is None

@@ -19,7 +19,9 @@ from tiny import PICTURES, Spots, segmentation_cohort
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = CompressOptions(pipeline=PICTURES, threads=1, calibration_cases=4, target=("openvino", "onnxruntime"))
+OPTIONS = CompressOptions(
+    pipeline=PICTURES, threads=1, calibration_cases=4, target=("openvino", "onnxruntime"), precision="f32"
+)
 X = np.random.default_rng(0).standard_normal((1, 1, 32, 32), np.float32)
 
 
@@ -56,14 +58,17 @@ def test_the_bytes_are_those_on_disk(packages: tuple[Path, Path]) -> None:
     assert other["compressed"]["bytes"] == other["packed"]["coded_bytes"] == size
     assert {line["bytes"] for line in other["targets"].values()} == {size}
     assert {run["bytes"] for run in other["runs"] if run.get("compressed")} == {size}
-    assert other["packed"]["decoded_bytes"] == one["compressed"]["bytes"]
-    assert other["parent"]["bytes"] == one["parent"]["bytes"]
+    files = {name: content for name, content in coded_files(packages[1]).items() if "openvino" in name}
+    assert other["packed"]["decoded_bytes"] == sum(map(len, files.values()))
+    assert other["parent"]["bytes"] == pytest.approx(one["parent"]["bytes"], rel=0.02)  # names have numbers in them
 
 
 def test_no_number_of_the_evidence_is_another(packages: tuple[Path, Path]) -> None:
     one, other = map(result_of, packages)
     assert one["compressed"]["metrics"] == other["compressed"]["metrics"]
     assert one["difference"] == other["difference"]
+    weights = "targets/openvino/model.bin"
+    assert (packages[0] / weights).read_bytes() == coded_files(packages[1])[weights]
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
@@ -81,7 +86,7 @@ def test_predict_evaluate_inspect_and_report(packages: tuple[Path, Path], cohort
     result = microtome.evaluate(coded, cohort, tmp_path / "again", options=CompressOptions(threads=1))
     assert result["compressed"]["metrics"]["dice"]["value"] > 0.9
     assert [layer["name"] for layer in microtome.inspect(coded)["layers"]] == ["smooth", "mix", "head"]
-    assert CODED in report([coded]).read_text() or "spot" in report([coded]).read_text()
+    assert "spot" in report([coded]).read_text()
 
 
 def test_the_network_can_be_compressed_again(packages: tuple[Path, Path], cohort: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ METHODS = {
     "replace_norms": "microtome.methods.replace_norms:ReplaceNorms",
     "merge_layers": "microtome.methods.merge_layers:MergeLayers",
     "merge_channels": "microtome.methods.merge_channels:MergeChannels",
+    "group_channels": "microtome.methods.group_channels:GroupChannels",
     "prune": "microtome.methods.prune:Prune",
     "sparsify": "microtome.methods.sparsify:Sparsify",
     "equalize": "microtome.methods.equalize:Equalize",

@@ -116,7 +116,7 @@ class Distill(Training, Method):
                 self._loss(imitation, course, context),
                 context,
                 steps=self.steps + self.hard_steps,
-                teacher=lambda x: None if course.hard else teacher(x),
+                teacher=None if not self.asks(begun) else lambda x: None if course.hard else teacher(x),
                 before_step=course,
             ).train(batches if self.views is None else repeated(batches, self.views))
             if known is not None:

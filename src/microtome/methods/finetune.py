@@ -95,7 +95,7 @@ class Finetune(Training, Method):
                 context.loss or partial(_distilled, sigmoid=context.sigmoid, temperature=self.temperature), context
             ),
             context,
-            teacher=Teacher(teacher),
+            teacher=Teacher(teacher) if self.asks(network) else None,
             judged_from=self.narrow_from,
             before_step=_Widths(self, student),
         ).train(batches)

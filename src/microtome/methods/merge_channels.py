@@ -166,7 +166,7 @@ def _reasons(analysis: Analysis, layers: Mapping[str, Layer]) -> dict[str, str]:
         for value in node.all_input_nodes:
             labels = analysis.flow.values.get(value)
             for part in labels if isinstance(labels, list) else [] if labels is None else [labels]:
-                for number in analysis.group_of[analysis.flow.labels.find(part)].unique().tolist():
+                for number in torch.unique(analysis.group_of[analysis.flow.labels.find(part)]).tolist():
                     mixed.setdefault(number, f"{kind(node)} mixes its channels")
     reasons: dict[str, str] = {}
     for number, group in enumerate(analysis.groups):
@@ -184,7 +184,7 @@ def _reasons(analysis: Analysis, layers: Mapping[str, Layer]) -> dict[str, str]:
             counts = torch.bincount(member.units[member.units >= 0], minlength=group.units)
             if not free(layer.node) or groups_of(layer.node) > 1:
                 reasons.setdefault(group.name, f"{layer.name} shares its weight, or reads groups of channels")
-            elif len(counts.unique()) > 1 or len(member.units) > WIDEST:
+            elif len(torch.unique(counts)) > 1 or len(member.units) > WIDEST:
                 reasons.setdefault(group.name, f"{layer.name} reads too many channels, or some more often than others")
     return reasons
 
@@ -232,11 +232,11 @@ def _refit(
     """Let readers take up what goes, in place; the columns that read it stay, to be cut."""
     pairs: dict[Node, tuple[_Reading, list[Tensor], list[Tensor]]] = {}
     for name, order in chosen.items():
+        last = standing(order)
         for reading in readings[name] if order else ():
-            _, gone, kept = pairs.setdefault(reading.layer.node, (reading, [], []))
-            last = standing(order)
-            gone.append(reading.inputs[list(last)].flatten())
-            kept.append(reading.inputs[list(last.values())].flatten())
+            _, gone_parts, kept_parts = pairs.setdefault(reading.layer.node, (reading, [], []))
+            gone_parts.append(reading.inputs[list(last)].flatten())
+            kept_parts.append(reading.inputs[list(last.values())].flatten())
     for node, (reading, gone_parts, kept_parts) in pairs.items():
         moments, layer = seen[node], reading.layer
         gone, kept = torch.cat(gone_parts), torch.cat(kept_parts)

@@ -152,7 +152,7 @@ class Prune(Method):
             why = next((f" ({name}: {reason})" for name, reason in reasons.items()), "")
             raise OptionError(
                 f"nothing is left to prune: none of {len(reasons) + len(groups)} groups can lose a unit{why}.",
-                "Raise most, lower least, or skip fewer.",
+                "Raise most, lower least, or skip fewer." if groups else "Leave this method out, or try blocks.",
             )
         record: dict[str, Any] = {}
         step = self.round_to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from microtome.core.distillation import distillation_loss
 from microtome.errors import DataError, OptionError
 from microtome.files import write_json
 from microtome.graph import pt2
-from microtome.graph.learning.space import Choice, Space, mixed, proposed
+from microtome.graph.learning.space import Choice, Row, Space, chosen_row, mixed, proposed
 from microtome.graph.learning.supernet import Supernet, with_own_statistics
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.network import Batch, Network
@@ -46,12 +46,10 @@ from microtome.types import Array
 BYTES = 4  # of a weight in float
 STATISTICS = 16  # batches that batch norms see before a network is judged
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Search(Training, Method):
-    """Find widths, layer by layer, that cost least for what they lose, and train the network that is chosen.
+    """Find widths, layer by layer, and blocks to leave out, that cost least for what they lose; train what is chosen.
 
     The parent becomes a supernet, whose narrower networks share its weights and are trained with it. Then they are
     measured: score on the tuning patients (distance from the teacher where none has a reference), latency on the target
@@ -65,6 +63,7 @@ class Search(Training, Method):
     Attributes: those of `Training`, for the network that is chosen, and:
         widths: shares of the channels that a layer may keep.
         multiple: channels are multiples of this where there are as many.
+        depth: whether residual branches, and layers behind their like, may be taken out.
         supernet_steps: batches that the supernet is trained on.
         supernet_minutes: of the clock for that; see `minutes`.
         pool: narrower networks of mixed widths that are trained in the supernet, beside those of one width.
@@ -79,6 +78,7 @@ class Search(Training, Method):
 
     widths: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
     multiple: int = 1
+    depth: bool = True
     supernet_steps: int = 2000
     supernet_minutes: float | None = None
     pool: int = 12
@@ -118,21 +118,25 @@ class Search(Training, Method):
                 "the search has no score to choose by: no tuning patient has a reference.",
                 "Label some, or say how much faster or smaller the network has to be.",
             )
-        space = Space(network, self.widths, multiple=self.multiple)
+        space = Space(network, self.widths, multiple=self.multiple, depth=self.depth)
         teacher = Teacher(context.teacher.to(network.device) if context.teacher else without_quantizers(network))
         imitation = context.loss or partial(_distilled, sigmoid=context.sigmoid)
         with _folder(context) as folder:
             trained, supernet = self._supernet(space, teacher, imitation, context, folder)
             rows = _Rows(self, space, trained, teacher, imitation, context, folder)
             rows.measure_all(batches)
-            chosen = self._chosen(rows.rows)
+            chosen = chosen_row(rows.rows, faster=self.faster, smaller=self.smaller, loss=self.loss)
             context.progress.say(
                 f"search: {rows.rows[chosen]['parameters']:,} of {space.cost(space.uniform(1.0)).parameters:,} "
                 f"weights, after {len(rows.rows)} measurements"
             )
             student = Trainable(rows.cut(rows.rows[chosen]), norms=self.learns_norms(network))
             curve = self.trainer(
-                student, self.groups(student), self.loss_of(imitation, context), context, teacher=teacher
+                student,
+                self.groups(student),
+                self.loss_of(imitation, context),
+                context,
+                teacher=teacher if self.asks(network) else None,
             ).train(batches)
         found = {"training": curve, "supernet": supernet, **rows.found(chosen)}
         return self.done(replace(student.freeze(), history=network.history), found)
@@ -174,18 +178,6 @@ class Search(Training, Method):
         write_json(told, curve)
         return trained, curve
 
-    def _chosen(self, rows: Sequence[Row]) -> int:
-        """Return which network is taken: the best of those that are fast and small enough, or nearest to it."""
-        parent = rows[0]
-        wanted = [(key, times) for key, times in (("cost", self.faster), ("bytes", self.smaller)) if times is not None]
-        if wanted:
-            reached = [min(parent[key] / row[key] / times for key, times in wanted) for row in rows]
-            if max(reached) < 1:
-                return int(np.argmax(reached))
-            return max((k for k, share in enumerate(reached) if share >= 1), key=lambda k: rows[k]["score"])
-        good = [k for k, row in enumerate(rows) if row["score"] >= parent["score"] - self.loss]
-        return min(good, key=lambda k: rows[k]["cost"] * rows[k]["bytes"])
-
 
 class _Rows:
     """What was measured so far."""
@@ -222,7 +214,7 @@ class _Rows:
             if known >= total:
                 continue
             rng = np.random.default_rng([settings.seed, known])
-            measured = [Choice(tuple(row["widths"].values())) for row in self.rows]
+            measured = [_choice(row) for row in self.rows]
             for choice in proposed(space, measured, self._objectives(), min(settings.by_round, total - known), rng):
                 self._measure(choice, "search")
             if len(self.rows) == known:
@@ -230,8 +222,7 @@ class _Rows:
 
     def cut(self, row: Row) -> Network:
         """Return a row's network, with the supernet's weights and statistics of its own."""
-        choice = Choice(tuple(row["widths"].values()))
-        return with_own_statistics(self.space.cut(choice, self.trained), self.statistics)
+        return with_own_statistics(self.space.cut(_choice(row), self.trained), self.statistics)
 
     def found(self, chosen: int) -> dict[str, Any]:
         """Return what the history says: the front, networks of one width, and which was chosen."""
@@ -242,9 +233,14 @@ class _Rows:
 
     def _measure(self, choice: Choice, group: str) -> None:
         widths = dict(zip((group.name for group in self.space.groups), choice.widths, strict=True))
-        if any(row["widths"] == widths for row in self.rows):
+        if any(_choice(row) == choice for row in self.rows):
             return
-        row: Row = {"name": f"{group} {len(self.rows)}", "group": group, "widths": widths}
+        row: Row = {
+            "name": f"{group} {len(self.rows)}",
+            "group": group,
+            "widths": widths,
+            "removed": sorted(choice.removed),
+        }
         cost, network = self.space.cost(choice), self.cut(row)
         row |= {"parameters": cost.parameters, "macs": cost.macs, "bytes": BYTES * cost.parameters}
         row["cost"] = float(cost.macs)
@@ -286,6 +282,10 @@ def _folder(context: Context) -> Iterator[Path]:
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
+
+
+def _choice(row: Row) -> Choice:
+    return Choice(tuple(row["widths"].values()), frozenset(row["removed"]))
 
 
 def _image(batch: Any) -> Any:

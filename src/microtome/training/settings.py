@@ -34,7 +34,7 @@ class Training:
             networks of any width; half a cosine down to zero.
         decay: weight decay.
         labels: share of the loss against references, from 0 to 1; the rest is distillation. It counts where a case has
-            a reference.
+            a reference. With 1 no teacher is asked, and the last weights are kept unless the score is watched.
         norms: of batch norms that are still in the graph: `fixed` statistics, or `learned` ones, which batches
             normalise with and which follow them; a network whose values have changed much needs that. `auto` learns
             them unless the network is quantized.
@@ -114,6 +114,10 @@ class Training:
 
         return mixed
 
+    def asks(self, network: Network) -> bool:
+        """Whether a teacher has a say: of further outputs it always has."""
+        return self.labels < 1 or len(network.outputs) > 1
+
     def groups(self, student: Trainable) -> list[dict[str, Any]]:
         """Return a network's weights, each with a rate relative to its size."""
         masks = {id(weight): mask for weight, mask in student.masks()}
@@ -135,7 +139,7 @@ class Training:
                 "loss": loss,
                 "steps": self.steps,
                 "clipped": trained.weights(),
-                "tuning": context.tuning,
+                "tuning": context.tuning if self.labels < 1 else None,
                 "score": None if score is None else lambda: score(trained.freeze()),
                 "check_every": self.check_every,
                 "patience": self.patience,

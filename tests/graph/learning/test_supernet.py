@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from microtome.graph.capture import capture
 from microtome.graph.learning.space import Choice, Space, child, mixed, proposed
 from microtome.graph.learning.supernet import Supernet, with_own_statistics
 from microtome.graph.network import Network
 from microtome.graph.watching.macs import layer_sizes
-from networks import build, captured, images
+from networks import build, captured, images, randomize
 
 LEVELS = (0.25, 0.5)
 NAMES = ("unet2d", "residual3d", "dense2d", "transformer")
@@ -14,6 +16,29 @@ NAMES = ("unet2d", "residual3d", "dense2d", "transformer")
 
 def space(name: str = "unet2d") -> Space:
     return Space(captured(name), LEVELS)
+
+
+class Residual2d(nn.Module):
+    """Two residual branches with batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+            for _ in range(2)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.enter(x))
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.leave(x)
+
+
+def deep(*, depth: bool = True) -> Space:
+    """Return a space with residual branches that may go."""
+    return Space(capture(randomize(Residual2d()), (3, 16, 16)), LEVELS, depth=depth)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,6 +70,28 @@ def test_narrow_networks_compute_with_parts_of_the_common_weights(name: str):
     supernet.eval()
     supernet(x)
     assert not supernet.answers
+
+
+def test_blocks_can_be_taken_out():
+    found = deep()
+    assert len(found.blocks) == 2
+    assert not deep(depth=False).blocks
+    gone = frozenset(found.blocks[:1])
+    for choice in (Choice(found.uniform(1.0).widths, gone), Choice(found.uniform(0.5).widths, gone)):
+        cut, cost = found.cut(choice), found.cost(choice)
+        assert cost.parameters == cut.parameters < found.cost(Choice(choice.widths)).parameters
+        assert cost.macs == sum(size.macs for size in layer_sizes(cut))
+        supernet = Supernet(found, [choice], norms=False).train()
+        supernet.choose(0, 1, seed=0)
+        x = images(found.parent.shape)[0]
+        supernet(x)
+        torch.testing.assert_close(supernet.answers[0], cut(x), rtol=1e-4, atol=1e-4)
+    rng = np.random.default_rng(0)
+    drawn = [mixed(found, rng) for _ in range(40)]
+    assert {one.removed for one in drawn} >= {frozenset(), gone}
+    children = [child(found, drawn, rng) for _ in range(40)]
+    assert {one.removed for one in children} >= {frozenset(), gone}
+    assert proposed(found, drawn[:3], rng.random((3, 2)), 2, rng)
 
 
 def test_gradients_of_narrow_networks_reach_the_units_that_they_have():

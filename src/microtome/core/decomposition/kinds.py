@@ -13,7 +13,7 @@ from microtome.core.decomposition.cp import cp, cp_parameters
 from microtome.core.decomposition.factor import Factor, composed
 from microtome.core.decomposition.matrices import split, split_energies, split_sides
 from microtome.core.decomposition.ranks import rank_of_energy, rounded_rank
-from microtome.core.decomposition.tensor_train import train, train_energies, train_parameters
+from microtome.core.decomposition.tensor_train import tensor_train, train_energies, train_parameters
 from microtome.core.decomposition.tucker import tucker, tucker_energies, tucker_parameters
 from microtome.core.decomposition.vbmf import vbmf_rank
 
@@ -195,5 +195,5 @@ KINDS: dict[str, Kind] = {
         lambda shape, ranks: cp_parameters(shape, ranks[0]),
         lambda tensor, ranks: cp(tensor, ranks[0]),
     ),
-    "tt": Kind("tt", train_energies, _bonds, train_parameters, train),
+    "tt": Kind("tt", train_energies, _bonds, train_parameters, tensor_train),
 }

@@ -9,7 +9,7 @@ from microtome.core.decomposition.factor import Factor
 from microtome.core.decomposition.tensors import energies
 
 
-def train(tensor: Tensor, ranks: tuple[int, ...]) -> tuple[Factor, ...]:
+def tensor_train(tensor: Tensor, ranks: tuple[int, ...]) -> tuple[Factor, ...]:
     """Return a tensor train of a kernel by successive truncated singular value decompositions (TT-SVD).
 
     The modes are inputs, the kernel's axes longer than 1 in order, outputs. Source: Oseledets, "Tensor-Train

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from microtome.core import pareto
 from microtome.graph.network import Network
 from microtome.graph.structure.groups import ChannelGroup
 from microtome.graph.structure.removal import keep_units
+from microtome.graph.structure.residuals import Block, removable_blocks, remove_blocks
 from microtome.graph.structure.widths import free_groups, importance, units_at
 from microtome.graph.watching.macs import layer_sizes
 from microtome.types import Array
@@ -21,16 +23,21 @@ from microtome.types import Array
 CHILDREN = 128  # that the predictor looks at for each round of measurements
 CHANGED = 0.125  # of the groups of a child, at least one
 
+Row = dict[str, Any]
+"""What was measured of a network: `score`, high is good; `cost` and `bytes`, low is good; and whatever else."""
+
 
 @dataclass(frozen=True)
 class Choice:
     """One network of a space.
 
     Attributes:
-        widths: share of the units that stay, for each group in the space's order.
+        widths: share of the units that stay, for each group of the parent in the space's order.
+        removed: names of blocks that are taken out.
     """
 
     widths: tuple[float, ...]
+    removed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,19 @@ class Cost:
     macs: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Variant:
+    """The parent without some blocks: its groups, which of the parent's each is, importance of units, and costs."""
+
+    groups: tuple[ChannelGroup, ...]
+    places: tuple[int, ...]
+    orders: tuple[Tensor, ...]
+    weights: Mapping[str, int]
+    macs: tuple[tuple[str, int], ...]
+
+
 class Space:
-    """All networks that widths of channel groups make of a parent.
+    """All networks that widths of channel groups, and blocks that are taken out, make of a parent.
 
     In each group those units stay that have the largest weights in the parent, so that narrower networks lie inside of
     wider ones.
@@ -50,12 +68,13 @@ class Space:
     Attributes:
         parent: in float.
         groups: that can become narrower, in order.
+        blocks: names of those that can be taken out.
         levels: widths to choose from, ascending; the last is 1.
         multiple: see `graph.structure.widths.units_at`.
     """
 
-    def __init__(self, parent: Network, levels: Sequence[float], *, multiple: int = 1) -> None:
-        """Look at the parent.
+    def __init__(self, parent: Network, levels: Sequence[float], *, multiple: int = 1, depth: bool = False) -> None:
+        """Look at the parent; without `depth`, no block is taken out.
 
         Raises:
             OptionError: nothing of it can become narrower.
@@ -63,34 +82,35 @@ class Space:
         self.parent, self.multiple = parent, multiple
         self.groups: tuple[ChannelGroup, ...] = free_groups(parent)
         self.levels = tuple(sorted({*levels, 1.0}))
-        self._order = [importance(parent, group) for group in self.groups]
-        self._weights = {name: tuple(v.shape) for name, v in parent.constants().items() if parent.is_weight(name)}
-        self._macs = [
-            (str(layer.weight.target), size.macs)
-            for layer, size in zip(parent.layers, layer_sizes(parent), strict=True)
-        ]
+        self.blocks = _apart(removable_blocks(parent)) if depth else ()
+        self._place = {layer: place for place, group in enumerate(self.groups) for layer in group.layers}
+        self._variants: dict[frozenset[str], _Variant] = {}
 
     def uniform(self, level: float) -> Choice:
         """Return the network all of whose groups have the same width."""
         return Choice((level,) * len(self.groups))
 
     def kept(self, choice: Choice) -> dict[str, Tensor]:
-        """Return the units that stay in each group that loses some, by its name."""
+        """Return the units that stay in each group that loses some, by its name in the network without the blocks."""
+        variant = self._variant(choice.removed)
         return {
-            group.name: units_at(group, width, order, multiple=self.multiple)
-            for group, order, width in zip(self.groups, self._order, choice.widths, strict=True)
-            if width < 1
+            group.name: units_at(group, choice.widths[place], order, multiple=self.multiple)
+            for group, place, order in zip(variant.groups, variant.places, variant.orders, strict=True)
+            if choice.widths[place] < 1
         }
 
     def cut(self, choice: Choice, network: Network | None = None) -> Network:
         """Return a network of the space, with the parent's weights, or those of another network of the same graph."""
-        return keep_units(network or self.parent, self.kept(choice))
+        network = network or self.parent
+        if choice.removed:
+            network = remove_blocks(network, sorted(choice.removed))
+        return keep_units(network, self.kept(choice))
 
     def cost(self, choice: Choice) -> Cost:
         """Return what a network costs, without making it."""
-        kept = self.kept(choice)
+        variant, kept = self._variant(choice.removed), self.kept(choice)
         stays: dict[tuple[str, int], Tensor] = {}
-        for group in self.groups:
+        for group in variant.groups:
             units = kept.get(group.name)
             if units is None:
                 continue
@@ -101,29 +121,63 @@ class Space:
         shares: dict[str, float] = {}
         for (name, _), there in stays.items():
             shares[name] = shares.get(name, 1.0) * float(there.float().mean())
-        parameters = sum(torch.Size(shape).numel() * shares.get(name, 1.0) for name, shape in self._weights.items())
-        macs = sum(count * shares.get(name, 1.0) for name, count in self._macs)
-        return Cost(round(parameters), round(macs))
+        parameters = sum(count * shares.get(name, 1.0) for name, count in variant.weights.items())
+        return Cost(round(parameters), round(sum(count * shares.get(name, 1.0) for name, count in variant.macs)))
+
+    def _variant(self, removed: frozenset[str]) -> _Variant:
+        """Return what is known of the parent without some blocks."""
+        if removed not in self._variants:
+            network = remove_blocks(self.parent, sorted(removed)) if removed else self.parent
+            known = free_groups(network) if removed else self.groups
+            groups = tuple(group for group in known if any(layer in self._place for layer in group.layers))
+            places = (next(self._place[layer] for layer in group.layers if layer in self._place) for group in groups)
+            sizes = zip(network.layers, layer_sizes(network), strict=True)
+            self._variants[removed] = _Variant(
+                groups,
+                tuple(places),
+                tuple(importance(network, group) for group in groups),
+                {name: value.numel() for name, value in network.constants().items() if network.is_weight(name)},
+                tuple((str(layer.weight.target), size.macs) for layer, size in sizes),
+            )
+        return self._variants[removed]
 
 
 def mixed(space: Space, rng: np.random.Generator) -> Choice:
-    """Draw a network: a width for all, from which each group departs by a level or two."""
+    """Draw a network: a width for all, from which each group departs by a level or two; few blocks are taken out."""
     levels = len(space.levels)
     middle = rng.integers(levels)
     places = np.clip(middle + rng.integers(-2, 3, len(space.groups)), 0, levels - 1)
-    return Choice(tuple(space.levels[place] for place in places))
+    removed = frozenset(name for name in space.blocks if rng.random() < CHANGED)
+    return Choice(tuple(space.levels[place] for place in places), removed)
 
 
 def child(space: Space, parents: Sequence[Choice], rng: np.random.Generator) -> Choice:
-    """Draw a child of two networks: each group from one of them, and about one in eight a level wider or narrower."""
-    one, other = (parents[k].widths for k in rng.integers(len(parents), size=2))
+    """Draw a child of two networks: each group, and each block, from one of them; about one in eight changes."""
+    one, other = (parents[k] for k in rng.integers(len(parents), size=2))
+    chance = max(CHANGED, 1 / len(one.widths))
     found = []
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(one.widths, other.widths, strict=True):
         place = space.levels.index(a if rng.random() < 0.5 else b)
-        if rng.random() < max(CHANGED, 1 / len(one)):
+        if rng.random() < chance:
             place = int(np.clip(place + rng.choice((-1, 1)), 0, len(space.levels) - 1))
         found.append(space.levels[place])
-    return Choice(tuple(found))
+    removed = set()
+    for name in space.blocks:
+        gone = name in (one if rng.random() < 0.5 else other).removed
+        if gone != (rng.random() < chance):
+            removed.add(name)
+    return Choice(tuple(found), frozenset(removed))
+
+
+def _apart(blocks: Sequence[Block]) -> tuple[str, ...]:
+    """Return the names of blocks that do not lie within one another, the smaller ones first."""
+    taken: set[str] = set()
+    found = []
+    for block in sorted(blocks, key=lambda block: len(block.layers)):
+        if not taken & set(block.layers):
+            taken |= set(block.layers)
+            found.append(block.name)
+    return tuple(found)
 
 
 def proposed(
@@ -152,5 +206,32 @@ def proposed(
 def _features(space: Space, choices: Sequence[Choice]) -> Array:
     """Return what the predictor sees of networks: widths, and the logarithms of weights and multiplications."""
     costs = [space.cost(choice) for choice in choices]
-    rows = [[*one.widths, math.log(c.parameters), math.log(c.macs)] for one, c in zip(choices, costs, strict=True)]
+    rows = [
+        [*one.widths, *(name in one.removed for name in space.blocks), math.log(c.parameters), math.log(c.macs)]
+        for one, c in zip(choices, costs, strict=True)
+    ]
     return np.array(rows, float)
+
+
+def chosen_row(rows: Sequence[Row], *, faster: float | None, smaller: float | None, loss: float) -> int:
+    """Return the number of the network that is taken.
+
+    Args:
+        rows: measurements, the widest network first.
+        faster: by which factor its cost must be below the widest network's; None does not ask.
+        smaller: likewise its bytes.
+        loss: where nothing is asked, how much of the widest network's score it may lose.
+
+    Returns:
+        The best by score of those that reach what is asked, or the nearest to that if none does; where nothing is
+        asked, the one of least cost times bytes.
+    """
+    parent = rows[0]
+    wanted = [(key, times) for key, times in (("cost", faster), ("bytes", smaller)) if times is not None]
+    if wanted:
+        reached = [min(parent[key] / row[key] / times for key, times in wanted) for row in rows]
+        if max(reached) < 1:
+            return int(np.argmax(reached))
+        return max((k for k, share in enumerate(reached) if share >= 1), key=lambda k: float(rows[k]["score"]))
+    good = [k for k, row in enumerate(rows) if row["score"] >= parent["score"] - loss]
+    return min(good, key=lambda k: float(rows[k]["cost"] * rows[k]["bytes"]))

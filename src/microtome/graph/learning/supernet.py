@@ -71,8 +71,9 @@ class _Narrow:
                 places = torch.arange(shapes[name].numel(), dtype=torch.float64).reshape(shapes[name])
                 edit.set_constant(coded.graph_module, name, places)
         cut = space.cut(choice, coded)
-        self._index = {name: _axes(cut.tensor(name).long(), shapes[name]) for name in shapes}
-        for name in shapes:
+        left = shapes.keys() & cut.constants().keys()  # weights of blocks that are taken out are not among them
+        self._index = {name: _axes(cut.tensor(name).long(), shapes[name]) for name in sorted(left)}
+        for name in sorted(left):
             edit.set_constant(cut.graph_module, name, torch.zeros_like(cut.tensor(name), dtype=torch.float32))
         self.module = Trainable(cut, norms=norms).module.train()
 
