@@ -95,7 +95,7 @@ def subjects(*, small: bool = False) -> list[Subject]:
         Subject("DynUNet", dynunet(nn_unet), (1, 32, 32, 32)),
         Subject("SegResNet", monai("SegResNet", spatial_dims=3, in_channels=4, out_channels=3, **seg), (4, 16, 16, 16)),
         Subject("SegResNetDS", monai("SegResNetDS", **three, out_channels=2, dsdepth=1, **seg_ds), (1, 32, 32, 32)),
-        Subject("SwinUNETR", monai("SwinUNETR", 1, 3, **swin), either((1, 64, 64, 64), (1, 32, 32, 32)), fixed=True),
+        Subject("SwinUNETR", monai("SwinUNETR", 1, 3, **swin), (1, 64, 64, 64), fixed=True),
         Subject(
             "UNETR",
             monai("UNETR", 1, 3, img_size=(32,) * 3, feature_size=either(16, 8), **vit),

@@ -6,7 +6,7 @@ is followed element by element, so that views, concatenations and attention need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -176,36 +176,42 @@ def _parts(flow: Flow, grouping: _Grouping) -> tuple[dict[int, int], bool]:
         Parts by group; and whether units were joined, so that all has to be looked at again.
     """
     parts: dict[int, int] = {}
-    for stretches, across in [*((s.labels, False) for s in flow.stretches), *((v, True) for v in _views(flow))]:
-        roots = flow.labels.find(stretches)
+    for rows in _views(flow):
+        flow.labels.unify(*((rows[:1], rows) if rows.shape[1] >= len(rows) else (rows[:, :1], rows)))
+        if not torch.equal(flow.labels.find(rows), rows):
+            return parts, True
+    for stretches in flow.stretches:
+        roots = flow.labels.find(stretches.labels)
         if bool((roots == roots[:, :1]).all()):
             continue  # whole stretches are units
         group, unit = grouping.group_of[roots], grouping.unit_of[roots]
         number = int(group[0, 0])
         orderly = number >= 0 and bool((group == number).all()) and unit.numel() == grouping.counts[number]
-        count = len(stretches)
+        count = len(roots)
         if orderly and torch.equal(unit.reshape(-1), torch.arange(unit.numel())):
             known = parts.get(number, 1)
             if max(known, count) % min(known, count) == 0:
                 parts[number] = max(known, count)
                 continue
-        flow.labels.unify(*((roots[:1], roots) if across else (roots[:, :1], roots)))
+        flow.labels.unify(roots[:, :1], roots)
         if not torch.equal(flow.labels.find(roots), roots):
             return parts, True
     return parts, False
 
 
-def _views(flow: Flow) -> list[Tensor]:
-    """Return the units of values in which they lie along two axes: each row has to keep equally many."""
-    found = []
+def _views(flow: Flow) -> Iterator[Tensor]:
+    """Yield the units of values in which they lie along two axes.
+
+    Only whole rows or the same places of all rows may go: what stays of such a value may be turned before it is made
+    flat again, and has to come out in the order in which its readers expect it.
+    """
     for node, value in flow.values.items():
         if kind(node) != "reshape" or not isinstance(value, Tensor):
             continue
         labels = flow.labels.compressed(value)
         axes = [axis for axis, size in enumerate(labels.shape) if size > 1]
         if len(axes) > 1 and bool(flow.labels.is_hard(labels).any()):
-            found.append(labels.reshape(labels.shape[axes[0]], -1))
-    return found
+            yield labels.reshape(labels.shape[axes[0]], -1)
 
 
 def _reasons(flow: Flow, grouping: _Grouping) -> dict[int, str]:

@@ -25,7 +25,7 @@ def lengths(mask: Tensor, what: str) -> dict[int, int]:
         what: of which it is, for the error.
 
     Raises:
-        OptionError: what stays is no rectangle: rows keep unequally many.
+        OptionError: nothing stays, or what stays is no rectangle.
     """
     if bool(mask.all()):
         return {}
@@ -36,15 +36,7 @@ def lengths(mask: Tensor, what: str) -> dict[int, int]:
         kept = mask.movedim(axis, 0).reshape(mask.shape[axis], -1).any(1)
         mask = mask.index_select(axis, kept.nonzero().reshape(-1))
     if not bool(mask.all()):
-        for axis in reversed(range(mask.ndim)):
-            counts = mask.sum(axis)
-            if bool((counts == counts.reshape(-1)[0]).all()):
-                mask = mask.narrow(axis, 0, int(counts.reshape(-1)[0]))
-                break
-        else:
-            raise OptionError(
-                f"the parts of {what} keep unequally many units.", "Keep the same number in each of a group's parts."
-            )
+        raise OptionError(f"the rows of {what} keep unequally many units.", "Leave this group as it is.")
     return {axis: size for axis, size in enumerate(mask.shape) if size != full[axis]}
 
 
