@@ -268,3 +268,14 @@ def test_work_is_kept_when_the_loss_is_not_finite(tmp_path):
 def test_the_size_of_what_is_not_held_at_zero():
     assert size(torch.tensor([3.0, 0.0, 0.0, 4.0]), torch.tensor([1.0, 0.0, 0.0, 1.0])) == pytest.approx(12.5**0.5)
     assert size(torch.zeros(2), torch.zeros(2)) == 1e-2
+
+
+def test_what_is_held_is_set_to_zero_and_has_no_part_in_the_length_of_the_gradient():
+    module = student()
+    module.weight.data = torch.tensor([[0.5, 0.3, 0.5]])
+    mask = torch.tensor([[1.0, 0.0, 1.0]])
+    trainer(module, masks=[(module.weight, mask)], clipped=[module.weight], steps=1).train(
+        [(x, 1000 * y) for x, y in examples()]
+    )
+    assert module.weight[0, 1].item() == 0
+    assert float((module.weight.grad * mask).norm()) == pytest.approx(1.0, rel=1e-3)
