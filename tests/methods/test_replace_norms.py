@@ -13,6 +13,7 @@ from microtome.graph.operators import kind
 from microtome.graph.structure.norms import norms
 from microtome.graph.watching.observe import Unquantized
 from microtome.methods.base import Context
+from microtome.methods.finetune import Finetune
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.methods.replace_norms import ReplaceNorms
@@ -193,6 +194,21 @@ def test_a_share_takes_those_that_lose_least():
                 room -= values[name]
         replaced = ReplaceNorms(share=share).run(network, Context(batches()))
         assert set(replaced.history[-1]["replaced_norms"]) == gone
+
+
+@pytest.mark.parametrize("mixes", [(0.0,), (0.5, 0.0)])
+def test_training_brings_some_of_it_back(mixes: tuple[float, ...]):
+    network = captured("residual3d")
+    given = images(network.shape, 6)
+    context = Context(given, training=given * 20, teacher=network, loss=lambda s, t, _: (s - t).square().mean())
+    x = torch.cat(given)
+    lost = sqnr_db(network(x), ReplaceNorms().run(network, context)(x))
+    trained = network
+    for mix in mixes:
+        trained = ReplaceNorms(mix=mix).run(trained, context)
+        trained = Finetune(steps=60, rate=0.02, check_every=60, norms="fixed").run(trained, context)
+    assert norms(trained) == ()
+    assert sqnr_db(network(x), trained(x)) > lost + 1
 
 
 def test_int8_runs_behind_it():
