@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from microtome.core.channel_grouping import grouping
+from microtome.core.channel_grouping import Grouping, grouping
 
 
 def planted(groups: int, size: int, noise: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -40,6 +40,18 @@ def test_of_a_small_matrix_no_grouping_is_better():
             one[list(rows)], other[list(columns)] = True, True
             best = max(best, float(energy[one[:, None] == other].sum() / energy.sum()))
     assert abs(grouping(energy, 2, restarts=32).kept - best) < 1e-6
+
+
+def test_in_the_end_no_exchange_between_groups_gains():
+    energy = torch.rand((48, 32), generator=torch.Generator().manual_seed(2)) ** 4
+    found = grouping(energy, 2, restarts=0)
+    inside = energy[found.mask(2)].sum()
+    for count, order in ((48, found.outputs), (32, found.inputs)):
+        for one, other in itertools.product(range(count // 2), range(count // 2, count)):
+            changed = order.clone()
+            changed[[one, other]] = order[[other, one]]
+            sides = {"outputs": found.outputs, "inputs": found.inputs, "outputs" if count == 48 else "inputs": changed}
+            assert energy[Grouping(**sides, kept=0.0).mask(2)].sum() <= inside + 1e-5
 
 
 @pytest.mark.parametrize("side", ["fixed_inputs", "fixed_outputs"])

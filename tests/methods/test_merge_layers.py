@@ -145,7 +145,8 @@ def test_what_is_written_into_is_not_read_earlier():
     def function(m: nn.Module, x: Tensor) -> Tensor:
         y = m.enter(x)  # type: ignore[operator]
         z = m.a(y)  # type: ignore[operator]
-        return z + functional.relu_(y)
+        functional.relu_(y)
+        return z + y
 
     network = folded(Of(function, enter=conv(3, 8, 3), a=conv(8, 8, 3, padding=1)), (3, 9, 9))
     assert len(check(network).layers) == 2
