@@ -38,7 +38,7 @@ class ReplaceNorms(Method):
     Attributes:
         kinds: of norms: `instance`, `group`, `layer` (over the last axis).
         skip: names of norms that stay, as the history names them.
-        keep_first: how many of the first stay: they even out the contrast of the images themselves.
+        keep_first: how many of the first stay; they see the images at full resolution.
         share: of the values that pass through norms, at most so many pass through replaced ones; those whose output
             changes least go first.
         most_error: the largest squared error of a norm's output, over its variance, with which it is replaced.
