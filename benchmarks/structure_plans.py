@@ -127,7 +127,7 @@ def _distill() -> Iterator[Plan]:
         small = {"width": 0.25, "init": "fresh"}
         yield Plan("distill", network, "with teacher", (student(network, **small),))
         yield Plan("distill", network, "without teacher", (student(network, **small, labels=1.0),))
-        cut = {"method": "prune", "of": "macs", "share": 0.92, "scope": "uniform", "round_to": 8}
+        cut = {"method": "prune", "of": "macs", "share": 0.925, "scope": "uniform", "round_to": 8}
         yield Plan("distill", network, "94 percent fewer", (cut, student(network)))
 
 
@@ -143,8 +143,8 @@ def _search() -> Iterator[Plan]:
 
 def _chain() -> Iterator[Plan]:
     """Structure, then int8."""
-    for network, share in (("hippocampus", 0.9), ("skin", 0.9), ("chest", 0.9)):
-        cut = {"method": "prune", "of": "macs", "share": share, "scope": "uniform", "round_to": 16}
+    for network, share in (("hippocampus", 0.92), ("skin", 0.92), ("chest", 0.9)):
+        cut = {"method": "prune", "of": "macs", "share": share, "scope": "uniform", "round_to": 8}
         yield Plan("chain", network, "prune+distill+int8", (cut, student(network), *qat(network)))
         yield Plan("chain", network, "int8", builtin="int8")
 
