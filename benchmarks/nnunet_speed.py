@@ -1,10 +1,10 @@
 """File to file: `microtome predict` beside nnU-Net's own predictor, on this processor.
 
-    python benchmarks/nnunet_speed.py RESULTS_FOLDER PACKAGE IMAGES... --nnunet PYTHON [--mirror] [--repeats 3]
+    python benchmarks/nnunet_speed.py RESULTS_FOLDER PACKAGE IMAGES... --nnunet PYTHON [--mirror] [--repeats 3] [--cube N]
 
 `PYTHON` is an interpreter in which nnunetv2 can be imported. Both predict the same files into label maps; whole
-processes are timed in turn, and their peak memory is that of the largest process. Prints medians, ratios, and the Dice
-between both.
+processes are timed in turn, and their peak memory is that of the largest process. With `--cube 192`, each image is
+repeated, mirrored, until it fills so many voxels a side. Prints medians, ratios, and the Dice between both.
 """
 
 from __future__ import annotations
@@ -53,6 +53,19 @@ def timed(command: list[str]) -> tuple[float, float]:
     return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds), int(memory[1]) / 1024
 
 
+def put(image: Path, folder: Path, cube: int | None) -> None:
+    """Copy an image under nnU-Net's name; as a cube, mirrored at its borders, where that is asked for."""
+    stem = image.name.removesuffix(".nii.gz").removesuffix("_0000")
+    file = folder / f"{stem}_0000.nii.gz"
+    if cube is None:
+        shutil.copy(image, file)
+        return
+    loaded = nib.load(image)
+    array = np.asarray(loaded.dataobj)[:cube, :cube, :cube]
+    filled = np.pad(array, [(0, cube - size) for size in array.shape], mode="symmetric")
+    nib.save(nib.Nifti1Image(filled, loaded.affine), file)
+
+
 def dice(ours: Path, theirs: Path) -> float:
     """Return the mean Dice of all structures and cases between two folders."""
     values = []
@@ -73,14 +86,14 @@ def main() -> None:
     parser.add_argument("--nnunet", required=True)
     parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cube", type=int)
     options = parser.parse_args()
     threads = str(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         (place / "in").mkdir()
         for image in options.images:
-            stem = image.name.removesuffix(".nii.gz").removesuffix("_0000")
-            shutil.copy(image, place / "in" / f"{stem}_0000.nii.gz")
+            put(image, place / "in", options.cube)
         runs: dict[str, list[tuple[float, float]]] = {"microtome": [], "nnU-Net": []}
         (place / "theirs.py").write_text(THEIRS)
         for _ in range(options.repeats):
