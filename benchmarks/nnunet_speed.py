@@ -1,6 +1,6 @@
 """File to file: `microtome predict` beside nnU-Net's own predictor, on this processor.
 
-    python benchmarks/nnunet_speed.py RESULTS_FOLDER PACKAGE IMAGES... --nnunet PYTHON [--mirror] [--repeats 3] [--cube N]
+    python benchmarks/nnunet_speed.py RESULTS PACKAGE IMAGES... --nnunet PYTHON [--mirror] [--repeats 3] [--cube N]
 
 `PYTHON` is an interpreter in which nnunetv2 can be imported. Both predict the same files into label maps; whole
 processes are timed in turn, and their peak memory is that of the largest process. With `--cube 192`, each image is
