@@ -15,9 +15,9 @@ from torch import Tensor
 
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
-from microtome.graph.structure import mixing_rules, moving_rules, product_rules
-from microtome.graph.structure.flow import Flow, Role, follow
-from microtome.graph.structure.labels import NONE
+from microtome.graph.structure.following import mixing_rules, moving_rules, product_rules
+from microtome.graph.structure.following.flow import Flow, Role, follow
+from microtome.graph.structure.following.labels import NONE
 
 RULES = {**mixing_rules.RULES, **moving_rules.RULES, **product_rules.RULES}
 ATTENTION = frozenset({"matmul", "attention", "einsum"})

@@ -13,8 +13,8 @@ from microtome.errors import OptionError
 from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
+from microtome.graph.structure.following.literals import Masks, rewrite
 from microtome.graph.structure.groups import Analysis, ChannelGroup, analyse
-from microtome.graph.structure.literals import Masks, rewrite
 from microtome.graph.watching.distribution import forget, recall
 
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 from microtome.graph.network import Network
 from microtome.graph.operators import constant_source, is_weighted, kind
 from microtome.graph.outputs import sizes
-from microtome.graph.structure.labels import NONE, Labels, full_along
+from microtome.graph.structure.following.labels import NONE, Labels, full_along
 
 Role = Literal["writes", "reads", "scales"]
 LARGEST = 1 << 23

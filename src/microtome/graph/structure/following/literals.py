@@ -11,8 +11,8 @@ from torch.fx import Node
 from microtome.errors import OptionError
 from microtome.graph.operators import aten, groups, kind
 from microtome.graph.outputs import sizes
-from microtome.graph.structure.flow import Flow, argument, axis_of, operand
-from microtome.graph.structure.labels import compressed
+from microtome.graph.structure.following.flow import Flow, argument, axis_of, operand
+from microtome.graph.structure.following.labels import compressed
 
 SPLITS = frozenset({"split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"})
 

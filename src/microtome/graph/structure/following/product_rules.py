@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from microtome.graph.outputs import sizes
-from microtome.graph.structure.flow import Flow, Rule, argument, blank, operand, tensors
-from microtome.graph.structure.labels import NONE
-from microtome.graph.structure.mixing_rules import combine
+from microtome.graph.structure.following.flow import Flow, Rule, argument, blank, operand, tensors
+from microtome.graph.structure.following.labels import NONE
+from microtome.graph.structure.following.mixing_rules import combine
 
 
 def contraction(flow: Flow, node: Node) -> Tensor:

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from microtome.graph.operators import constant_source, groups, kind
 from microtome.graph.outputs import sizes
-from microtome.graph.structure.flow import (
+from microtome.graph.structure.following.flow import (
     Flow,
     Rule,
     Spread,
@@ -24,7 +24,7 @@ from microtome.graph.structure.flow import (
     operand,
     tensors,
 )
-from microtome.graph.structure.labels import NONE
+from microtome.graph.structure.following.labels import NONE
 
 POINTWISE = frozenset(
     {

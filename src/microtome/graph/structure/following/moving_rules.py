@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from microtome.graph.operators import aten
 from microtome.graph.outputs import sizes
-from microtome.graph.structure.flow import LARGEST, Flow, Rule, argument, axis_of, blank, operand, unknown
-from microtome.graph.structure.labels import NONE, compressed, full_along, reshaped
+from microtome.graph.structure.following.flow import LARGEST, Flow, Rule, argument, axis_of, blank, operand, unknown
+from microtome.graph.structure.following.labels import NONE, compressed, full_along, reshaped
 
 
 def view(flow: Flow, node: Node) -> Tensor:

@@ -1,0 +1,1 @@
+"""Following units through a graph, element by element: labels, and a rule for each operator."""
