@@ -19,7 +19,21 @@ from tiny import CLASSES, PICTURES, Brightness, Spots, class_cohort, segmentatio
 pytestmark = pytest.mark.slow
 
 # written by none of the requests below
-ELSEWHERE = {"measured", "trials", "placement"}
+ELSEWHERE = {"measured", "trials", "placement", "pareto"}
+NARROWER = """
+[[method]]
+method = "repeat"
+rounds = 1
+loss = 1.0
+methods = [{ method = "prune", share = 0.3, importance = "l1", repair = false }]
+
+[[method]]
+method = "search"
+widths = [0.5]
+supernet_steps = 2
+evaluations = 3
+steps = 2
+"""
 
 
 def faults(value: Any, hint: Any, place: str = "result") -> list[str]:
@@ -59,9 +73,12 @@ def results(once: Once) -> list[dict[str, Any]]:
         options = CompressOptions(pipeline=CLASSES, threads=1, calibration_cases=4, tuning=0.3)
         microtome.compress(Brightness(), class_cohort(folder / "classes"), folder / "classified", options=options)
         microtome.evaluate(folder / "pictures", cohort, folder / "evaluated")
+        (folder / "recipe.toml").write_text(NARROWER)
+        options = CompressOptions(pipeline=PICTURES, threads=1, tuning=0.3, margin=0.5, recipe=folder / "recipe.toml")
+        microtome.compress(Spots(), cohort, folder / "narrower", options=options)
 
     folder = once("results", make)
-    places = ("pictures", "pictures/targets/reference", "classified", "evaluated")
+    places = ("pictures", "pictures/targets/reference", "classified", "evaluated", "narrower")
     return [json.loads((folder / place / "result.json").read_text()) for place in places]
 
 

@@ -173,6 +173,8 @@ class Result(TypedDict, total=False):
     warnings: list[str]
     examples: list[dict[str, Any]]
     trials: list[dict[str, Any]]
+    training: dict[str, Any]
+    pareto: list[dict[str, Any]]
     structure: dict[str, Any]
     trajectory: list[dict[str, Any]]
     search: list[dict[str, Any]]

@@ -17,6 +17,7 @@ pytest.importorskip("monai")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 AT_EACH_EDIT = ("UNet 2-D", "ViT")
 CHECKED = 5  # groups of a network that are removed one by one
+FAINT = ("EfficientNet-B0", "FlexibleUNet")  # with random weights their outputs do not feel some channels at all
 NAMES = [
     *(
         "UNet 2-D",
@@ -60,7 +61,7 @@ def test_all_but_the_output_can_be_pruned_exactly(name: str, coverage: Any) -> N
     assert reasons == ["it is an output of the network"]
     x = torch.randn((2, *subject.shape))
     for group in free[:: max(len(free) // CHECKED, 1)]:
-        assert difference(network, group, x) < ROUNDING, group.name
+        assert difference(network, group, x, heard=name not in FAINT) < ROUNDING, group.name
 
 
 @pytest.mark.slow
