@@ -20,7 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,6 @@ BATCHES: Mapping[str, Mapping[str, Any]] = {
     "skin": {"batch": 8, "flips": (0, 1)},
     "chest": {"batch": 16, "flips": (1,)},
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure: what was run, and what came out of `compress`."""
-
-    plan: Plan
-    seed: int
-    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def measured(plan: Plan, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -149,6 +140,8 @@ def main() -> None:
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"there is no part {unknown.pop()}")
+    if "chain" in (options.parts or PARTS) and not (options.only_print or find_spec("nncf")):
+        parser.error("the chains are timed beside NNCF: pip install -c constraints.txt -e '.[peers]'")
     options.out.mkdir(exist_ok=True, parents=True)
     torch.set_num_threads(options.threads)
     options.progress = RichProgress()
