@@ -14,8 +14,9 @@ from microtome.core.decomposition.kinds import Kind, Ranks, ranks_of_energy, ran
 from microtome.errors import OptionError
 from microtome.graph import edit
 from microtome.graph.choosing.chain_costs import measured, not_slower
-from microtome.graph.choosing.chain_sensitivity import Objective, before_scores, chain_losses
+from microtome.graph.choosing.chain_sensitivity import Objective, chain_losses
 from microtome.graph.choosing.rank_options import Option, Site, sites, with_moments
+from microtome.graph.choosing.sensitivity import before_scores
 from microtome.graph.learning.refit import refit
 from microtome.graph.network import Batch, Network
 from microtome.graph.watching.axis_moments import collect_axes
@@ -182,12 +183,12 @@ class Factorize(Method):
         options: dict[str, list[Option]] = {}
         seen = before_scores(network)
         for site in found:
-            own = list(self._candidates(site)) if site.layer.name in seen else []
+            own = list(self._candidates(site)) if site.layer.node in seen else []
             if own:
                 options[site.layer.name] = own
             else:
                 why = "no candidate has fewer weights and multiplications"
-                kept[site.layer.name] = why if site.layer.name in seen else "the scores do not depend on it"
+                kept[site.layer.name] = why if site.layer.node in seen else "the scores do not depend on it"
         context.progress.say(f"factorize: {sum(map(len, options.values()))} candidates in {len(options)} layers")
         chains = {name: [option.links() for option in own] for name, own in options.items()}
         losses = chain_losses(network, chains, batches, objective=self.objective, sigmoid=context.sigmoid)

@@ -13,7 +13,7 @@ from torch.fx import Node
 from microtome.core.distillation import divergence
 from microtome.errors import DataError
 from microtome.graph.edit import Link
-from microtome.graph.network import Batch, Network, first
+from microtome.graph.network import Batch, Network
 from microtome.graph.structure.chains import applied
 from microtome.graph.watching.replay import Replay, without_mutation
 
@@ -72,15 +72,3 @@ def _loss(actual: Tensor, expected: Tensor, power: float, objective: Objective, 
     if objective == "kl":
         return float(divergence(actual, expected, sigmoid=sigmoid))
     return float((actual - expected).double().square().mean()) / power
-
-
-def before_scores(network: Network) -> set[str]:
-    """Return the names of the layers that the first output depends on: of others a loss there says nothing."""
-    (end,) = network.graph_module.graph.find_nodes(op="output")
-    found, left = set[Node](), [first(end.args[0])]
-    while left:
-        node = left.pop()
-        if node not in found:
-            found.add(node)
-            left += node.all_input_nodes
-    return {layer.name for layer in network.layers if layer.node in found}

@@ -142,7 +142,7 @@ def _check(network: Network, widths: Sequence[Bits], objective: str) -> None:
 def _layers(
     network: Network, capabilities: Capabilities, widths: Sequence[Bits], skip: frozenset[str]
 ) -> list[tuple[Layer, Bits, OperatorSupport]]:
-    seen = _before_scores(network)
+    seen = before_scores(network)
     return [
         (layer, bits, support.at(bits))
         for layer, support in supported_layers(network, capabilities)
@@ -151,8 +151,8 @@ def _layers(
     ]
 
 
-def _before_scores(network: Network) -> set[Node]:
-    """Return the nodes that the first output depends on: of others, it would say that any width will do."""
+def before_scores(network: Network) -> set[Node]:
+    """Return the nodes that the first output depends on: of others, a loss there says nothing."""
     (end,) = network.graph_module.graph.find_nodes(op="output")
     found, left = set[Node](), [first(end.args[0])]
     while left:
