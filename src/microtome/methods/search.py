@@ -49,7 +49,7 @@ STATISTICS = 16  # batches that batch norms see before a network is judged
 
 @dataclass(frozen=True)
 class Search(Training, Method):
-    """Find widths, layer by layer, and blocks to leave out, that cost least for what they lose; train what is chosen.
+    """Find widths, layer by layer, blocks, kernels and a resolution that cost least for what they lose; train that.
 
     The parent becomes a supernet, whose narrower networks share its weights and are trained with it. Then they are
     measured: score on the tuning patients (distance from the teacher where none has a reference), latency on the target
@@ -64,6 +64,9 @@ class Search(Training, Method):
         widths: shares of the channels that a layer may keep.
         multiple: channels are multiples of this where there are as many.
         depth: whether residual branches, and layers behind their like, may be taken out.
+        kernels: whether a layer's kernel may lose its border, so that 3×3 is 1×1, and 5×5 is 3×3.
+        resolutions: shares of the input's size, from 0.5 on, at which the network may look at it; the output keeps its
+            size. Empty looks at all of it.
         supernet_steps: batches that the supernet is trained on.
         supernet_minutes: of the clock for that; see `minutes`.
         pool: narrower networks of mixed widths that are trained in the supernet, beside those of one width.
@@ -79,6 +82,8 @@ class Search(Training, Method):
     widths: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
     multiple: int = 1
     depth: bool = True
+    kernels: bool = True
+    resolutions: tuple[float, ...] = ()
     supernet_steps: int = 2000
     supernet_minutes: float | None = None
     pool: int = 12
@@ -118,7 +123,14 @@ class Search(Training, Method):
                 "the search has no score to choose by: no tuning patient has a reference.",
                 "Label some, or say how much faster or smaller the network has to be.",
             )
-        space = Space(network, self.widths, multiple=self.multiple, depth=self.depth)
+        space = Space(
+            network,
+            self.widths,
+            multiple=self.multiple,
+            depth=self.depth,
+            kernels=self.kernels,
+            resolutions=self.resolutions,
+        )
         teacher = Teacher(context.teacher.to(network.device) if context.teacher else without_quantizers(network))
         imitation = context.loss or partial(_distilled, sigmoid=context.sigmoid)
         with _folder(context) as folder:
@@ -240,6 +252,8 @@ class _Rows:
             "group": group,
             "widths": widths,
             "removed": sorted(choice.removed),
+            "bare": sorted(choice.bare),
+            "resolution": choice.resolution,
         }
         cost, network = self.space.cost(choice), self.cut(row)
         row |= {"parameters": cost.parameters, "macs": cost.macs, "bytes": BYTES * cost.parameters}
@@ -285,7 +299,9 @@ def _folder(context: Context) -> Iterator[Path]:
 
 
 def _choice(row: Row) -> Choice:
-    return Choice(tuple(row["widths"].values()), frozenset(row["removed"]))
+    return Choice(
+        tuple(row["widths"].values()), frozenset(row["removed"]), frozenset(row["bare"]), float(row["resolution"])
+    )
 
 
 def _image(batch: Any) -> Any:

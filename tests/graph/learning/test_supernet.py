@@ -94,6 +94,28 @@ def test_blocks_can_be_taken_out():
     assert proposed(found, drawn[:3], rng.random((3, 2)), 2, rng)
 
 
+@pytest.mark.parametrize("name", ["unet2d", "residual3d"])
+def test_kernels_and_resolutions_are_chosen(name: str):
+    found = Space(captured(name), LEVELS, kernels=True, resolutions=(0.5,))
+    assert found.kernels
+    assert found.resolutions == (0.5, 1.0)
+    rng, x = np.random.default_rng(0), images(found.parent.shape)[0]
+    drawn = [mixed(found, rng) for _ in range(60)]
+    children = [child(found, drawn, rng) for _ in range(60)]
+    for many in (drawn, children):
+        assert {one.resolution for one in many} == {0.5, 1.0}
+        assert {name for one in many for name in one.bare} == set(found.kernels)
+    for choice in drawn[:4]:
+        cut, cost = found.cut(choice), found.cost(choice)
+        assert cost.parameters == cut.parameters
+        assert cost.macs == sum(size.macs for size in layer_sizes(cut))
+        supernet = Supernet(found, [choice], norms=False).train()
+        supernet.choose(0, 1, seed=0)
+        supernet(x)
+        torch.testing.assert_close(supernet.answers[0], cut(x), rtol=1e-4, atol=1e-4)
+    assert proposed(found, drawn[:3], rng.random((3, 2)), 2, rng)
+
+
 def test_gradients_of_narrow_networks_reach_the_units_that_they_have():
     found = space()
     supernet = Supernet(found, [found.uniform(0.25)], norms=False).train()

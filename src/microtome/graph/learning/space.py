@@ -14,8 +14,10 @@ from torch import Tensor
 from microtome.core import pareto
 from microtome.graph.network import Network
 from microtome.graph.structure.groups import ChannelGroup
+from microtome.graph.structure.kernels import large_kernels, without_borders
 from microtome.graph.structure.removal import keep_units
 from microtome.graph.structure.residuals import Block, removable_blocks, remove_blocks
+from microtome.graph.structure.resolution import at_resolution
 from microtome.graph.structure.widths import free_groups, importance, units_at
 from microtome.graph.watching.macs import layer_sizes
 from microtome.types import Array
@@ -34,10 +36,14 @@ class Choice:
     Attributes:
         widths: share of the units that stay, for each group of the parent in the space's order.
         removed: names of blocks that are taken out.
+        bare: names of layers whose kernels lose their border, so that 3×3 is 1×1.
+        resolution: at which it looks at its first input, a share of the size.
     """
 
     widths: tuple[float, ...]
     removed: frozenset[str] = frozenset()
+    bare: frozenset[str] = frozenset()
+    resolution: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,27 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class _Variant:
-    """The parent without some blocks: its groups, which of the parent's each is, importance of units, and costs."""
+    """The parent without some blocks at a resolution: its groups, which of the parent's each is, and costs.
+
+    Attributes:
+        groups: that can become narrower.
+        places: of each of them among the parent's.
+        orders: importance of their units.
+        weights: number of values of each constant that counts as one.
+        macs: weight's name, and multiply-accumulates, of each layer.
+        bare: for layers whose kernels can lose their border: weight's name, and the share of the taps that is left.
+    """
 
     groups: tuple[ChannelGroup, ...]
     places: tuple[int, ...]
     orders: tuple[Tensor, ...]
     weights: Mapping[str, int]
     macs: tuple[tuple[str, int], ...]
+    bare: Mapping[str, tuple[str, float]]
 
 
 class Space:
-    """All networks that widths of channel groups, and blocks that are taken out, make of a parent.
+    """All networks that widths of channel groups, blocks, kernels and resolutions make of a parent.
 
     In each group those units stay that have the largest weights in the parent, so that narrower networks lie inside of
     wider ones.
@@ -69,22 +85,37 @@ class Space:
         parent: in float.
         groups: that can become narrower, in order.
         blocks: names of those that can be taken out.
+        kernels: names of layers whose kernels can lose their border.
+        resolutions: to choose from, ascending; the last is 1.
         levels: widths to choose from, ascending; the last is 1.
         multiple: see `graph.structure.widths.units_at`.
     """
 
-    def __init__(self, parent: Network, levels: Sequence[float], *, multiple: int = 1, depth: bool = False) -> None:
-        """Look at the parent; without `depth`, no block is taken out.
+    def __init__(
+        self,
+        parent: Network,
+        levels: Sequence[float],
+        *,
+        multiple: int = 1,
+        depth: bool = False,
+        kernels: bool = False,
+        resolutions: Sequence[float] = (),
+    ) -> None:
+        """Look at the parent; without `depth` no block is taken out, without `kernels` all keep their size.
 
         Raises:
-            OptionError: nothing of it can become narrower.
+            OptionError: nothing of it can become narrower, or it does not run at one of the resolutions.
         """
         self.parent, self.multiple = parent, multiple
         self.groups: tuple[ChannelGroup, ...] = free_groups(parent)
         self.levels = tuple(sorted({*levels, 1.0}))
         self.blocks = _apart(removable_blocks(parent)) if depth else ()
+        self.kernels = large_kernels(parent) if kernels else ()
+        self.resolutions = tuple(sorted({*resolutions, 1.0}))
         self._place = {layer: place for place, group in enumerate(self.groups) for layer in group.layers}
-        self._variants: dict[frozenset[str], _Variant] = {}
+        self._variants: dict[tuple[frozenset[str], float], _Variant] = {}
+        for scale in self.resolutions:
+            at_resolution(parent, scale)
 
     def uniform(self, level: float) -> Choice:
         """Return the network all of whose groups have the same width."""
@@ -92,7 +123,7 @@ class Space:
 
     def kept(self, choice: Choice) -> dict[str, Tensor]:
         """Return the units that stay in each group that loses some, by its name in the network without the blocks."""
-        variant = self._variant(choice.removed)
+        variant = self._variant(choice.removed, 1.0)
         return {
             group.name: units_at(group, choice.widths[place], order, multiple=self.multiple)
             for group, place, order in zip(variant.groups, variant.places, variant.orders, strict=True)
@@ -104,11 +135,13 @@ class Space:
         network = network or self.parent
         if choice.removed:
             network = remove_blocks(network, sorted(choice.removed))
-        return keep_units(network, self.kept(choice))
+        if choice.bare:
+            network = without_borders(network, choice.bare)
+        return at_resolution(keep_units(network, self.kept(choice)), choice.resolution)
 
     def cost(self, choice: Choice) -> Cost:
         """Return what a network costs, without making it."""
-        variant, kept = self._variant(choice.removed), self.kept(choice)
+        variant, kept = self._variant(choice.removed, choice.resolution), self.kept(choice)
         stays: dict[tuple[str, int], Tensor] = {}
         for group in variant.groups:
             units = kept.get(group.name)
@@ -121,38 +154,54 @@ class Space:
         shares: dict[str, float] = {}
         for (name, _), there in stays.items():
             shares[name] = shares.get(name, 1.0) * float(there.float().mean())
+        for name, share in (variant.bare[layer] for layer in choice.bare if layer in variant.bare):
+            shares[name] = shares.get(name, 1.0) * share
         parameters = sum(count * shares.get(name, 1.0) for name, count in variant.weights.items())
         return Cost(round(parameters), round(sum(count * shares.get(name, 1.0) for name, count in variant.macs)))
 
-    def _variant(self, removed: frozenset[str]) -> _Variant:
+    def _variant(self, removed: frozenset[str], resolution: float) -> _Variant:
         """Return what is known of the parent without some blocks."""
-        if removed not in self._variants:
+        if (removed, resolution) not in self._variants:
             network = remove_blocks(self.parent, sorted(removed)) if removed else self.parent
             known = free_groups(network) if removed else self.groups
             groups = tuple(group for group in known if any(layer in self._place for layer in group.layers))
             places = (next(self._place[layer] for layer in group.layers if layer in self._place) for group in groups)
-            sizes = zip(network.layers, layer_sizes(network), strict=True)
-            self._variants[removed] = _Variant(
+            seen = at_resolution(network, resolution)
+            sizes = zip(seen.layers, layer_sizes(seen), strict=True)
+            self._variants[removed, resolution] = _Variant(
                 groups,
                 tuple(places),
                 tuple(importance(network, group) for group in groups),
                 {name: value.numel() for name, value in network.constants().items() if network.is_weight(name)},
                 tuple((str(layer.weight.target), size.macs) for layer, size in sizes),
+                self._bare(network),
             )
-        return self._variants[removed]
+        return self._variants[removed, resolution]
+
+    def _bare(self, network: Network) -> dict[str, tuple[str, float]]:
+        """Return weight's name and share of taps left for the layers whose kernels can lose their border."""
+        bare = without_borders(network, self.kernels) if self.kernels else network
+        pairs = (
+            (one, network.tensor(str(one.weight.target)), bare.tensor(str(one.weight.target)))
+            for one in network.layers
+            if one.name in self.kernels
+        )
+        return {one.name: (str(one.weight.target), after.numel() / before.numel()) for one, before, after in pairs}
 
 
 def mixed(space: Space, rng: np.random.Generator) -> Choice:
-    """Draw a network: a width for all, from which each group departs by a level or two; few blocks are taken out."""
+    """Draw a network: a width for all, from which each group departs by a level or two; few blocks and borders go."""
     levels = len(space.levels)
     middle = rng.integers(levels)
     places = np.clip(middle + rng.integers(-2, 3, len(space.groups)), 0, levels - 1)
     removed = frozenset(name for name in space.blocks if rng.random() < CHANGED)
-    return Choice(tuple(space.levels[place] for place in places), removed)
+    bare = frozenset(name for name in space.kernels if rng.random() < CHANGED)
+    resolution = space.resolutions[rng.integers(len(space.resolutions))]
+    return Choice(tuple(space.levels[place] for place in places), removed, bare, resolution)
 
 
 def child(space: Space, parents: Sequence[Choice], rng: np.random.Generator) -> Choice:
-    """Draw a child of two networks: each group, and each block, from one of them; about one in eight changes."""
+    """Draw a child of two networks: each group, block and kernel from one of them; about one in eight changes."""
     one, other = (parents[k] for k in rng.integers(len(parents), size=2))
     chance = max(CHANGED, 1 / len(one.widths))
     found = []
@@ -161,12 +210,18 @@ def child(space: Space, parents: Sequence[Choice], rng: np.random.Generator) -> 
         if rng.random() < chance:
             place = int(np.clip(place + rng.choice((-1, 1)), 0, len(space.levels) - 1))
         found.append(space.levels[place])
-    removed = set()
-    for name in space.blocks:
-        gone = name in (one if rng.random() < 0.5 else other).removed
-        if gone != (rng.random() < chance):
-            removed.add(name)
-    return Choice(tuple(found), frozenset(removed))
+    removed, bare = (
+        frozenset(
+            name
+            for name in names
+            if (name in getattr(one if rng.random() < 0.5 else other, kind)) != (rng.random() < chance)
+        )
+        for kind, names in (("removed", space.blocks), ("bare", space.kernels))
+    )
+    resolution = (one if rng.random() < 0.5 else other).resolution
+    if rng.random() < chance:
+        resolution = space.resolutions[rng.integers(len(space.resolutions))]
+    return Choice(tuple(found), removed, bare, resolution)
 
 
 def _apart(blocks: Sequence[Block]) -> tuple[str, ...]:
@@ -204,10 +259,17 @@ def proposed(
 
 
 def _features(space: Space, choices: Sequence[Choice]) -> Array:
-    """Return what the predictor sees of networks: widths, and the logarithms of weights and multiplications."""
+    """Return what the predictor sees of networks: choices, and the logarithms of weights and multiplications."""
     costs = [space.cost(choice) for choice in choices]
     rows = [
-        [*one.widths, *(name in one.removed for name in space.blocks), math.log(c.parameters), math.log(c.macs)]
+        [
+            *one.widths,
+            *(name in one.removed for name in space.blocks),
+            *(name in one.bare for name in space.kernels),
+            one.resolution,
+            math.log(c.parameters),
+            math.log(c.macs),
+        ]
         for one, c in zip(choices, costs, strict=True)
     ]
     return np.array(rows, float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from microtome.graph.learning.space import Choice, Space
 from microtome.graph.learning.trainable import Trainable
 from microtome.graph.learning.training_norms import TrainedNorm, has_batch_norms
 from microtome.graph.network import Batch, Network
+from microtome.graph.structure.resolution import at_resolution
 
 
 class Supernet(nn.Module):
@@ -70,12 +72,12 @@ class _Narrow:
                 shapes[name] = coded.tensor(name).shape
                 places = torch.arange(shapes[name].numel(), dtype=torch.float64).reshape(shapes[name])
                 edit.set_constant(coded.graph_module, name, places)
-        cut = space.cut(choice, coded)
+        cut = space.cut(replace(choice, resolution=1.0), coded)
         left = shapes.keys() & cut.constants().keys()  # weights of blocks that are taken out are not among them
         self._index = {name: _axes(cut.tensor(name).long(), shapes[name]) for name in sorted(left)}
         for name in sorted(left):
             edit.set_constant(cut.graph_module, name, torch.zeros_like(cut.tensor(name), dtype=torch.float32))
-        self.module = Trainable(cut, norms=norms).module.train()
+        self.module = Trainable(at_resolution(cut, choice.resolution), norms=norms).module.train()
 
     def __call__(self, weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         """Run it with parts of the weights; gradients reach them."""
