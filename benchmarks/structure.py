@@ -1,7 +1,7 @@
 """Structure first, then numbers: what pruning, factorization, distillation, search and chains lose and gain.
 
     python benchmarks/structure.py [PART …] [--networks hippocampus skin chest] [--seeds 0 1 2] [--minutes 25]
-                                   [--out structure] [--json FILE] [--print]
+                                   [--out structure] [--json FILE] [--print] [--times]
 
 Parts: prune, tucker, distill, deep, search, chain, norms. Every figure comes from `compress`: the metric of the
 runtime's own output on the exported file, minus the float parent's, on patients that nothing was trained, tuned or
@@ -9,8 +9,8 @@ chosen on, with a 95 % interval by patient and the verdict at a margin of 0.01. 
 natively small network: as wide as what was left, with fresh weights, trained as long on the references.
 
 A cell that is in the output folder is not computed again, and one that was interrupted goes on. Accuracy does not
-depend on how busy the machine is, but for trainings that a limit of minutes cuts short. Times do: `chain` measures them
-in turn with eager PyTorch and NNCF's int8 of the parent, and wants a quiet machine.
+depend on how busy the machine is, but for trainings that a limit of minutes cuts short. Times do: with `--times`, on a
+quiet machine, the packages that are there are run in turn with eager PyTorch and NNCF's int8 of the parent.
 """
 
 from __future__ import annotations
@@ -65,9 +65,32 @@ def measured(plan: Plan, seed: int, options: argparse.Namespace) -> dict[str, An
     result = json.loads((package / "result.json").read_text())
     row = {"part": plan.part, "network": plan.network, "what": plan.what, "seed": seed, **_figures(result)}
     row["minutes"] = round((time.monotonic() - start) / 60, 1)
-    if plan.part == "chain":
-        row |= contest(package, reference, threads=options.threads)
     return row
+
+
+def times(options: argparse.Namespace) -> None:
+    """Time the packages that are in the output folder, network by network, and write it beside them."""
+    found: dict[str, dict[str, Path]] = {}
+    for plan in plans(options.parts or PARTS):
+        package = options.out / f"{plan.title}-{options.seeds[0]}"
+        if (package / "result.json").exists() and (not options.networks or plan.network in options.networks):
+            found.setdefault(plan.network, {})[f"{plan.part}: {plan.what}"] = package
+    for network, packages in found.items():
+        row = contest(packages, cache() / network / "network.pt2", threads=options.threads)
+        (options.out / f"{network}.times.json").write_text(json.dumps(row, indent=1))
+        print(network, json.dumps(row), flush=True)
+
+
+def times_table(folder: Path) -> Iterator[str]:
+    """Yield a Markdown table of what was timed."""
+    yield "\n### times\n"
+    yield "| network | what | ms | faster than eager f32 | than NNCF int8 |"
+    yield "|---|---|---|---|---|"
+    for file in sorted(folder.glob("*.times.json")):
+        row, network = json.loads(file.read_text()), file.name.split(".")[0]
+        for name, value in row["medians_ms"].items():
+            ratios = [row[key].get(name) for key in ("than_eager", "than_nncf")]
+            yield f"| {network} | {name} | {value:.2f} | " + " | ".join(f"{r:.1f}×" if r else "" for r in ratios) + " |"
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,10 +129,9 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         for row in (row for row in rows if row["part"] == part):
             verdict = {True: "non-inferior", False: "inferior", None: "undecided"}[row["verdict"]]
             coded = "" if row["smaller_coded"] is None else f" ({row['smaller_coded']:.1f}×)"
-            peers = "".join(f", {ratio:.2f}× {name}" for name, ratio in row.get("peers", {}).items())
             yield (
                 f"| {row['network']} | {row['what']} | {row['seed']} | {row['fewer_nonzero']:.1%} | "
-                f"{row['fewer_macs']:.1%} | {row['smaller']:.1f}×{coded} | {row['faster']:.1f}×{peers} | "
+                f"{row['fewer_macs']:.1%} | {row['smaller']:.1f}×{coded} | {row['faster']:.1f}× | "
                 f"{row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}) | {verdict} |"
             )
         yield from _over_seeds([row for row in rows if row["part"] == part])
@@ -136,15 +158,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("structure"))
     parser.add_argument("--json", type=Path, help="also write all rows to this file")
     parser.add_argument("--print", action="store_true", dest="only_print", help="compute nothing, print what is there")
+    parser.add_argument("--times", action="store_true", help="train nothing, time the packages that are there")
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"there is no part {unknown.pop()}")
-    if "chain" in (options.parts or PARTS) and not (options.only_print or find_spec("nncf")):
-        parser.error("the chains are timed beside NNCF: pip install -c constraints.txt -e '.[peers]'")
+    if options.times and not find_spec("nncf"):
+        parser.error("packages are timed beside NNCF: pip install -c constraints.txt -e '.[peers]'")
     options.out.mkdir(exist_ok=True, parents=True)
     torch.set_num_threads(options.threads)
     options.progress = RichProgress()
+    if options.times:
+        times(options)
     for plan in plans(options.parts or PARTS):
         if (options.networks and plan.network not in options.networks) or (
             options.only and plan.what not in options.only
@@ -152,7 +177,7 @@ def main() -> None:
             continue
         for seed in options.seeds:
             file = options.out / f"{plan.title}-{seed}.json"
-            if file.exists() or options.only_print:
+            if file.exists() or options.only_print or options.times:
                 continue
             try:
                 row = measured(plan, seed, options)
@@ -162,7 +187,7 @@ def main() -> None:
             file.write_text(json.dumps(row, indent=1))
             print(json.dumps(row), flush=True)
     rows = [json.loads(file.read_text()) for file in sorted(options.out.glob("*-*.json"))]
-    print("\n".join(table(rows)))
+    print("\n".join([*table(rows), *times_table(options.out)]))
     if options.json is not None:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))
 

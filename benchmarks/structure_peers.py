@@ -1,9 +1,10 @@
-"""A package beside eager PyTorch and NNCF's int8 of its parent: timed in turn, in one process."""
+"""Packages beside eager PyTorch and NNCF's int8 of their parent: timed in turn, in one process."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ RUNS, SECONDS = 3, 20.0
 CALIBRATION_CASES = 32
 
 
-def contest(package: Path, reference: Path, *, threads: int) -> dict[str, Any]:
-    """Return medians of RUNS interleaved runs in milliseconds, and how many times faster the package is.
+def contest(packages: Mapping[str, Path], reference: Path, *, threads: int) -> dict[str, Any]:
+    """Return medians of RUNS interleaved runs in milliseconds, and how many times faster each package is.
 
     Args:
-        package: of OpenVINO.
+        packages: of OpenVINO, made of one parent, by a name for each.
         reference: the parent's network.pt2, with its pipeline and its cases beside it.
         threads: of every contender.
     """
@@ -36,7 +37,7 @@ def contest(package: Path, reference: Path, *, threads: int) -> dict[str, Any]:
     cohort = load_cohort(reference.with_name("manifest.csv"), seed=0)
     cases = cohort.calibration(CALIBRATION_CASES)
     images = [x.numpy() for x in CalibrationBatches(cohort, cases, pipeline, Silent())]
-    ours = open_package(package, threads=threads)
+    opened = {name: open_package(path, threads=threads) for name, path in packages.items()}
     with tempfile.TemporaryDirectory() as folder:
         path = target.export(parent, Path(folder))
         quantized = nncf.quantize(openvino.Core().read_model(path), nncf.Dataset(images))
@@ -44,7 +45,7 @@ def contest(package: Path, reference: Path, *, threads: int) -> dict[str, Any]:
         openvino.save_model(quantized, peer, compress_to_fp16=False)
         sizes = {"eager f32": 4 * parent.parameters, "nncf": file_bytes(target, peer)}
         sessions = {p: target.open_session(peer, threads=threads, precision=p) for p in target.PRECISIONS}
-    runs = {"eager f32": eager(parent, threads), "ours": ours.session.run}
+    runs = {"eager f32": eager(parent, threads)} | {name: one.session.run for name, one in opened.items()}
     runs |= {f"nncf {precision}": session.run for precision, session in sessions.items()}
     x = images[0]
     for run in runs.values():
@@ -55,9 +56,9 @@ def contest(package: Path, reference: Path, *, threads: int) -> dict[str, Any]:
             timed[row["name"]].append(row["latency_ms"])
     medians = {name: statistics.median(values) for name, values in timed.items()}
     best = min(medians[name] for name in medians if name.startswith("nncf"))
-    peers = {"than eager": medians["eager f32"] / medians["ours"], "than NNCF": best / medians["ours"]}
     return {
         "medians_ms": {name: round(value, 3) for name, value in medians.items()},
-        "peers": {name: round(value, 2) for name, value in peers.items()},
-        "peer_bytes": sizes,
+        "than_eager": {name: round(medians["eager f32"] / medians[name], 2) for name in packages},
+        "than_nncf": {name: round(best / medians[name], 2) for name in packages},
+        "bytes": sizes,
     }

@@ -68,20 +68,22 @@ def toml(value: Any) -> str:
 
 # Images per step are those of `structure.BATCHES`: an epoch of hippocampus has 32 steps, of skin 160, of chest 260.
 STEPS = {"hippocampus": 3000, "skin": 2000, "chest": 1200}
+SHORT = {"hippocampus": 1200, "skin": 1000}  # where many trainings are compared
 # Epochs after which images come as they came before: what the teacher says of them is then read from the disk.
 VIEWS = {"hippocampus": 16, "skin": 4, "chest": 2}
-TRAINED: Table = {"method": "finetune", "labels": 0.5, "amp": True, "rate": 2e-2, "check_every": 150}
+TRAINED: Table = {"labels": 0.5, "amp": True, "rate": 2e-2, "check_every": 150}
 INT8: tuple[Table, ...] = ({"method": "fold"}, {"method": "quantize", "end_bits": 8}, {"method": "correct_bias"})
 
 
-def trained(network: str, **more: Any) -> Table:
-    """Return the table of a training that is as long as all are of a network."""
-    return {**TRAINED, "steps": STEPS[network], **more}
+def cut(share: float) -> Table:
+    """Return the table that removes a share of the multiplications, the same share of every layer's channels."""
+    return {"method": "prune", "of": "macs", "share": share, "scope": "uniform", "round_to": 8}
 
 
-def student(network: str, **more: Any) -> Table:
-    """Return the table of a distillation as long as that."""
-    return {**TRAINED, "method": "distill", "steps": STEPS[network], "views": VIEWS[network], **more}
+def student(network: str, *, short: bool = False, **more: Any) -> Table:
+    """Return the table of a distillation; all of one length and network train equally long."""
+    steps = (SHORT if short else STEPS)[network]
+    return {"method": "distill", **TRAINED, "steps": steps, "views": VIEWS[network], **more}
 
 
 def plans(parts: Iterable[str]) -> Iterator[Plan]:
@@ -99,50 +101,51 @@ def plans(parts: Iterable[str]) -> Iterator[Plan]:
 
 
 def _prune() -> Iterator[Plan]:
-    """At least 80 % of the weights and 70 % of the multiplications go; beside it the natively small network."""
+    """Nine tenths of the weights go; beside it networks of that size with fresh weights, with a teacher and without."""
     for network in ("hippocampus", "skin"):
-        cut = {"method": "prune", "of": "macs", "share": 0.82, "scope": "uniform", "round_to": 8}
-        yield Plan("prune", network, "pruned", (cut, trained(network)))
-        native = student(network, width=0.42, multiple=8, init="fresh", labels=1.0)
-        yield Plan("prune", network, "natively small", (native,))
+        yield Plan("prune", network, "pruned", (cut(0.91), student(network, short=True)))
+        small = {"width": 0.32, "multiple": 8, "init": "fresh", "short": True}
+        yield Plan("prune", network, "small with teacher", (student(network, **small),))
+        yield Plan("prune", network, "natively small", (student(network, **small, labels=1.0),))
 
 
 def _tucker() -> Iterator[Plan]:
     """At least 85 % of the weights go."""
-    yield Plan("tucker", "hippocampus", "factorized", builtin="tucker", settings=_tucker_settings())
-
-
-def _tucker_settings() -> dict[str, Any]:
-    told = {f"finetune.{key}": value for key, value in trained("hippocampus").items() if key != "method"}
-    return {"factorize.share": 0.14, **told}
+    trained = {f"finetune.{key}": value for key, value in TRAINED.items()}
+    settings = {"factorize.share": 0.14, **trained, "finetune.steps": 700, "finetune.rate": 5e-3}
+    few = {"factorize.images": 6, "factorize.measurements": 0}
+    yield Plan("tucker", "hippocampus", "factorized", builtin="tucker", settings={**settings, **few})
 
 
 def _distill() -> Iterator[Plan]:
-    """Students with at most a tenth of the weights, with a teacher and without; and 94 % fewer, from kept weights."""
+    """94 % of the weights go, and what is left trains long."""
     for network in ("hippocampus", "skin"):
-        small = {"width": 0.25, "init": "fresh"}
-        yield Plan("distill", network, "with teacher", (student(network, **small),))
-        yield Plan("distill", network, "without teacher", (student(network, **small, labels=1.0),))
-        cut = {"method": "prune", "of": "macs", "share": 0.925, "scope": "uniform", "round_to": 8}
-        yield Plan("distill", network, "94 percent fewer", (cut, student(network)))
+        yield Plan("distill", network, "94 percent fewer", (cut(0.925), student(network)))
 
 
 def _deep() -> Iterator[Plan]:
-    """Zeros, shared weights, and a code."""
+    """Zeros, shared weights, and a code: the recipe `deep-compression` with references and shorter trainings."""
     for network in ("chest", "skin"):
-        yield Plan("deep", network, "deep-compression", builtin="deep-compression")
+        zeros = [{"method": "sparsify", "share": share, "importance": "lamp"} for share in (0.8, 0.92)]
+        trained = [{"method": "finetune", **TRAINED, "rate": 1e-2, "steps": steps} for steps in (150, 300)]
+        shared = ({"method": "fold"}, {"method": "quantize", "end_bits": 8})
+        code = ({"method": "encode", "format": "codebook5i"}, {"method": "correct_bias"})
+        chain = (zeros[0], trained[0], zeros[1], trained[1], *shared, *code)
+        yield Plan("deep", network, "deep-compression", chain, coded=True)
 
 
 def _search() -> Iterator[Plan]:
-    yield Plan("search", "hippocampus", "search", builtin="search")
+    """A front in one supernet, with networks of one width throughout on it or behind it."""
+    settings = {"search.supernet_minutes": 12.0, "search.evaluations": 40, "search.minutes": 8.0}
+    trained = {f"search.{key}": value for key, value in TRAINED.items()}
+    yield Plan("search", "hippocampus", "search", builtin="search", settings={**settings, **trained})
 
 
 def _chain() -> Iterator[Plan]:
-    """Structure, then int8."""
+    """Structure, then int8. Norms that look at each image go before the training that repairs the cut."""
     for network, share, fixed in (("hippocampus", 0.925, True), ("skin", 0.925, False), ("chest", 0.9, False)):
-        cut = {"method": "prune", "of": "macs", "share": share, "scope": "uniform", "round_to": 8}
         norms: tuple[Table, ...] = ({"method": "replace_norms"},) if fixed else ()
-        yield Plan("chain", network, "prune+distill+int8", (cut, *norms, student(network), *INT8))
+        yield Plan("chain", network, "prune+distill+int8", (cut(share), *norms, student(network), *INT8))
         yield Plan("chain", network, "int8", builtin="int8")
 
 
@@ -152,8 +155,8 @@ def _norms() -> Iterator[Plan]:
         yield Plan("norms", network, "int8", builtin="int8")
         replaced = (
             {"method": "replace_norms", "mix": 0.5},
-            trained("hippocampus", steps=300),
+            {"method": "finetune", **TRAINED, "steps": 150, "rate": 1e-2},
             {"method": "replace_norms"},
-            trained("hippocampus", steps=900),
+            {"method": "finetune", **TRAINED, "steps": 350, "rate": 1e-2},
         )
         yield Plan("norms", network, "norms replaced+int8", (*replaced, *INT8))
