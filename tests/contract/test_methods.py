@@ -238,3 +238,10 @@ def test_every_method_of_the_list_is_here():
     assert METHODS.keys() == STEPS.keys() | ELSEWHERE
     for name, (value, _) in STEPS.items():
         assert METHODS[name] == f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+@pytest.mark.parametrize("method", [name for name, (method, _) in STEPS.items() if hasattr(method, "skip")])
+def test_a_name_to_skip_that_there_is_not_is_refused(method: str):
+    given = before(method, "residual3d")
+    with pytest.raises(OptionError, match=r"the network has no .* 'nobody'"):
+        replace(STEPS[method][0], skip=frozenset({"nobody"})).run(given, context(given))

@@ -155,7 +155,7 @@ def test_what_is_no_grouping_is_refused(fields: dict[str, float]):
 
 def test_refusals_say_why():
     network = captured("unet2d")
-    with pytest.raises(OptionError, match="no layer 'nobody' to skip"):
+    with pytest.raises(OptionError, match="no layer 'nobody'"):
         GroupChannels(skip=frozenset({"nobody"})).run(network, Context(images(network.shape)))
     with pytest.raises(DataError, match="no calibration images"):
         GroupChannels(least_channels=4).run(network, Context([]))

@@ -143,7 +143,7 @@ def test_what_is_no_share_is_refused(fields: dict[str, float]):
 
 def test_refusals_say_why():
     network = FoldBatchNorm().run(captured("unet2d"))
-    with pytest.raises(OptionError, match="there is no group 'enter'"):
+    with pytest.raises(OptionError, match="the network has no group 'enter'"):
         MergeChannels(skip=frozenset({"enter"})).run(network, Context(images(network.shape)))
     with pytest.raises(DataError, match="no calibration images"):
         MergeChannels().run(network, Context([]))

@@ -193,7 +193,9 @@ def test_skipped_groups_stay():
     pruned = Prune(0.3, skip=frozenset({"down.0"})).run(network, context(network))
     assert "down.0" not in pruned.history[-1]["pruned"]
     assert {"group": "down.0", "reason": "it is skipped"} in pruned.history[-1]["not_pruned"]
-    with pytest.raises(OptionError, match=r"there is no group or layer 'down.O'; the nearest known one is 'down.0'"):
+    with pytest.raises(
+        OptionError, match=r"the network has no group or layer 'down.O'; the nearest known one is 'down.0'"
+    ):
         Prune(skip=frozenset({"down.O"})).run(network, context(network))
 
 

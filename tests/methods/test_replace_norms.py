@@ -237,7 +237,7 @@ def test_what_is_no_share_is_refused(fields: dict[str, float], why: str):
 
 def test_refusals_say_why():
     network = captured("residual3d")
-    with pytest.raises(OptionError, match=r"there is no norm 'first\.2'; the nearest known one is 'first\.1'"):
+    with pytest.raises(OptionError, match=r"the network has no norm 'first\.2'; the nearest known one is 'first\.1'"):
         ReplaceNorms(skip=frozenset({"first.2"})).run(network, Context(images(network.shape)))
     with pytest.raises(DataError, match="no calibration images"):
         ReplaceNorms().run(network, Context([]))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from microtome.errors import OptionError
 from microtome.graph.network import Batch, Network
 from microtome.progress import Progress, Silent
+from microtome.records import nearest
 from microtome.training.settings import LabelLoss
 from microtome.training.trainer import Loss
 from microtome.types import Capabilities
@@ -142,6 +143,23 @@ class Method(ABC):
     def after(self, state: State) -> State:
         """Return the state that the method leaves."""
         return (state - self.takes) | self.leaves
+
+
+def check_names(named: Iterable[str], known: Iterable[str], what: str = "layer") -> None:
+    """Check that a network has all that is named: what a method is told to skip must not be passed over in silence.
+
+    Args:
+        named: names that were given.
+        known: those that there are.
+        what: they are names of.
+
+    Raises:
+        OptionError: the first that there is not, with the nearest that there is.
+    """
+    known = list(dict.fromkeys(known))
+    for name in sorted(set(named) - set(known)):
+        advice = "`microtome inspect MODEL` lists the layers." if what == "layer" else f"There are: {', '.join(known)}."
+        raise OptionError(f"the network has no {what} {name!r}{nearest(name, known)}.", advice)
 
 
 def weights_are_free(network: Network) -> None:

@@ -14,7 +14,7 @@ from microtome.graph import edit
 from microtome.graph.dynamic import insert_dynamic_quantizer
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
-from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State, check_names
 from microtome.types import QType
 
 RECURRENT = ("lstm", "gru")
@@ -86,9 +86,7 @@ class QuantizeDynamic(Method):
         return self.done(network, {"grids": {"weight": "mse" if self.search_weights else "minmax"}})
 
     def _check(self, readers: list[_Reader]) -> None:
-        unknown = sorted(self.skip - {reader.name for reader in readers})
-        if unknown:
-            raise OptionError(f"the network has no linear or recurrent layer {unknown[0]!r}.")
+        check_names(self.skip, (reader.name for reader in readers), "linear or recurrent layer")
         if not readers:
             raise TargetError(
                 "the network has no linear, LSTM or GRU layer to quantize dynamically.",

@@ -10,12 +10,12 @@ import torch
 from torch.fx import Node
 
 from microtome.core.formats import Encoded, Format
-from microtome.errors import OptionError, WeightsError
+from microtome.errors import WeightsError
 from microtome.graph import edit
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import kind, output_axis
 from microtome.graph.quantizers import weight_quantizer
-from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State
+from microtome.methods.base import EMPTY, QUANTIZED, Context, Method, Phase, State, check_names
 from microtome.types import Capabilities, QParams, QType
 
 SPARSE = "sparse"  # a network's state: zeros among its weights are to be held
@@ -52,11 +52,7 @@ class EncodeWeights(Method):
             OptionError: nothing is known of the target, or `skip` or `layer_formats` names a layer that there is not.
             WeightsError: a weight is empty or not finite, or lies outside of the format's range.
         """
-        unknown = sorted({*self.skip, *self.layer_formats} - {layer.name for layer in network.layers})
-        if unknown:
-            raise OptionError(
-                f"the network has no layer {unknown[0]!r}.", "`microtome inspect MODEL` lists the layers."
-            )
+        check_names({*self.skip, *self.layer_formats}, (layer.name for layer in network.layers))
         network = network.copy()
         formats = dict(network.formats)
         for layers, number_format in self._weights(network):

@@ -21,7 +21,17 @@ from microtome.graph.learning.refit import refit
 from microtome.graph.network import Batch, Network
 from microtome.graph.watching.axis_moments import collect_axes
 from microtome.graph.watching.macs import layer_sizes
-from microtome.methods.base import EMPTY, ENCODED_FIRST, SPARSE_FIRST, Batches, Context, Method, Phase, State
+from microtome.methods.base import (
+    EMPTY,
+    ENCODED_FIRST,
+    SPARSE_FIRST,
+    Batches,
+    Context,
+    Method,
+    Phase,
+    State,
+    check_names,
+)
 
 DAMPING = 1e-3  # of the refit, as a share of the mean variance of what a layer sees
 WIDEST = 2048  # values that a layer sees at a place; a wider one keeps its weight, and its bias keeps the mean
@@ -108,9 +118,7 @@ class Factorize(Method):
                 milliseconds that cannot be measured.
             DataError: images are asked for and there are none, or they make values NaN.
         """
-        unknown = self.skip - {layer.name for layer in network.layers}
-        if unknown:
-            raise OptionError(f"the network has no layer {min(unknown)!r} to skip.", "`microtome inspect` lists them.")
+        check_names(self.skip, (layer.name for layer in network.layers))
         batches = _First(context.calibration, self.images)
         kept: dict[str, str] = {}
         found: list[Site] = []

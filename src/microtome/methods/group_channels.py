@@ -25,7 +25,7 @@ from microtome.graph.structure.groups import ChannelGroup
 from microtome.graph.structure.permuting import moved, permute_units
 from microtome.graph.structure.refitting import refit_layers
 from microtome.graph.watching.grams import Gram, grams
-from microtome.methods.base import EMPTY, SPARSE_FIRST, Batches, Context, Method, Phase, State
+from microtome.methods.base import EMPTY, SPARSE_FIRST, Batches, Context, Method, Phase, State, check_names
 
 NOISE = 0.01  # of a measured time
 
@@ -91,9 +91,7 @@ class GroupChannels(Method):
             OptionError: a layer to skip is not there.
             DataError: there are no calibration images, or one makes a value NaN or infinite.
         """
-        unknown = self.skip - {layer.name for layer in network.layers}
-        if unknown:
-            raise OptionError(f"the network has no layer {min(unknown)!r} to skip.", "`microtome inspect` lists them.")
+        check_names(self.skip, (layer.name for layer in network.layers))
         plans, dense = self._plans(network, context.calibration)
         if context.latency is not None and self.measurements and plans:
             slow = _slower(network, plans, context, self.measurements)

@@ -21,8 +21,7 @@ from microtome.graph.structure.groups import Analysis, ChannelGroup, analyse
 from microtome.graph.structure.removal import keep_units
 from microtome.graph.watching.distribution import mean_response
 from microtome.graph.watching.observe import Unquantized
-from microtome.methods.base import EMPTY, SPARSE_FIRST, Batches, Context, Method, Phase, State
-from microtome.records import nearest
+from microtome.methods.base import EMPTY, SPARSE_FIRST, Batches, Context, Method, Phase, State, check_names
 
 WIDEST = 4096  # inputs of a layer whose covariance is kept
 ENOUGH = 10  # values per unknown of a least-squares fit
@@ -88,9 +87,7 @@ class MergeChannels(Method):
         """
         network = network.copy()
         analysis = analyse(network)
-        names = [group.name for group in analysis.groups]
-        for name in sorted(self.skip - set(names)):
-            raise OptionError(f"there is no group {name!r}{nearest(name, names)}.", f"There are: {', '.join(names)}.")
+        check_names(self.skip, (group.name for group in analysis.groups), "group")
         layers = {str(layer.weight.target): layer for layer in network.layers}
         reasons = _reasons(analysis, layers)
         open_groups = [group for group in analysis.groups if group.name not in {*reasons, *self.skip}]

@@ -19,7 +19,7 @@ from microtome.graph.structure.blocks import writes
 from microtome.graph.structure.channels import free
 from microtome.graph.structure.convolutions import convolution, means, set_convolution
 from microtome.graph.watching.observe import Observed
-from microtome.methods.base import EMPTY, Context, Method, Phase, State
+from microtome.methods.base import EMPTY, Context, Method, Phase, State, check_names
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,12 @@ class MergeLayers(Method):
             raise OptionError(f"most_weights is 1 or more, not {self.most_weights}.", "1 never adds weights.")
 
     def run(self, network: Network, context: Context = EMPTY) -> Network:
-        """Return the network with merged layers; no data is read."""
+        """Return the network with merged layers; no data is read.
+
+        Raises:
+            OptionError: `skip` names a layer that the network does not have.
+        """
+        check_names(self.skip, (layer.name for layer in network.layers))
         network = network.copy()
         left = frozenset(layer.node for layer in network.layers if layer.name in self.skip)
         merger = _Merger(network, self.most_weights, left, _sizes(network))

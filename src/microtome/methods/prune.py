@@ -24,8 +24,7 @@ from microtome.graph.watching import unit_scores
 from microtome.graph.watching.gradients import chosen_objective, some
 from microtome.graph.watching.grams import grams
 from microtome.graph.watching.macs import layer_sizes
-from microtome.methods.base import EMPTY, Context, Method, Phase, State
-from microtome.records import nearest
+from microtome.methods.base import EMPTY, Context, Method, Phase, State, check_names
 
 MOST_REASONS = 50
 BY_WEIGHT = {"l1": unit_importance.l1, "l2": unit_importance.l2, "fpgm": unit_importance.geometric_median}
@@ -129,7 +128,7 @@ class Prune(Method):
                 raise DataError("there are no calibration images.", "Give at least one training case.")
             return sum(found) / len(found)
 
-        _check(self.skip, {block.name for block in removable_blocks(network)}, "block")
+        check_names(self.skip, (block.name for block in removable_blocks(network)), "block")
         found = remove_least_blocks(network, self.share, cost=cost, lost=lost, skip=self.skip)
         if found.saved < self.share:
             raise OptionError(
@@ -174,7 +173,7 @@ class Prune(Method):
     def _free(self, network: Network) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
         """Return the groups that may lose units, and why the others may not."""
         groups = channel_groups(network)
-        _check(self.skip, {name for group in groups for name in (group.name, *group.layers)}, "group or layer")
+        check_names(self.skip, (name for group in groups for name in (group.name, *group.layers)), "group or layer")
         reasons = {group.name: group.reason for group in groups if group.reason is not None}
         for group in groups:
             if group.name not in reasons and self.skip & {group.name, *group.layers}:
@@ -237,9 +236,3 @@ class Prune(Method):
 
 def _macs(network: Network) -> int:
     return sum(size.macs for size in layer_sizes(network))
-
-
-def _check(skip: frozenset[str], known: set[str], what: str) -> None:
-    unknown = sorted(skip - known)
-    if unknown:
-        raise OptionError(f"there is no {what} {unknown[0]!r}{nearest(unknown[0], known)}.", "Skip one that there is.")

@@ -20,7 +20,7 @@ from microtome.graph.choosing.placement import candidates, ends, place, rule_of_
 from microtome.graph.network import Layer, Network
 from microtome.graph.operators import output_axis
 from microtome.graph.watching.observe import watch
-from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State
+from microtome.methods.base import EMPTY, FLOAT_BIASES, QUANTIZED, Context, Method, Phase, State, check_names
 from microtome.types import Bits, ObserverName, QParams, QType
 
 
@@ -89,7 +89,7 @@ class Quantize(Method):
         """
         network = network.copy()
         capabilities = context.target
-        self._check(network)
+        check_names({*self.skip, *self.layer_bits}, (layer.name for layer in network.layers))
         widths, skip, found = self._chosen(network, context)
         layers = [pair for pair in supported_layers(network, capabilities, widths) if pair[0].name not in skip]
         if not layers:
@@ -143,13 +143,6 @@ class Quantize(Method):
             found["kept"] = [row.as_row() for row in rows]
             skip |= skipped(rows)
         return self._widths(network) | layer_bits, skip, found
-
-    def _check(self, network: Network) -> None:
-        unknown = sorted({*self.skip, *self.layer_bits} - {layer.name for layer in network.layers})
-        if unknown:
-            raise OptionError(
-                f"the network has no layer {unknown[0]!r}.", "`microtome inspect MODEL` lists the layers."
-            )
 
     def _widths(self, network: Network) -> dict[str, Bits]:
         """Return the widths of every layer."""

@@ -16,8 +16,7 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.structure.norms import Line, Norm, current_line, norms, put_line
 from microtome.graph.watching.observe import Unquantized
-from microtome.methods.base import EMPTY, Batches, Context, Method, Phase, State
-from microtome.records import nearest
+from microtome.methods.base import EMPTY, Batches, Context, Method, Phase, State, check_names
 
 NormKind = Literal["instance", "group", "layer"]
 
@@ -74,9 +73,7 @@ class ReplaceNorms(Method):
         """
         network = network.copy()
         there = norms(network)
-        for name in sorted(self.skip - {norm.name for norm in there}):
-            known = [norm.name for norm in there]
-            raise OptionError(f"there is no norm {name!r}{nearest(name, known)}.", f"There are: {', '.join(known)}.")
+        check_names(self.skip, (norm.name for norm in there), "norm")
         candidates = [
             n for n in [n for n in there if n.kind in self.kinds][self.keep_first :] if n.name not in self.skip
         ]

@@ -21,7 +21,7 @@ from microtome.graph.operators import groups, kind
 from microtome.graph.structure.refitting import refit_layers
 from microtome.graph.watching.gradients import GradientSums, chosen_objective, gradient_sums, labelled, some, taught
 from microtome.graph.watching.grams import Gram, grams
-from microtome.methods.base import EMPTY, Context, Method, Phase, State
+from microtome.methods.base import EMPTY, Context, Method, Phase, State, check_names
 
 Importance = Literal[
     "magnitude",
@@ -130,11 +130,7 @@ class Sparsify(Method):
 
     def _layers(self, network: Network) -> dict[str, list[Layer]]:
         """Return the layers to prune by the name of their weight."""
-        unknown = sorted(self.skip - {layer.name for layer in network.layers})
-        if unknown:
-            raise OptionError(
-                f"the network has no layer {unknown[0]!r}.", "`microtome inspect MODEL` lists the layers."
-            )
+        check_names(self.skip, (layer.name for layer in network.layers))
         found: dict[str, list[Layer]] = {}
         for layer in network.layers:
             found.setdefault(str(layer.weight.target), []).append(layer)
