@@ -1,6 +1,6 @@
 """Structure first, then numbers: what pruning, factorization, distillation, search and chains lose and gain.
 
-    python benchmarks/structure.py [PART …] [--networks hippocampus skin chest] [--seeds 0 1 2] [--minutes 25]
+    python benchmarks/structure.py [PART …] [--networks hippocampus skin chest nnunet] [--seeds 0 1 2] [--minutes 25]
                                    [--out structure] [--json FILE] [--print] [--times]
 
 Parts: prune, tucker, distill, deep, search, chain, norms. Every figure comes from `compress`: the metric of the
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -30,26 +31,16 @@ from microtome.errors import MicrotomeError
 from microtome.terminal import RichProgress
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
-from references import cache
 from structure_peers import contest
 from structure_plans import PARTS, Plan, plans
+from structure_subjects import subject
 
 MARGIN = 0.01
-HIPPOCAMPUS: Mapping[str, Any] = {"batch": 4, "flips": (0,)}
-BATCHES: Mapping[str, Mapping[str, Any]] = {
-    "hippocampus": HIPPOCAMPUS,
-    "hippocampus_dynunet": HIPPOCAMPUS,
-    "hippocampus_segresnet": HIPPOCAMPUS,
-    "skin": {"batch": 8, "flips": (0, 1)},
-    "chest": {"batch": 16, "flips": (1,)},
-}
 
 
 def measured(plan: Plan, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Compress a network as a plan says, unless its package is there; return its row."""
-    reference = cache() / plan.network / "network.pt2"
-    if not reference.exists():
-        raise SystemExit(f"There is no {reference}: run benchmarks/references.py {plan.network} first.")
+    parent = subject(plan.network, options.data, options.out)
     package = options.out / f"{plan.title}-{seed}"
     start = time.monotonic()
     if not (package / "result.json").exists():
@@ -59,9 +50,9 @@ def measured(plan: Plan, seed: int, options: argparse.Namespace) -> dict[str, An
             margin=MARGIN,
             seed=seed,
             threads=options.threads,
-            **BATCHES[plan.network],
+            **parent.options,
         )
-        compress(reference, reference.with_name("manifest.csv"), package, options=said, progress=options.progress)
+        compress(parent.model, parent.cohort, package, options=said, progress=options.progress)
     result = json.loads((package / "result.json").read_text())
     row = {"part": plan.part, "network": plan.network, "what": plan.what, "seed": seed, **_figures(result)}
     row["minutes"] = round((time.monotonic() - start) / 60, 1)
@@ -76,7 +67,7 @@ def times(options: argparse.Namespace) -> None:
         if (package / "result.json").exists() and (not options.networks or plan.network in options.networks):
             found.setdefault(plan.network, {})[f"{plan.part}: {plan.what}"] = package
     for network, packages in found.items():
-        row = contest(packages, cache() / network / "network.pt2", threads=options.threads)
+        row = contest(packages, subject(network, options.data, options.out), threads=options.threads)
         (options.out / f"{network}.times.json").write_text(json.dumps(row, indent=1))
         print(network, json.dumps(row), flush=True)
 
@@ -153,6 +144,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", help="only these")
     parser.add_argument("--only", nargs="*", help="only plans that are called so")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    default = os.environ.get("MICROTOME_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=Path(default), help="folder of the data sets")
     parser.add_argument("--minutes", type=float, default=25.0, help="of each single training, at most")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("structure"))

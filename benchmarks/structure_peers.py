@@ -10,31 +10,32 @@ from typing import Any
 
 from microtome.batches.calibration import CalibrationBatches
 from microtome.deployment.timing import Candidate, eager, file_bytes, interleaved
-from microtome.graph import pt2
 from microtome.medical.cohort import load_cohort
-from microtome.medical.pipeline import Pipeline
+from microtome.models import load_model
 from microtome.package import open_package
 from microtome.progress import Silent
 from microtome.runtimes import openvino as target
+from structure_subjects import Subject
 
 RUNS, SECONDS = 3, 20.0
 CALIBRATION_CASES = 32
 
 
-def contest(packages: Mapping[str, Path], reference: Path, *, threads: int) -> dict[str, Any]:
+def contest(packages: Mapping[str, Path], given: Subject, *, threads: int) -> dict[str, Any]:
     """Return medians of RUNS interleaved runs in milliseconds, and how many times faster each package is.
 
     Args:
         packages: of OpenVINO, made of one parent, by a name for each.
-        reference: the parent's network.pt2, with its pipeline and its cases beside it.
+        given: the parent, with its cases.
         threads: of every contender.
     """
     import nncf
     import openvino
 
-    parent = pt2.load(reference)
-    pipeline = Pipeline.from_json(reference.with_name("pipeline.json").read_text())
-    cohort = load_cohort(reference.with_name("manifest.csv"), seed=0)
+    loaded = load_model(given.model)
+    parent, pipeline = loaded.network, loaded.pipeline
+    assert pipeline is not None
+    cohort = load_cohort(given.cohort, seed=0)
     cases = cohort.calibration(CALIBRATION_CASES)
     images = [x.numpy() for x in CalibrationBatches(cohort, cases, pipeline, Silent())]
     opened = {name: open_package(path, threads=threads) for name, path in packages.items()}

@@ -67,10 +67,11 @@ def toml(value: Any) -> str:
 
 
 # Images per step are those of `structure.BATCHES`: an epoch of hippocampus has 32 steps, of skin 160, of chest 260.
-STEPS = {"hippocampus": 3000, "skin": 2000, "chest": 1200}
+STEPS = {"hippocampus": 3000, "skin": 2000, "chest": 1200, "nnunet": 2000}
 SHORT = {"hippocampus": 1200, "skin": 1000}  # where many trainings are compared
 # Epochs after which images come as they came before: what the teacher says of them is then read from the disk.
-VIEWS = {"hippocampus": 16, "skin": 4, "chest": 2}
+VIEWS = {"hippocampus": 16, "skin": 4, "chest": 2, "nnunet": 16}
+INSTANCE_NORMS = ("hippocampus", "nnunet")
 TRAINED: Table = {"labels": 0.5, "amp": True, "rate": 2e-2, "check_every": 150}
 INT8: tuple[Table, ...] = ({"method": "fold"}, {"method": "quantize", "end_bits": 8}, {"method": "correct_bias"})
 
@@ -143,8 +144,9 @@ def _search() -> Iterator[Plan]:
 
 def _chain() -> Iterator[Plan]:
     """Structure, then int8. Norms that look at each image go before the training that repairs the cut."""
-    for network, share, fixed in (("hippocampus", 0.925, True), ("skin", 0.925, False), ("chest", 0.9, False)):
-        norms: tuple[Table, ...] = ({"method": "replace_norms"},) if fixed else ()
+    shares = {"hippocampus": 0.925, "skin": 0.925, "chest": 0.9, "nnunet": 0.925}
+    for network, share in shares.items():
+        norms: tuple[Table, ...] = ({"method": "replace_norms"},) if network in INSTANCE_NORMS else ()
         yield Plan("chain", network, "prune+distill+int8", (cut(share), *norms, student(network), *INT8))
         yield Plan("chain", network, "int8", builtin="int8")
 
