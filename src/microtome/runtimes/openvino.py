@@ -71,6 +71,7 @@ def export(network: Network, folder: Path) -> Path:
     from microtome.graph.rewriting.columns_as_channels import columns_as_channels
     from microtome.graph.rewriting.norms import norms_by_channel
     from microtome.graph.rewriting.row_concat import planar_concats
+    from microtome.graph.rewriting.small_grid import small_grid
     from microtome.graph.rewriting.sub_pixel import sub_pixel
     from microtome.graph.rewriting.window_masks import window_masks
     from microtome.runtimes.onnx_file import export_onnx
@@ -81,7 +82,7 @@ def export(network: Network, folder: Path) -> Path:
 
     by_channel = norms_by_channel(network)
     has_moments = by_channel is not network
-    network = planar_concats(columns_as_channels(window_masks(sub_pixel(by_channel))))
+    network = planar_concats(columns_as_channels(window_masks(sub_pixel(small_grid(by_channel)))))
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"

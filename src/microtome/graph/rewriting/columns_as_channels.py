@@ -16,9 +16,7 @@ from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, kind
 from microtome.graph.rewriting.column_operators import TO_CHANNELS, TO_COLUMNS
 from microtome.graph.rewriting.narrow_convs import Fold, each, folds, reaches_a_quantizer, shape
-from microtome.graph.rewriting.weights import give_weight, take
-
-PER_CHANNEL = {"prelu": (1,), "batch_norm": (1, 2, 3, 4)}  # arguments with one value per channel
+from microtome.graph.rewriting.weights import give_weight, take_channels
 
 
 def columns_as_channels(network: Network) -> Network:
@@ -107,10 +105,7 @@ class _Folding:
         for value in dict.fromkeys(inputs if kind(node) == "add" else inputs[:1]):
             known = self.views.get(value)
             node.replace_input_with(value, self._folded(value, node, view) if known is None else known.folded)
-        for position in PER_CHANNEL.get(kind(node), ()):
-            source = constant_source(node.args[position]) if len(node.args) > position else None
-            if source is not None and source.meta["val"].numel() > 1:
-                take(self.network, node, position, view.sources, weight=position < 3)
+        take_channels(self.network, node, view.sources)
         self._unfold(node, view.width, view.channels, view.columns)
 
     def _split(self, node: Node) -> list[Node]:

@@ -30,14 +30,14 @@ def sub_pixel(network: Network) -> Network:
 
     Quantizers stay: every phase has its output channel's scale.
     """
-    plans = {n: p for n in network.graph_module.graph.nodes if (p := _plan(n)) is not None and p.pays}
+    plans = {n: p for n in network.graph_module.graph.nodes if (p := plan_of(n)) is not None and p.pays}
     if not plans:
         return network
     names = [node.name for node in plans]
     network = network.copy()
     module = network.graph_module
     for node in [n for n in module.graph.nodes if n.name in names]:
-        plan = _plan(node)
+        plan = plan_of(node)
         assert plan is not None
         _rewrite(network, node, plan)
     edit.finish(module)
@@ -45,8 +45,8 @@ def sub_pixel(network: Network) -> Network:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One axis of a transposed convolution, the same for all axes.
+class UpPlan:
+    """One axis of a transposed convolution whose output is exactly `stride` times as large, the same for all axes.
 
     `first` and `last` are the least and the greatest offset of an input pixel from the output's own.
     """
@@ -61,6 +61,7 @@ class _Plan:
 
     @property
     def taps(self) -> int:
+        """Of the convolution's kernel."""
         return self.last - self.first + 1
 
     @property
@@ -71,7 +72,7 @@ class _Plan:
         return self.kernel > self.stride and after < before
 
 
-def _plan(node: Node) -> _Plan | None:
+def plan_of(node: Node) -> UpPlan | None:
     """Return how a node would be rewritten; None if it is nothing for this form."""
     if kind(node) != "conv_transpose" or node.target is aten.convolution.default or groups(node) != 1:
         return None
@@ -99,7 +100,7 @@ def _plan(node: Node) -> _Plan | None:
         return None
     first = min(math.ceil((r + padding - kernel + 1) / stride) for r in range(stride))
     last = max((r + padding) // stride for r in range(stride))
-    return _Plan(dims, kernel, stride, padding, int(shape[1]), first, last)
+    return UpPlan(dims, kernel, stride, padding, int(shape[1]), first, last)
 
 
 def _same(node: Node, position: int, name: str, default: int, dims: int) -> int | None:
@@ -109,7 +110,20 @@ def _same(node: Node, position: int, name: str, default: int, dims: int) -> int 
     return values.pop() if len(values) == 1 else None
 
 
-def _rewrite(network: Network, node: Node, plan: _Plan) -> None:
+def _rewrite(network: Network, node: Node, plan: UpPlan) -> None:
+    wide = widened(network, node, plan)
+    with network.graph_module.graph.inserting_before(node):
+        result = laid_out(network.graph_module.graph, wide, plan)
+    result.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(result)
+    network.graph_module.graph.erase_node(node)
+
+
+def widened(network: Network, node: Node, plan: UpPlan) -> Node:
+    """Put before a transposed convolution the convolution that computes its output on the small grid, and return it.
+
+    Its channels are those of `laid_out`. The node itself loses its weight to it, and must go.
+    """
     module, phases = network.graph_module, plan.stride**plan.dims
     graph = module.graph
     source = constant_source(node.args[1])
@@ -135,11 +149,8 @@ def _rewrite(network: Network, node: Node, plan: _Plan) -> None:
                 1,
             ),
         )
-        result = _spread(graph, wide, node, plan)
-    result.meta["val"] = node.meta["val"]
     wide.meta.update({k: v for k, v in node.meta.items() if k != "val"})
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)
+    return wide
 
 
 def _padded(graph: Graph, value: Any, widths: list[int]) -> Node:
@@ -150,7 +161,7 @@ def _padded(graph: Graph, value: Any, widths: list[int]) -> Node:
     return graph.call_function(aten.constant_pad_nd.default, (value, widths, 0.0))
 
 
-def _phases(weight: Tensor, plan: _Plan) -> Tensor:
+def _phases(weight: Tensor, plan: UpPlan) -> Tensor:
     """Return the weight (Cin, Cout, *kernel) as that of the convolution, (Cout · s^d, Cin, *taps)."""
     dims, stride = plan.dims, plan.stride
     inputs, outputs = weight.shape[:2]
@@ -165,18 +176,17 @@ def _phases(weight: Tensor, plan: _Plan) -> Tensor:
     return result.reshape(outputs * stride**dims, inputs, *[plan.taps] * dims)
 
 
-def _spread(graph: Graph, wide: Node, node: Node, plan: _Plan) -> Node:
-    """Lay (N, C · s^d, *S) out as (N, C, *(s · S))."""
+def laid_out(graph: Graph, wide: Node, plan: UpPlan, channels: int | None = None) -> Node:
+    """Lay (N, C · s^d, *S) out as (N, C, *(s · S)), where the graph inserts; C is the plan's if it is not given."""
     if plan.dims == 2:
         return graph.call_function(aten.pixel_shuffle.default, (wide, plan.stride))
-    dims, stride = plan.dims, plan.stride
-    assert isinstance(node.args[0], Node)
-    sizes = [graph.call_function(aten.sym_size.int, (node.args[0], axis)) for axis in (0, *range(2, dims + 2))]
+    dims, stride, channels = plan.dims, plan.stride, channels or plan.channels
+    sizes = [graph.call_function(aten.sym_size.int, (wide, axis)) for axis in (0, *range(2, dims + 2))]
     batch, *space = sizes
     large = [graph.call_function(operator.mul, (size, stride)) for size in space]
     # Channels last first: where they lie so already that is free, and all is moved once.
     last = graph.call_function(aten.permute.default, (wide, [0, *range(2, dims + 2), 1]))
-    split = graph.call_function(aten.reshape.default, (last, [batch, *space, plan.channels, *[stride] * dims]))
+    split = graph.call_function(aten.reshape.default, (last, [batch, *space, channels, *[stride] * dims]))
     order = [0, dims + 1, *itertools.chain.from_iterable((1 + axis, 2 + dims + axis) for axis in range(dims))]
     turned = graph.call_function(aten.permute.default, (split, order))
-    return graph.call_function(aten.reshape.default, (turned, [batch, plan.channels, *large]))
+    return graph.call_function(aten.reshape.default, (turned, [batch, channels, *large]))

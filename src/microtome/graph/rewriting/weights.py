@@ -9,6 +9,8 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, kind
 
+PER_CHANNEL = {"prelu": (1,), "batch_norm": (1, 2, 3, 4)}  # arguments with one value per channel
+
 
 def give_weight(network: Network, node: Node, weight: Tensor, channels: Tensor, axis: int = 0) -> None:
     """Replace a layer's weight, behind its quantizer or not, and let the bias follow. Edits in place.
@@ -52,3 +54,17 @@ def take(network: Network, reader: Node, position: int, channels: Tensor, *, wei
     assert source is not None
     values = network.tensor(str(source.target))[channels.to(network.device)]
     edit.own_constant(network.graph_module, reader, position, values, weight=weight)
+
+
+def take_channels(network: Network, node: Node, channels: Tensor) -> None:
+    """Let the constants of an activation or a norm with one value per channel follow the channels. Edits in place.
+
+    Args:
+        network: a copy.
+        node: what works channel by channel; others are left as they are.
+        channels: for each new channel the old one, shape (new channels,).
+    """
+    for position in PER_CHANNEL.get(kind(node), ()):
+        source = constant_source(node.args[position]) if len(node.args) > position else None
+        if source is not None and source.meta["val"].numel() > 1:
+            take(network, node, position, channels, weight=position < 3)

@@ -1,0 +1,169 @@
+"""The end of a U-Net on the grid before its last upsampling, with the pixels of the large one as channels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from microtome.graph import edit
+from microtome.graph.network import Network
+from microtome.graph.operators import aten, constant_source, groups, kind
+from microtome.graph.rewriting.narrow_convs import each
+from microtome.graph.rewriting.sub_pixel import LANES, UpPlan, laid_out, plan_of, widened
+from microtome.graph.rewriting.weights import give_weight, take_channels
+
+BY_VALUE = frozenset({"relu", "clamp", "leaky_relu", "elu", "prelu", "batch_norm", "quantizer", "add"})
+# In integers, multiplications of few channels cost little beside moving a large image about.
+FEW, DEARER = 4, 3.0
+
+
+def small_grid(network: Network) -> Network:
+    """Return the network with narrow convolutions behind an upsampling computed on the grid before it.
+
+    A transposed convolution with stride s can leave its output as s^d times as many channels on the small grid
+    (`sub_pixel`). So can a convolution behind it: output pixel r of each block of s^d reads pixels of its own block and
+    of the neighbouring ones, which are channels of the 3^d blocks around. The kernel has zeros where nothing is read;
+    but 8 times 3 channels fill the registers that 3 leave empty, and only what leaves the network is laid out in space.
+    What works value by value in between, quantizers included, works on the channels.
+    """
+    found = [(node.name, plan) for node in network.graph_module.graph.nodes if (plan := plan_of(node)) is not None]
+    network_with, changed = network, False
+    for name, plan in found:
+        node = next((n for n in network_with.graph_module.graph.nodes if n.name == name), None)
+        members = [] if node is None else _staying(node, plan)
+        if members:
+            if not changed:
+                network_with, changed = network.copy(), True
+                node = next(n for n in network_with.graph_module.graph.nodes if n.name == name)
+                members = _staying(node, plan)
+            _stay(network_with, members, plan)
+    if changed:
+        edit.finish(network_with.graph_module)
+    return network_with
+
+
+def _staying(up: Node, plan: UpPlan) -> list[Node]:
+    """Return an upsampling and what may stay on the small grid behind it; nothing if no convolution gains by it."""
+    if plan.kernel <= plan.stride and plan.channels >= LANES:
+        return []
+    members = {up: plan.channels}
+    node, last = up.next, None
+    while node.op != "root":
+        channels = _channels(node, members, plan)
+        if channels is not None:
+            members[node] = channels
+            last = node if kind(node) == "conv" else last
+        node = node.next
+    if last is None:
+        return []
+    return list(members)
+
+
+def _channels(node: Node, members: dict[Node, int], plan: UpPlan) -> int | None:
+    """Return the channels of a node that may stay; None if it may not."""
+    if node.op != "call_function":
+        return None
+    read = [value for value in node.all_input_nodes if not _is_constant(value)]
+    if not read or any(value not in members for value in read) or node.kwargs:
+        return None
+    if kind(node) in BY_VALUE:
+        if kind(node) == "quantizer" and node.target is not aten.fake_quantize_per_tensor_affine.default:
+            return None
+        if kind(node) == "add" and (len(read) + (read[0] is node.args[1]) < 2 or len(node.args) != 2):
+            return None
+        return members[read[0]]
+    return _conv_channels(node, plan) if kind(node) == "conv" and read == [node.args[0]] else None
+
+
+def _conv_channels(node: Node, plan: UpPlan) -> int | None:
+    """Return the output channels of a convolution that may stay, and does not cost too much there; else None."""
+    source = constant_source(node.args[1])
+    if source is None or groups(node) != 1 or node.target is aten.convolution.default:
+        return None
+    outputs, inputs, *kernel = (int(size) for size in source.meta["val"].shape)
+    if len(node.args) < 5 or isinstance(node.args[4], str):
+        return None
+    walk = [each(node, place, name, default, plan.dims) for place, name, default in ARGUMENTS]
+    same = [[1] * plan.dims, [(size - 1) // 2 for size in kernel], [1] * plan.dims]
+    if len(kernel) != plan.dims or len(set(kernel)) > 1 or kernel[0] % 2 == 0 or walk != same:
+        return None
+    phases, blocks = plan.stride**plan.dims, len(_blocks(kernel[0], plan.stride)) ** plan.dims
+    before = phases * math.prod(kernel) * math.ceil(outputs / LANES) * inputs
+    after = blocks * math.ceil(outputs * phases / LANES) * inputs * phases
+    moved_about = outputs <= FEW and all(isinstance(v, Node) and kind(v) == "quantizer" for v in node.args[:2])
+    return outputs if after <= (DEARER if moved_about else 1.0) * before else None
+
+
+ARGUMENTS = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+
+
+def _blocks(kernel: int, stride: int) -> range:
+    """Return the offsets of the blocks that a kernel reads, along one axis."""
+    reach = (kernel - 1) // 2
+    return range(-reach // stride, (stride - 1 + reach) // stride + 1)
+
+
+def _stay(network: Network, members: Sequence[Node], plan: UpPlan) -> None:
+    """Compute the members on the small grid, and lay out what others read. Edits in place."""
+    graph, phases, inside = network.graph_module.graph, plan.stride**plan.dims, set(members)
+    up, *others = members
+    outside = {node: [user for user in node.users if user not in inside] for node in members}
+    large = {node: node.meta["val"] for node in members}
+    wide = widened(network, up, plan)
+    up.replace_all_uses_with(wide, delete_user_cb=lambda user: user in inside)
+    channels = {wide: plan.channels}
+    for node in others:
+        del node.meta["val"]
+        channels[node] = next(channels[value] for value in node.all_input_nodes if value in channels)
+        if kind(node) == "conv":
+            source = constant_source(node.args[1])
+            assert source is not None
+            weight = network.tensor(str(source.target))
+            channels[node] = int(weight.shape[0])
+            give_weight(network, node, _wide(weight, plan), _sources(channels[node], phases))
+            reach = -_blocks(int(weight.shape[2]), plan.stride)[0]
+            node.args = (*node.args[:4], [reach] * plan.dims, *node.args[5:])
+        else:
+            take_channels(network, node, _sources(channels[node], phases))
+    for node, readers in outside.items():
+        value = wide if node is up else node
+        if readers:
+            with graph.inserting_before(value.next):
+                result = laid_out(graph, value, plan, channels[value])
+            result.meta["val"] = large[node]
+            for reader in readers:
+                reader.replace_input_with(node, result)
+    graph.erase_node(up)
+
+
+def _wide(weight: Tensor, plan: UpPlan) -> Tensor:
+    """Return the weight (O, C, *kernel) as that over blocks, (O · s^d, C · s^d, *blocks)."""
+    dims, stride = plan.dims, plan.stride
+    outputs, inputs, kernel = weight.shape[:3]
+    blocks, reach = _blocks(int(kernel), stride), (int(kernel) - 1) // 2
+    each_phase = [stride] * dims
+    wide = weight.new_zeros(outputs, *each_phase, inputs, *each_phase, *[len(blocks)] * dims)
+    for phase in itertools.product(range(stride), repeat=dims):
+        for tap in itertools.product(range(int(kernel)), repeat=dims):
+            places = [r + t - reach for r, t in zip(phase, tap, strict=True)]
+            block = [place // stride - blocks[0] for place in places]
+            inner = [place % stride for place in places]
+            where: Any = (slice(None), *phase, slice(None), *inner, *block)
+            what: Any = (slice(None), slice(None), *tap)
+            wide[where] = weight[what]
+    return wide.reshape(outputs * stride**dims, inputs * stride**dims, *[len(blocks)] * dims)
+
+
+def _sources(channels: int, phases: int) -> Tensor:
+    """Return for each channel on the small grid the one on the large grid that it is of."""
+    return torch.arange(channels).repeat_interleave(phases)
+
+
+def _is_constant(value: Node) -> bool:
+    return value.op == "get_attr" or constant_source(value) is not None
