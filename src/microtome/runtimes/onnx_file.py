@@ -122,7 +122,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     import torch
     from onnxscript import opset21 as op
 
-    from microtome.graph.rewriting.column_operators import TO_CHANNELS, TO_COLUMNS
+    from microtome.graph.rewriting.column_operators import BLOCKS, TO_CHANNELS, TO_COLUMNS
 
     def pair(x: Any, scale: Any, zero_point: Any, axis: int | None, limits: tuple[int, int]) -> Any:
         settings = {} if axis is None else {"axis": axis}
@@ -161,8 +161,23 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         split = op.Reshape(last, op.Constant(value=ir.tensor(sizes)))
         return op.Transpose(split, perm=[0, rank - 1, *range(1, rank - 1)])
 
+    def blocks(x: Any, stride: int, sizes: Any) -> Any:
+        rank, dims = len(x.shape), len(x.shape) - 2
+        space = op.Slice(op.Shape(x), ints(2), ints(rank))
+        missing = op.Mod(op.Neg(space), ints(stride))
+        whole = op.Pad(x, op.Concat(ints(*[0] * (rank + 2)), missing, axis=0))
+        small = op.Div(op.Add(space, ints(stride - 1)), ints(stride))
+        parts = [part for k in range(dims) for part in (op.Slice(small, ints(k), ints(k + 1)), ints(stride))]
+        split = op.Reshape(whole, op.Concat(ints(0, x.shape[1]), *parts, axis=0))
+        turned = op.Transpose(split, perm=[0, 1, *range(3, rank + dims, 2), *range(2, rank + dims, 2)])
+        return op.Reshape(turned, op.Concat(ints(0, x.shape[1] * stride**dims), small, axis=0))
+
+    def ints(*values: int) -> Any:
+        return op.Constant(value=ir.tensor(np.array(values, np.int64)))
+
     aten = torch.ops.aten
     return {
+        BLOCKS: blocks,
         TO_CHANNELS: to_channels,
         TO_COLUMNS: to_columns,
         aten.fake_quantize_per_tensor_affine.default: per_tensor,

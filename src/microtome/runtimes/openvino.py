@@ -68,6 +68,7 @@ def export(network: Network, folder: Path) -> Path:
         TargetError: an operator has no form in ONNX or OpenVINO; the error names it.
     """
     check(network)
+    from microtome.graph.rewriting.blocks_of_input import blocks_of_input
     from microtome.graph.rewriting.columns_as_channels import columns_as_channels
     from microtome.graph.rewriting.norms import norms_by_channel
     from microtome.graph.rewriting.row_concat import planar_concats
@@ -82,7 +83,8 @@ def export(network: Network, folder: Path) -> Path:
 
     by_channel = norms_by_channel(network)
     has_moments = by_channel is not network
-    network = planar_concats(columns_as_channels(window_masks(sub_pixel(small_grid(by_channel)))))
+    on_small_grids = blocks_of_input(sub_pixel(small_grid(by_channel)))
+    network = planar_concats(columns_as_channels(window_masks(on_small_grids)))
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         onnx_file = Path(scratch) / "model.onnx"

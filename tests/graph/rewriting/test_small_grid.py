@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from microtome.deployment.deploy import sqnr
 from microtome.graph.capture import capture
 from microtome.graph.network import Network
 from microtome.graph.operators import kind
@@ -40,6 +41,11 @@ def quantized(dims: int, *settings: object) -> Network:
     return Quantize().run(FoldBatchNorm().run(network), told(images(shape)))
 
 
+def as_near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two results differ at most where a sum in another order falls to the other side of a step."""
+    return sqnr(other.detach().numpy(), one.detach().numpy()) > 45
+
+
 def kinds(network: Network) -> list[str]:
     return [kind(node) for node in network.graph_module.graph.nodes if node.op == "call_function"]
 
@@ -54,7 +60,7 @@ def test_computes_the_same(dims: int, up: tuple[int, ...]):
     assert "conv_transpose" not in kinds(small)
     assert [layer.name for layer in small.layers] == [layer.name for layer in network.layers]
     x = torch.randn(2, 2, *range(5, 5 + dims))  # a batch and sizes that it was not captured with
-    torch.testing.assert_close(small(x), network(x), rtol=1e-4, atol=1e-4)
+    assert as_near(small(x), network(x))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -74,7 +80,7 @@ def test_other_kernels_read_as_many_blocks_as_they_reach(kernel: int):
     (taps,) = {layer.weight.meta["val"].shape[2] for layer in small.layers if layer.name == "conv"}
     assert taps == {1: 1, 5: 3}[kernel]
     for x in images((2, 6, 6), seed=1):
-        torch.testing.assert_close(small(x), network(x), rtol=1e-4, atol=1e-4)
+        assert as_near(small(x), network(x))
 
 
 def test_what_others_read_in_between_is_laid_out_for_them():
@@ -88,7 +94,7 @@ def test_what_others_read_in_between_is_laid_out_for_them():
     small = small_grid(network)
     assert kinds(small).count("pixel_shuffle") == 2
     for x in images((2, 6, 6), seed=1):
-        torch.testing.assert_close(small(x), network(x), rtol=1e-4, atol=1e-4)
+        assert as_near(small(x), network(x))
 
 
 def test_what_would_not_gain_is_left():

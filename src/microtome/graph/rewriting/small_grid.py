@@ -15,7 +15,7 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, groups, kind
 from microtome.graph.rewriting.narrow_convs import each
-from microtome.graph.rewriting.sub_pixel import LANES, UpPlan, laid_out, plan_of, widened
+from microtome.graph.rewriting.sub_pixel import LANES, UpPlan, laid_out, on_small_grid, plan_of, widened
 from microtome.graph.rewriting.weights import give_weight, take_channels
 
 BY_VALUE = frozenset({"relu", "clamp", "leaky_relu", "elu", "prelu", "batch_norm", "quantizer", "add"})
@@ -119,7 +119,7 @@ def _stay(network: Network, members: Sequence[Node], plan: UpPlan) -> None:
     up.replace_all_uses_with(wide, delete_user_cb=lambda user: user in inside)
     channels = {wide: plan.channels}
     for node in others:
-        del node.meta["val"]
+        node.meta["val"] = on_small_grid(node, up, plan)
         channels[node] = next(channels[value] for value in node.all_input_nodes if value in channels)
         if kind(node) == "conv":
             source = constant_source(node.args[1])

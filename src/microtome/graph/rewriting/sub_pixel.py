@@ -149,8 +149,16 @@ def widened(network: Network, node: Node, plan: UpPlan) -> Node:
                 1,
             ),
         )
-    wide.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+    wide.meta.update(node.meta)
+    wide.meta["val"] = on_small_grid(node, node, plan)
     return wide
+
+
+def on_small_grid(node: Node, up: Node, plan: UpPlan) -> Tensor:
+    """Return what a value behind a transposed convolution `up` is like on the small grid, as capture notes it."""
+    large, small = node.meta["val"], up.args[0].meta["val"]  # type: ignore[union-attr]
+    like: Tensor = large.new_empty([large.shape[0], large.shape[1] * plan.stride**plan.dims, *small.shape[2:]])
+    return like
 
 
 def _padded(graph: Graph, value: Any, widths: list[int]) -> Node:
