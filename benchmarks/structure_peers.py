@@ -70,9 +70,10 @@ def contest(packages: Mapping[str, Path], given: Subject, *, threads: int) -> di
 
 def _exported(network: Path, threads: int) -> Session:
     """Export a compressed network, and open the file in the float precision in which it is faster."""
+    loaded = pt2.load(network)
     with tempfile.TemporaryDirectory() as folder:
-        file = target.export(pt2.load(network), Path(folder))
+        file = target.export(loaded, Path(folder))
         sessions = [target.open_session(file, threads=threads, precision=p) for p in target.PRECISIONS]
-    x = np.zeros((1, *sessions[0].inputs[0].shape), np.float32)
+    x = np.zeros((1, *loaded.shape), np.float32)
     rows = interleaved([Candidate(str(k), "", "", one.run) for k, one in enumerate(sessions)], x, budget=SECONDS / 4)
     return sessions[int(min(rows, key=lambda row: row["latency_ms"])["name"])]
