@@ -13,7 +13,7 @@ from microtome.verbs.options import AUTO, CompressOptions
 # What `auto` tries, from the cheapest to the most expensive. Each changes one thing.
 LADDER = ("minmax", "ranges", "int8", "equalized", "mixed", "reconstruct", "qat")
 # What it tries where more is asked for than numbers alone can give: structure first.
-CLIMB = ("prune+int8", "distill+int8", "smallest")
+CLIMB = ("prune+int8", "distill+int8", "shrink", "smallest")
 # Options that stand for a field of some methods.
 SHORTHANDS = {
     "weight_bits": ("quantize", "dynamic"),
