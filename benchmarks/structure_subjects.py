@@ -17,7 +17,7 @@ TRAINED: Mapping[str, Mapping[str, Any]] = {
     "hippocampus_segresnet": HIPPOCAMPUS,
     "skin": {"batch": 8, "flips": (0, 1)},
     "chest": {"batch": 16, "flips": (1,)},
-    "nnunet": {"batch": 4, "flips": (2,)},  # its axes are those of the file, reversed
+    "nnunet": {"batch": 4},  # mirrored as its pipeline mirrors
 }
 RESULTS = "nnunet/results/Dataset004_Hippocampus/nnUNetTrainer_5epochs__nnUNetPlans__3d_fullres/fold_0"
 EVERY_FIFTH = 5

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
+from microtome.batches.training import TrainingBatches
 from microtome.graph.capture import capture
 from microtome.progress import Silent
+from microtome.verbs.context import context_of
 from microtome.verbs.options import CompressOptions
 from microtome.verbs.request import read_request
 from microtome.verbs.score import score_of
@@ -32,3 +36,17 @@ def test_without_labelled_tuning_patients_there_is_no_score(tmp_path: Path) -> N
     cohort = segmentation_cohort(tmp_path / "cohort", cases=24)
     options = CompressOptions(pipeline=PICTURES, target="reference", tuning=0.0, calibration_cases=2)
     assert score_of(read_request(Spots(), cohort, options), Silent()) is None
+
+
+@pytest.mark.parametrize(
+    ("flips", "mirror", "expected"), [((), (), ()), ((0,), (), (0,)), ((), (1,), (1,)), ((0,), (0, 1), (0, 1))]
+)
+def test_what_is_predicted_mirrored_is_learned_mirrored(
+    tmp_path: Path, flips: tuple[int, ...], mirror: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    cohort = segmentation_cohort(tmp_path / "cohort", cases=24, empty=0)
+    pipeline = replace(PICTURES, mirror=mirror)
+    options = CompressOptions(pipeline=pipeline, target="reference", recipe="qat", calibration_cases=2, flips=flips)
+    training = context_of(read_request(Spots(), cohort, options), Silent()).training
+    assert isinstance(training, TrainingBatches)
+    assert training.flips == expected

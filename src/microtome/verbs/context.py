@@ -37,7 +37,7 @@ def context_of(request: Request, progress: Progress) -> Context:
             batch=options.batch,
             seed=options.seed,
             augment=True,
-            flips=options.flips,
+            flips=tuple(sorted({*options.flips, *pipeline.mirror})),  # what is predicted mirrored is learned mirrored
             labelled=label_loss is not None,
             partly=True,
         )

@@ -48,7 +48,8 @@ class CompressOptions:
         weight_bits: width of weights, or `float`; None goes by the recipe.
         activation_bits: width of layers' inputs, likewise.
         batch: images per step of training.
-        flips: spatial axes along which a mirrored image is another plausible image, for training.
+        flips: spatial axes along which a mirrored image is another plausible image, for training; those along which
+            the pipeline mirrors are among them anyway.
         worst_subgroup: `auto` also asks that no subgroup's metric falls by more than the margin.
         faster_than: `auto` goes on until the network is so many times faster than its parent in eager PyTorch.
         smaller_than: likewise, until its file is so many times smaller than the parent's weights in float32.
