@@ -252,7 +252,7 @@ class _Rows:
             "group": group,
             "widths": widths,
             "removed": sorted(choice.removed),
-            "bare": sorted(choice.bare),
+            "kernels": sorted(choice.kernels),
             "resolution": choice.resolution,
         }
         cost, network = self.space.cost(choice), self.cut(row)
@@ -300,7 +300,7 @@ def _folder(context: Context) -> Iterator[Path]:
 
 def _choice(row: Row) -> Choice:
     return Choice(
-        tuple(row["widths"].values()), frozenset(row["removed"]), frozenset(row["bare"]), float(row["resolution"])
+        tuple(row["widths"].values()), frozenset(row["removed"]), frozenset(row["kernels"]), float(row["resolution"])
     )
 
 

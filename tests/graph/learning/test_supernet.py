@@ -104,7 +104,7 @@ def test_kernels_and_resolutions_are_chosen(name: str):
     children = [child(found, drawn, rng) for _ in range(60)]
     for many in (drawn, children):
         assert {one.resolution for one in many} == {0.5, 1.0}
-        assert {name for one in many for name in one.bare} == set(found.kernels)
+        assert {name for one in many for name in one.kernels} == set(found.kernels)
     for choice in drawn[:4]:
         cut, cost = found.cut(choice), found.cost(choice)
         assert cost.parameters == cut.parameters

@@ -36,13 +36,13 @@ class Choice:
     Attributes:
         widths: share of the units that stay, for each group of the parent in the space's order.
         removed: names of blocks that are taken out.
-        bare: names of layers whose kernels lose their border, so that 3×3 is 1×1.
+        kernels: names of layers whose kernels lose their border, so that 3×3 is 1×1.
         resolution: at which it looks at its first input, a share of the size.
     """
 
     widths: tuple[float, ...]
     removed: frozenset[str] = frozenset()
-    bare: frozenset[str] = frozenset()
+    kernels: frozenset[str] = frozenset()
     resolution: float = 1.0
 
 
@@ -64,7 +64,7 @@ class _Variant:
         orders: importance of their units.
         weights: number of values of each constant that counts as one.
         macs: weight's name, and multiply-accumulates, of each layer.
-        bare: for layers whose kernels can lose their border: weight's name, and the share of the taps that is left.
+        kernels: for layers whose kernels can lose their border: weight's name, and the share of the taps that is left.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -72,7 +72,7 @@ class _Variant:
     orders: tuple[Tensor, ...]
     weights: Mapping[str, int]
     macs: tuple[tuple[str, int], ...]
-    bare: Mapping[str, tuple[str, float]]
+    kernels: Mapping[str, tuple[str, float]]
 
 
 class Space:
@@ -135,8 +135,8 @@ class Space:
         network = network or self.parent
         if choice.removed:
             network = remove_blocks(network, sorted(choice.removed))
-        if choice.bare:
-            network = without_borders(network, choice.bare)
+        if choice.kernels:
+            network = without_borders(network, choice.kernels)
         return at_resolution(keep_units(network, self.kept(choice)), choice.resolution)
 
     def cost(self, choice: Choice) -> Cost:
@@ -154,7 +154,7 @@ class Space:
         shares: dict[str, float] = {}
         for (name, _), there in stays.items():
             shares[name] = shares.get(name, 1.0) * float(there.float().mean())
-        for name, share in (variant.bare[layer] for layer in choice.bare if layer in variant.bare):
+        for name, share in (variant.kernels[layer] for layer in choice.kernels if layer in variant.kernels):
             shares[name] = shares.get(name, 1.0) * share
         parameters = sum(count * shares.get(name, 1.0) for name, count in variant.weights.items())
         return Cost(round(parameters), round(sum(count * shares.get(name, 1.0) for name, count in variant.macs)))
@@ -174,11 +174,11 @@ class Space:
                 tuple(importance(network, group) for group in groups),
                 {name: value.numel() for name, value in network.constants().items() if network.is_weight(name)},
                 tuple((str(layer.weight.target), size.macs) for layer, size in sizes),
-                self._bare(network),
+                self._taps_left(network),
             )
         return self._variants[removed, resolution]
 
-    def _bare(self, network: Network) -> dict[str, tuple[str, float]]:
+    def _taps_left(self, network: Network) -> dict[str, tuple[str, float]]:
         """Return weight's name and share of taps left for the layers whose kernels can lose their border."""
         bare = without_borders(network, self.kernels) if self.kernels else network
         pairs = (
@@ -195,9 +195,9 @@ def mixed(space: Space, rng: np.random.Generator) -> Choice:
     middle = rng.integers(levels)
     places = np.clip(middle + rng.integers(-2, 3, len(space.groups)), 0, levels - 1)
     removed = frozenset(name for name in space.blocks if rng.random() < CHANGED)
-    bare = frozenset(name for name in space.kernels if rng.random() < CHANGED)
+    kernels = frozenset(name for name in space.kernels if rng.random() < CHANGED)
     resolution = space.resolutions[rng.integers(len(space.resolutions))]
-    return Choice(tuple(space.levels[place] for place in places), removed, bare, resolution)
+    return Choice(tuple(space.levels[place] for place in places), removed, kernels, resolution)
 
 
 def child(space: Space, parents: Sequence[Choice], rng: np.random.Generator) -> Choice:
@@ -210,18 +210,18 @@ def child(space: Space, parents: Sequence[Choice], rng: np.random.Generator) -> 
         if rng.random() < chance:
             place = int(np.clip(place + rng.choice((-1, 1)), 0, len(space.levels) - 1))
         found.append(space.levels[place])
-    removed, bare = (
+    removed, kernels = (
         frozenset(
             name
             for name in names
             if (name in getattr(one if rng.random() < 0.5 else other, kind)) != (rng.random() < chance)
         )
-        for kind, names in (("removed", space.blocks), ("bare", space.kernels))
+        for kind, names in (("removed", space.blocks), ("kernels", space.kernels))
     )
     resolution = (one if rng.random() < 0.5 else other).resolution
     if rng.random() < chance:
         resolution = space.resolutions[rng.integers(len(space.resolutions))]
-    return Choice(tuple(found), removed, bare, resolution)
+    return Choice(tuple(found), removed, kernels, resolution)
 
 
 def _apart(blocks: Sequence[Block]) -> tuple[str, ...]:
@@ -265,7 +265,7 @@ def _features(space: Space, choices: Sequence[Choice]) -> Array:
         [
             *one.widths,
             *(name in one.removed for name in space.blocks),
-            *(name in one.bare for name in space.kernels),
+            *(name in one.kernels for name in space.kernels),
             one.resolution,
             math.log(c.parameters),
             math.log(c.macs),

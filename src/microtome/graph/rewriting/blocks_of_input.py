@@ -31,8 +31,9 @@ def blocks_of_input(network: Network) -> Network:
 
     Only where an output pixel belongs to each block, the last one too where it is not full.
     """
-    stems = [stem for node in network.graph_module.graph.nodes if (stem := _stem(node)) is not None]
-    if not stems or not all(stem.fits(network) for stem in stems):
+    found = [stem for node in network.graph_module.graph.nodes if (stem := _stem(node)) is not None]
+    stems = [stem for stem in found if stem.fits(network)]
+    if not stems:
         return network
     names = {stem.node.name for stem in stems}
     network = network.copy()

@@ -50,7 +50,8 @@ def small_grid(network: Network) -> Network:
 
 def _staying(up: Node, plan: UpPlan) -> list[Node]:
     """Return an upsampling and what may stay on the small grid behind it; nothing if no convolution gains by it."""
-    if plan.kernel <= plan.stride and plan.channels >= LANES:
+    before, after = plan.costs
+    if after > (DEARER if plan.channels <= FEW else 1.0) * before:
         return []
     members = {up: plan.channels}
     node, last = up.next, None
@@ -87,7 +88,7 @@ def _conv_channels(node: Node, plan: UpPlan) -> int | None:
     if source is None or groups(node) != 1 or node.target is aten.convolution.default:
         return None
     outputs, inputs, *kernel = (int(size) for size in source.meta["val"].shape)
-    if len(node.args) < 5 or isinstance(node.args[4], str):
+    if len(node.args) < 5 or isinstance(node.args[4], str):  # one tap without padding gains nothing
         return None
     walk = [each(node, place, name, default, plan.dims) for place, name, default in ARGUMENTS]
     same = [[1] * plan.dims, [(size - 1) // 2 for size in kernel], [1] * plan.dims]

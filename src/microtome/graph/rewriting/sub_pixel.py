@@ -67,9 +67,15 @@ class UpPlan:
     @property
     def pays(self) -> bool:
         """Whether the kernel overlaps itself, and there are fewer multiplications with whole registers than before."""
+        before, after = self.costs
+        return self.kernel > self.stride and after < before
+
+    @property
+    def costs(self) -> tuple[int, int]:
+        """Multiplications with whole registers, per input pixel and channel, before and after."""
         before: int = self.kernel**self.dims * math.ceil(self.channels / LANES)
         after: int = self.taps**self.dims * math.ceil(self.channels * self.stride**self.dims / LANES)
-        return self.kernel > self.stride and after < before
+        return before, after
 
 
 def plan_of(node: Node) -> UpPlan | None:
