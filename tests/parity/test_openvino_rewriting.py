@@ -1,5 +1,9 @@
 """OpenVINO's output for the forms that we write for it, in float32 and in bfloat16."""
 
+import os
+import platform
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -44,6 +48,49 @@ def test_sub_pixel_convolution(tmp_path: Path, recipe: str):
     x = batches[0]
     assert sqnr_db(simulated(x), torch.from_numpy(session.run(x.numpy()))) > 30
     assert "ConvolutionBackpropData" not in {run.op for run in session.layer_runs(x.numpy())}
+
+
+@pytest.mark.parametrize("cpu", ["AVX2_VNNI", "AVX512_CORE_VNNI"])
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86 instructions")
+def test_cpus_without_tiles_compute_the_same(cpu: str):
+    """What a lesser CPU computes, of those that multiply integers without overflow: this one pretends to be it."""
+    script = """
+import sys, tempfile, torch
+from pathlib import Path
+from microtome import recipes
+from microtome.graph.capture import capture
+from microtome.methods.base import Context
+from microtome.runtimes import openvino
+from networks import images, randomize, sqnr_db
+from parity.test_openvino_rewriting import upsampling
+
+shape = (2, 8, 8, 8)
+batches = images(shape)
+context = Context(batches, capabilities=openvino.capabilities())
+simulated = recipes.run(recipes.read("ranges"), capture(randomize(upsampling()), shape), context)
+path = openvino.export(simulated, Path(tempfile.mkdtemp()))
+output = openvino.open_session(path, threads=1).run(batches[0].numpy())
+print(sqnr_db(simulated(batches[0]), torch.from_numpy(output)))
+"""
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cpu, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) > 30
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_convolutions_pad_for_themselves(tmp_path: Path, dims: int):
+    conv, up = (nn.Conv2d, nn.ConvTranspose2d) if dims == 2 else (nn.Conv3d, nn.ConvTranspose3d)
+    module = nn.Sequential(conv(1, 16, 3, 2, 1), nn.ReLU(), conv(16, 16, 3, padding=1), up(16, 3, 3, 2, 1, 1))
+    shape = (1, *[12] * dims)
+    batches = [x + 0.5 for x in images(shape)]  # a zero is not in the middle of the grid
+    context = Context(batches, capabilities=openvino.capabilities())
+    simulated = recipes.run(recipes.read("ranges"), capture(randomize(module), shape), context)
+    session = openvino.open_session(openvino.export(simulated, tmp_path), threads=1)
+    assert "Pad" not in {run.op for run in session.layer_runs(batches[0].numpy())}
+    x = torch.randn(1, 1, *range(13, 13 + dims))  # blocks of the image are not full at its end
+    assert sqnr_db(simulated(x), torch.from_numpy(session.run(x.numpy()))) > 40
 
 
 @pytest.mark.parametrize("offset", [0.0, 3.0])

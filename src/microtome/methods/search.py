@@ -221,16 +221,18 @@ class _Rows:
         for level in reversed(space.levels):
             self._measure(space.uniform(level), "uniform widths")
         total = max(settings.evaluations, len(self.rows))
-        for _ in self.context.progress.track(range(total - len(self.rows)), "search", total - len(self.rows)):
+        for choice in self.context.progress.track(self._proposals(total), "search", total - len(self.rows)):
+            self._measure(choice, "search")
+
+    def _proposals(self, total: int) -> Iterator[Choice]:
+        """Yield networks to measure, until so many are or the space has no other."""
+        settings = self.settings
+        known = -1
+        while known < len(self.rows) < total:
             known = len(self.rows)
-            if known >= total:
-                continue
             rng = np.random.default_rng([settings.seed, known])
-            measured = [_choice(row) for row in self.rows]
-            for choice in proposed(space, measured, self._objectives(), min(settings.by_round, total - known), rng):
-                self._measure(choice, "search")
-            if len(self.rows) == known:
-                break  # there is no other network in the space
+            measured, most = [_choice(row) for row in self.rows], min(settings.by_round, total - known)
+            yield from proposed(self.space, measured, self._objectives(), most, rng)
 
     def cut(self, row: Row) -> Network:
         """Return a row's network, with the supernet's weights and statistics of its own."""

@@ -76,6 +76,7 @@ def export(network: Network, folder: Path) -> Path:
     from microtome.graph.rewriting.sub_pixel import sub_pixel
     from microtome.graph.rewriting.window_masks import window_masks
     from microtome.runtimes.onnx_file import export_onnx
+    from microtome.runtimes.openvino_padding import join_padding
     from microtome.runtimes.openvino_precise import keep_statistics_precise
 
     core = _core()
@@ -95,6 +96,7 @@ def export(network: Network, folder: Path) -> Path:
             raise TargetError(
                 f"OpenVINO cannot read the exported network: {_reason(error)}.", "Try `--target onnxruntime`."
             ) from error
+        join_padding(model)
         path = folder / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
     if has_moments:

@@ -67,7 +67,7 @@ def test_computes_the_same(dims: int, up: tuple[int, ...]):
 def test_only_the_output_is_laid_out_in_space(dims: int):
     small = small_grid(quantized(dims))
     moves = [node for node in small.graph_module.graph.nodes if kind(node) in ("pixel_shuffle", "transpose")]
-    assert len(moves) == {2: 1, 3: 2}[dims]
+    assert len(moves) == 2  # channels last, then all at once
     assert kind(moves[0].args[0]) == "add"
     positions = {size.name: size.output[2:] for size in layer_sizes(small)}
     assert positions["conv"] == positions["enter"] == (6,) * dims
@@ -81,6 +81,28 @@ def test_a_larger_kernel_reads_as_many_blocks_as_it_reaches():
     assert taps == 3
     for x in images((2, 6, 6), seed=1):
         assert as_near(small(x), network(x))
+
+
+class Last(End):
+    """Without the residual sum: the last convolution's output alone leaves."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(self.prelu(self.norm(self.up(torch.relu(self.enter(x)))))))
+
+
+@pytest.mark.parametrize(
+    ("dims", "up", "taps"), [(2, (3, 2, 1, 1), 2), (3, (3, 2, 1, 1), 2), (2, (5, 3, 1, 0), 2), (2, (4, 4, 0, 0), 2)]
+)
+def test_the_last_convolution_reads_fewer_blocks(dims: int, up: tuple[int, ...], taps: int):
+    shape = (2, *[6] * dims)
+    network = capture(randomize(Last(dims, up)), shape)
+    network = Quantize().run(FoldBatchNorm().run(network), told(images(shape)))
+    small = small_grid(network)
+    found = {layer.name: tuple(layer.weight.meta["val"].shape[2:]) for layer in small.layers}
+    assert found["conv"] == (taps,) * dims
+    x = torch.randn(2, 2, *range(5, 5 + dims))
+    assert small(x).shape == network(x).shape
+    assert as_near(small(x), network(x))
 
 
 def test_what_others_read_in_between_is_laid_out_for_them():

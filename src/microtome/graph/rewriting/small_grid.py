@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -15,7 +14,17 @@ from microtome.graph import edit
 from microtome.graph.network import Network
 from microtome.graph.operators import aten, constant_source, groups, kind
 from microtome.graph.rewriting.narrow_convs import each
-from microtome.graph.rewriting.sub_pixel import LANES, UpPlan, laid_out, on_small_grid, plan_of, widened
+from microtome.graph.rewriting.sub_pixel import (
+    LANES,
+    UpPlan,
+    for_readers,
+    in_order,
+    laid_out,
+    on_small_grid,
+    plan_of,
+    sources,
+    widened,
+)
 from microtome.graph.rewriting.weights import give_weight, take_channels
 
 BY_VALUE = frozenset({"relu", "clamp", "leaky_relu", "elu", "prelu", "batch_norm", "quantizer", "add"})
@@ -30,7 +39,8 @@ def small_grid(network: Network) -> Network:
     (`sub_pixel`). So can a convolution behind it: output pixel r of each block of s^d reads pixels of its own block and
     of the neighbouring ones, which are channels of the 3^d blocks around. The kernel has zeros where nothing is read;
     but 8 times 3 channels fill the registers that 3 leave empty, and only what leaves the network is laid out in space.
-    What works value by value in between, quantizers included, works on the channels.
+    What works value by value in between, quantizers included, works on the channels. The last convolution may write
+    blocks that lie half a block before those that it reads, if nothing else reads them: it then reads fewer.
     """
     found = [(node.name, plan) for node in network.graph_module.graph.nodes if (plan := plan_of(node)) is not None]
     network_with, changed = network, False
@@ -104,21 +114,43 @@ def _conv_channels(node: Node, plan: UpPlan) -> int | None:
 ARGUMENTS = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
 
 
-def _blocks(kernel: int, stride: int) -> range:
-    """Return the offsets of the blocks that a kernel reads, along one axis."""
-    reach = (kernel - 1) // 2
-    return range(-reach // stride, (stride - 1 + reach) // stride + 1)
+def _blocks(kernel: int, stride: int, shift: int = 0) -> range:
+    """Return the offsets of the blocks that a kernel reads, along one axis, if its own block is moved by `shift`."""
+    first = -((kernel - 1) // 2) - shift
+    return range(first // stride, (first + stride + kernel - 2) // stride + 1)
+
+
+def _shift(kernel: int, stride: int) -> int:
+    """Return by how many pixels an output's blocks lie before its input's, where they then read fewer blocks; else 0.
+
+    A kernel of 3 at a stride of 2 reads four pixels for two: three blocks, or two whole ones.
+    """
+    shift = -((kernel - 1) // 2) % stride
+    blocks = _blocks(kernel, stride, shift)
+    return shift if len(blocks) < len(_blocks(kernel, stride)) and len(blocks) == -2 * blocks[0] else 0
+
+
+def _is_last(node: Node, members: Set[Node]) -> bool:
+    """Whether nothing that stays on the small grid reads a value, but for what works on it alone, value by value."""
+    readers = [user for user in node.users if user in members]
+    return all(
+        kind(user) != "conv"
+        and {value for value in user.all_input_nodes if value in members} == {node}
+        and _is_last(user, members)
+        for user in readers
+    )
 
 
 def _stay(network: Network, members: Sequence[Node], plan: UpPlan) -> None:
     """Compute the members on the small grid, and lay out what others read. Edits in place."""
-    graph, phases, inside = network.graph_module.graph, plan.stride**plan.dims, set(members)
+    graph, inside = network.graph_module.graph, set(members)
     up, *others = members
     outside = {node: [user for user in node.users if user not in inside] for node in members}
+    plan = for_readers(plan, itertools.chain.from_iterable(outside.values()))
     large = {node: node.meta["val"] for node in members}
     wide = widened(network, up, plan)
     up.replace_all_uses_with(wide, delete_user_cb=lambda user: user in inside)
-    channels = {wide: plan.channels}
+    channels, shifts = {wide: plan.channels}, dict[Node, int]()
     for node in others:
         node.meta["val"] = on_small_grid(node, up, plan)
         channels[node] = next(channels[value] for value in node.all_input_nodes if value in channels)
@@ -127,27 +159,38 @@ def _stay(network: Network, members: Sequence[Node], plan: UpPlan) -> None:
             assert source is not None
             weight = network.tensor(str(source.target))
             channels[node] = int(weight.shape[0])
-            give_weight(network, node, _wide(weight, plan), _sources(channels[node], phases))
-            reach = -_blocks(int(weight.shape[2]), plan.stride)[0]
-            node.args = (*node.args[:4], [reach] * plan.dims, *node.args[5:])
+            shift = _shift(int(weight.shape[2]), plan.stride) if _is_last(node, inside) else 0
+            if shift:
+                shifts[node] = shift
+            blocks = _blocks(int(weight.shape[2]), plan.stride, shift)
+            give_weight(network, node, _wide(weight, plan, shift), sources(channels[node], plan))
+            node.args = (*node.args[:4], [-blocks[0]] * plan.dims, *node.args[5:])
         else:
-            take_channels(network, node, _sources(channels[node], phases))
+            shifts.update((node, shifts[value]) for value in node.all_input_nodes if value in shifts)
+            take_channels(network, node, sources(channels[node], plan))
+        if node in shifts:
+            value = node.meta["val"]
+            node.meta["val"] = value.new_empty([*value.shape[:2], *(size + 1 for size in value.shape[2:])])
     for node, readers in outside.items():
         value = wide if node is up else node
         if readers:
             with graph.inserting_before(value.next):
                 result = laid_out(graph, value, plan, channels[value])
+                if node in shifts:
+                    more = [-shifts[node], shifts[node] - plan.stride] * plan.dims
+                    result = graph.call_function(aten.constant_pad_nd.default, (result, more, 0.0))
             result.meta["val"] = large[node]
             for reader in readers:
                 reader.replace_input_with(node, result)
     graph.erase_node(up)
 
 
-def _wide(weight: Tensor, plan: UpPlan) -> Tensor:
-    """Return the weight (O, C, *kernel) as that over blocks, (O · s^d, C · s^d, *blocks)."""
+def _wide(weight: Tensor, plan: UpPlan, shift: int) -> Tensor:
+    """Return the weight (O, C, *kernel) as that over blocks, (s^d · O, s^d · C, *blocks)."""
     dims, stride = plan.dims, plan.stride
     outputs, inputs, kernel = weight.shape[:3]
-    blocks, reach = _blocks(int(kernel), stride), (int(kernel) - 1) // 2
+    blocks = _blocks(int(kernel), stride, shift)
+    reach = (int(kernel) - 1) // 2 + shift
     each_phase = [stride] * dims
     wide = weight.new_zeros(outputs, *each_phase, inputs, *each_phase, *[len(blocks)] * dims)
     for phase in itertools.product(range(stride), repeat=dims):
@@ -158,12 +201,7 @@ def _wide(weight: Tensor, plan: UpPlan) -> Tensor:
             where: Any = (slice(None), *phase, slice(None), *inner, *block)
             what: Any = (slice(None), slice(None), *tap)
             wide[where] = weight[what]
-    return wide.reshape(outputs * stride**dims, inputs * stride**dims, *[len(blocks)] * dims)
-
-
-def _sources(channels: int, phases: int) -> Tensor:
-    """Return for each channel on the small grid the one on the large grid that it is of."""
-    return torch.arange(channels).repeat_interleave(phases)
+    return in_order(in_order(wide, 1 + dims, plan), 0, plan)
 
 
 def _is_constant(value: Node) -> bool:

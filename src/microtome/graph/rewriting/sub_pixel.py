@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ def sub_pixel(network: Network) -> Network:
 class UpPlan:
     """One axis of a transposed convolution whose output is exactly `stride` times as large, the same for all axes.
 
-    `first` and `last` are the least and the greatest offset of an input pixel from the output's own.
+    `first` and `last` are the least and the greatest offset of an input pixel from the output's own. `columns_first`
+    tells the order of the channels on the small grid: an output's pixels side by side as `pixel_shuffle` has them, or
+    the left column's channels before the right one's, which is laid out sooner where planes are written.
     """
 
     dims: int
@@ -58,6 +61,7 @@ class UpPlan:
     channels: int
     first: int
     last: int
+    columns_first: bool
 
     @property
     def taps(self) -> int:
@@ -106,7 +110,7 @@ def plan_of(node: Node) -> UpPlan | None:
         return None
     first = min(math.ceil((r + padding - kernel + 1) / stride) for r in range(stride))
     last = max((r + padding) // stride for r in range(stride))
-    return UpPlan(dims, kernel, stride, padding, int(shape[1]), first, last)
+    return UpPlan(dims, kernel, stride, padding, int(shape[1]), first, last, columns_first=dims == 3)
 
 
 def _same(node: Node, position: int, name: str, default: int, dims: int) -> int | None:
@@ -117,12 +121,18 @@ def _same(node: Node, position: int, name: str, default: int, dims: int) -> int 
 
 
 def _rewrite(network: Network, node: Node, plan: UpPlan) -> None:
+    plan = for_readers(plan, node.users)
     wide = widened(network, node, plan)
     with network.graph_module.graph.inserting_before(node):
-        result = laid_out(network.graph_module.graph, wide, plan)
+        result = laid_out(network.graph_module.graph, wide, plan, plan.channels)
     result.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(result)
     network.graph_module.graph.erase_node(node)
+
+
+def for_readers(plan: UpPlan, readers: Iterable[Node]) -> UpPlan:
+    """Return the plan in the order that suits those that read what is laid out."""
+    return replace(plan, columns_first=True) if any(reader.op == "output" for reader in readers) else plan
 
 
 def widened(network: Network, node: Node, plan: UpPlan) -> Node:
@@ -130,16 +140,15 @@ def widened(network: Network, node: Node, plan: UpPlan) -> Node:
 
     Its channels are those of `laid_out`. The node itself loses its weight to it, and must go.
     """
-    module, phases = network.graph_module, plan.stride**plan.dims
-    graph = module.graph
+    graph = network.graph_module.graph
     source = constant_source(node.args[1])
     assert source is not None
     weight = _phases(network.tensor(str(source.target)), plan)
-    give_weight(network, node, weight, torch.arange(plan.channels).repeat_interleave(phases))
+    give_weight(network, node, weight, sources(plan.channels, plan))
     before, after = max(0, -plan.first), max(0, plan.last)
     convolution = {2: aten.conv2d.default, 3: aten.conv3d.default}[plan.dims]
     with graph.inserting_before(node):
-        value, padding = node.args[0], before
+        value, padding = _unsigned(graph, node.args[0]), before
         if before != after:
             value, padding = _padded(graph, value, [before, after] * plan.dims), 0
         stride, dilation = [1] * plan.dims, [1] * plan.dims
@@ -158,6 +167,18 @@ def widened(network: Network, node: Node, plan: UpPlan) -> Node:
     wide.meta.update(node.meta)
     wide.meta["val"] = on_small_grid(node, node, plan)
     return wide
+
+
+def _unsigned(graph: Graph, value: Any) -> Any:
+    """Return a value whose grid is signed on the same grid counted from 0, as convolutions read it.
+
+    On CPUs with VNNI and without AMX, OpenVINO 2026.4 computes wrong values where signed integers that were joined
+    reach a convolution.
+    """
+    if value.target is not aten.fake_quantize_per_tensor_affine.default or value.args[3] >= 0:
+        return value
+    read, scale, zero_point, low, high = value.args
+    return graph.call_function(value.target, (read, scale, zero_point - low, 0, high - low))
 
 
 def on_small_grid(node: Node, up: Node, plan: UpPlan) -> Tensor:
@@ -187,20 +208,35 @@ def _phases(weight: Tensor, plan: UpPlan) -> Tensor:
                 place: Any = (slice(None), *phase, slice(None), *(o - plan.first for o in offset))
                 source: Any = (slice(None), slice(None), *tap)
                 result[place] = weight[source].T
-    return result.reshape(outputs * stride**dims, inputs, *[plan.taps] * dims)
+    return in_order(result, 0, plan)
 
 
-def laid_out(graph: Graph, wide: Node, plan: UpPlan, channels: int | None = None) -> Node:
-    """Lay (N, C · s^d, *S) out as (N, C, *(s · S)), where the graph inserts; C is the plan's if it is not given."""
-    if plan.dims == 2:
+def laid_out(graph: Graph, wide: Node, plan: UpPlan, channels: int) -> Node:
+    """Lay (N, s^d · C, *S) out as (N, C, *(s · S)), where the graph inserts."""
+    if not plan.columns_first:
         return graph.call_function(aten.pixel_shuffle.default, (wide, plan.stride))
-    dims, stride, channels = plan.dims, plan.stride, channels or plan.channels
+    dims, stride = plan.dims, plan.stride
     sizes = [graph.call_function(aten.sym_size.int, (wide, axis)) for axis in (0, *range(2, dims + 2))]
     batch, *space = sizes
     large = [graph.call_function(operator.mul, (size, stride)) for size in space]
-    # Channels last first: where they lie so already that is free, and all is moved once.
+    # Channels last first: where they lie so already that is free, and so are the columns. The rest is moved once.
     last = graph.call_function(aten.permute.default, (wide, [0, *range(2, dims + 2), 1]))
-    split = graph.call_function(aten.reshape.default, (last, [batch, *space, channels, *[stride] * dims]))
-    order = [0, dims + 1, *itertools.chain.from_iterable((1 + axis, 2 + dims + axis) for axis in range(dims))]
-    turned = graph.call_function(aten.permute.default, (split, order))
+    parts: list[Any] = [batch, *space[:-1], large[-1], channels, *[stride] * (dims - 1)]
+    split = graph.call_function(aten.reshape.default, (last, parts))
+    rows = itertools.chain.from_iterable((1 + axis, 2 + dims + axis) for axis in range(dims - 1))
+    turned = graph.call_function(aten.permute.default, (split, [0, dims + 1, *rows, dims]))
     return graph.call_function(aten.reshape.default, (turned, [batch, channels, *large]))
+
+
+def sources(channels: int, plan: UpPlan) -> Tensor:
+    """Return for each channel on the small grid the one on the large grid that it is of."""
+    each = torch.arange(channels)
+    if plan.columns_first:
+        return each.repeat_interleave(plan.stride ** (plan.dims - 1)).repeat(plan.stride)
+    return each.repeat_interleave(plan.stride**plan.dims)
+
+
+def in_order(values: Tensor, first: int, plan: UpPlan) -> Tensor:
+    """Return (…, C, *phases, …), where C is axis `first`, as (…, s^d · C, …) in the order of the plan."""
+    turned = values.movedim(first + plan.dims, first) if plan.columns_first else values
+    return turned.flatten(first, first + plan.dims)
