@@ -68,7 +68,7 @@ def toml(value: Any) -> str:
 
 # Images per step are those of `structure.BATCHES`: an epoch of hippocampus has 32 steps, of skin 160, of chest 260.
 STEPS = {"hippocampus": 3000, "skin": 2000, "chest": 1200, "nnunet": 2000}
-SHORT = {"hippocampus": 1200, "skin": 1000}  # where many trainings are compared
+SHORT = {"hippocampus": 600, "skin": 500}  # where many trainings are compared
 # Epochs after which images come as they came before: what the teacher says of them is then read from the disk.
 VIEWS = {"hippocampus": 16, "skin": 4, "chest": 2, "nnunet": 16}
 INSTANCE_NORMS = ("hippocampus", "nnunet")

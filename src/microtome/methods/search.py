@@ -232,7 +232,8 @@ class _Rows:
             known = len(self.rows)
             rng = np.random.default_rng([settings.seed, known])
             measured, most = [_choice(row) for row in self.rows], min(settings.by_round, total - known)
-            yield from proposed(self.space, measured, self._objectives(), most, rng)
+            worst = max(-row["score"] for row in self.rows if row["group"] == "uniform widths")
+            yield from proposed(self.space, measured, self._objectives(), most, rng, worst=worst)
 
     def cut(self, row: Row) -> Network:
         """Return a row's network, with the supernet's weights and statistics of its own."""

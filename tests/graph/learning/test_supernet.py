@@ -182,6 +182,18 @@ def test_what_is_proposed_is_new_and_better_than_chance():
     assert cheapest < 0.25 * found.cost(found.uniform(1.0)).parameters
 
 
+def test_a_cheap_network_that_cannot_see_has_no_children():
+    found = space()
+    known = [found.uniform(1.0), found.uniform(0.25)]
+    objectives = np.array([[-0.9, 9.0], [-0.1, 1.0]])
+    widths = {}
+    for worst in (-0.5, np.inf):
+        new = proposed(found, known, objectives, 8, np.random.default_rng(0), worst=worst)
+        widths[worst] = {width for one in new for width in one.widths}
+    assert widths == {-0.5: {0.5, 1.0}, np.inf: {0.25, 0.5, 1.0}}
+    assert proposed(found, known, objectives, 8, np.random.default_rng(0), worst=-1.0)  # all are worse
+
+
 def test_a_space_that_is_known_has_nothing_to_propose():
     found = Space(narrow(), (0.5,))
     known = [Choice(widths) for widths in np.ndindex(*(2,) * len(found.groups))]

@@ -236,7 +236,13 @@ def _apart(blocks: Sequence[Block]) -> tuple[str, ...]:
 
 
 def proposed(
-    space: Space, known: Sequence[Choice], objectives: Array, count: int, rng: np.random.Generator
+    space: Space,
+    known: Sequence[Choice],
+    objectives: Array,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    worst: float = math.inf,
 ) -> list[Choice]:
     """Return networks that are worth measuring: of many children of the best, those that are predicted to be best.
 
@@ -246,8 +252,13 @@ def proposed(
         objectives: what they came to, (known, objectives), all to be small.
         count: how many to return, at most; fewer where the space has no others.
         rng: what is drawn from.
+        worst: of the first objective: what lies above it is no parent, and is measured only if all others do too. A
+            network that cannot see is cheap, and would be on the front.
     """
-    parents = [known[k] for k in pareto.best(objectives, max(count, len(known) // 2))]
+    good = np.flatnonzero(objectives[:, 0] <= worst)
+    if len(good) == 0:
+        good = np.arange(len(known))
+    parents = [known[good[k]] for k in pareto.best(objectives[good], max(count, len(known) // 2))]
     drawn = dict.fromkeys(child(space, parents, rng) for _ in range(CHILDREN))
     children = [one for one in drawn if one not in set(known)]
     if not children:
@@ -255,6 +266,7 @@ def proposed(
     predicted = pareto.Predictor(_features(space, known), objectives)(_features(space, children))
     together = np.concatenate([objectives, predicted])
     ranked = [k - len(known) for k in pareto.best(together, len(together)) if k >= len(known)]
+    ranked.sort(key=lambda k: bool(predicted[k, 0] > worst))  # the rest keeps its order
     return [children[k] for k in ranked[:count]]
 
 
