@@ -93,6 +93,18 @@ def test_convolutions_pad_for_themselves(tmp_path: Path, dims: int):
     assert sqnr_db(simulated(x), torch.from_numpy(session.run(x.numpy()))) > 40
 
 
+def test_padding_before_a_layer_that_pads_by_itself_is_kept(tmp_path: Path):
+    module = nn.Sequential(nn.ConstantPad2d((0, 1, 2, 0), 0.0), nn.Conv2d(2, 8, 3, padding="same"))
+    shape = (2, 10, 12)
+    network = capture(randomize(module), shape)
+    context = Context(images(shape), capabilities=openvino.capabilities())
+    for recipe, least in (("f32", 80), ("ranges", 40)):
+        simulated = recipes.run(recipes.read(recipe), network, context)
+        x = images(shape)[0]
+        output = openvino.open_session(openvino.export(simulated, tmp_path), threads=1).run(x.numpy())
+        assert sqnr_db(simulated(x), torch.from_numpy(output)) > least
+
+
 @pytest.mark.parametrize("offset", [0.0, 3.0])
 def test_statistics_of_norms_stay_precise_in_bfloat16(tmp_path: Path, offset: float):
     shape = (2, 16, 16, 16)

@@ -43,7 +43,7 @@ def _behind(pad: Any) -> list[Any]:
         for target in node.output(0).get_target_inputs():
             reader = target.get_node()
             kind, first = reader.get_type_name(), target.get_index() == 0
-            if kind == "Convolution" and first and zero == 0:
+            if kind == "Convolution" and first and zero == 0 and reader.get_attributes()["auto_pad"] == "explicit":
                 found.append(reader)
             elif kind in BY_VALUE and first and (value := _of(reader, zero)) is not None:
                 waiting.append((reader, value))
@@ -63,8 +63,7 @@ def _of(node: Any, zero: float) -> float | None:
         low, high, out_low, out_high = numbers
         steps = node.get_attributes()["levels"] - 1
         step = round((min(max(zero, low), high) - low) / (high - low) * steps)
-        value: float = out_low + step * (out_high - out_low) / steps
-        return value
+        return float(out_low + step * (out_high - out_low) / steps)
     if kind == "Convert":
         return zero
     return zero - numbers[0] if kind == "Subtract" else zero * numbers[0]
