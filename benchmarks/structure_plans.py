@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PARTS = ("prune", "tucker", "distill", "deep", "search", "chain", "norms")
+PARTS = ("prune", "student", "tucker", "distill", "deep", "search", "chain", "norms")
+WITH, WITHOUT = "with teacher", "without teacher"
 Table = Mapping[str, Any]
 
 
@@ -69,6 +70,7 @@ def toml(value: Any) -> str:
 # Images per step are those of `structure.BATCHES`: an epoch of hippocampus has 32 steps, of skin 160, of chest 260.
 STEPS = {"hippocampus": 3000, "skin": 2000, "chest": 1200, "nnunet": 2000}
 SHORT = {"hippocampus": 600, "skin": 500}  # where many trainings are compared
+STUDENT = {"hippocampus": 1500, "skin": 1200}  # of fresh weights: they need longer
 # Epochs after which images come as they came before: what the teacher says of them is then read from the disk.
 VIEWS = {"hippocampus": 16, "skin": 4, "chest": 2, "nnunet": 16}
 INSTANCE_NORMS = ("hippocampus", "nnunet")
@@ -81,9 +83,9 @@ def cut(share: float) -> Table:
     return {"method": "prune", "of": "macs", "share": share, "scope": "uniform", "round_to": 8}
 
 
-def student(network: str, *, short: bool = False, **more: Any) -> Table:
+def student(network: str, *, lengths: Mapping[str, int] = STEPS, **more: Any) -> Table:
     """Return the table of a distillation; all of one length and network train equally long."""
-    steps = (SHORT if short else STEPS)[network]
+    steps = lengths[network]
     return {"method": "distill", **TRAINED, "steps": steps, "views": VIEWS[network], **more}
 
 
@@ -92,6 +94,7 @@ def plans(parts: Iterable[str]) -> Iterator[Plan]:
     for part in parts:
         yield from {
             "prune": _prune,
+            "student": _student,
             "tucker": _tucker,
             "distill": _distill,
             "deep": _deep,
@@ -104,10 +107,18 @@ def plans(parts: Iterable[str]) -> Iterator[Plan]:
 def _prune() -> Iterator[Plan]:
     """Nine tenths of the weights go; beside it networks of that size with fresh weights, with a teacher and without."""
     for network in ("hippocampus", "skin"):
-        yield Plan("prune", network, "pruned", (cut(0.91), student(network, short=True)))
-        small = {"width": 0.32, "multiple": 8, "init": "fresh", "short": True}
+        yield Plan("prune", network, "pruned", (cut(0.91), student(network, lengths=SHORT)))
+        small = {"width": 0.32, "multiple": 8, "init": "fresh", "lengths": SHORT}
         yield Plan("prune", network, "small with teacher", (student(network, **small),))
         yield Plan("prune", network, "natively small", (student(network, **small, labels=1.0),))
+
+
+def _student() -> Iterator[Plan]:
+    """A tenth of the weights, fresh ones, trained for long: with a teacher and without."""
+    for network in ("hippocampus", "skin"):
+        small = {"width": 0.32, "multiple": 8, "init": "fresh", "lengths": STUDENT}
+        yield Plan("student", network, WITH, (student(network, **small),))
+        yield Plan("student", network, WITHOUT, (student(network, **small, labels=1.0),))
 
 
 def _tucker() -> Iterator[Plan]:
