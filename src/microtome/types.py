@@ -109,12 +109,19 @@ class Capabilities:
     in float. `transparent` are operator kinds that the target runs on integers as they are (pooling, concat, …), so
     that a quantizer may stand before them instead of behind. `readers` are operator kinds without a
     weight that it can feed with integers, with the format: faster where an integer layer stands before them.
+
+    Targets that only know graphs in integers from end to end name more: `integers` are operator kinds without a weight
+    that read and give integers, each on a grid of its own; then every value that such an operator, or a layer, reads or
+    gives has a quantizer. `same_grid` are those that give their integers on the grid of those that they read, rounded
+    to it, such as averages.
     """
 
     target: str
     operators: Mapping[str, OperatorSupport] = field(default_factory=dict)
     transparent: frozenset[str] = frozenset()
     readers: Mapping[str, QType] = field(default_factory=dict)
+    integers: Mapping[str, QType] = field(default_factory=dict)
+    same_grid: frozenset[str] = frozenset()
 
 
 FREE = -1

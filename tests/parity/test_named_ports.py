@@ -25,6 +25,7 @@ from networks_with_ports import KEPT, batches, prompted
 
 # As in test_runtimes: a value on the edge between two integers may fall to the other side.
 INTEGER_DB = 38.0
+ROUNDED_DB = 30.0
 ROUNDING = 1e-4  # one thread sums in another order than all threads do
 every = pytest.mark.parametrize("target", TARGETS)
 
@@ -42,7 +43,8 @@ def exported(target: str) -> tuple[Network, Path, Session]:
 def test_all_outputs_by_name(target: str) -> None:
     network, _, session = exported(target)
     assert {q.kind for q in quantizers(network)} == {"activation", "weight"}
-    (given,) = batches(1, size=3, side=(12, 10), seed=1)
+    side = (8, 8) if target == "litert" else (12, 10)  # LiteRT's files have one size
+    (given,) = batches(1, size=3, side=side, seed=1)
     with torch.no_grad():
         expected = network.run(given)
     arrays = {name: value.numpy() for name, value in reversed(given.items())}
@@ -50,7 +52,7 @@ def test_all_outputs_by_name(target: str) -> None:
     assert list(actual) == list(KEPT)
     for name, value in expected.items():
         assert actual[name].dtype == np.float32
-        assert sqnr_db(value, torch.from_numpy(actual[name])) > INTEGER_DB, name
+        assert sqnr_db(value, torch.from_numpy(actual[name])) > (ROUNDED_DB if target == "litert" else INTEGER_DB), name
     assert {run.names[0].split("/")[0] for run in session.layer_runs(arrays)} >= {"enter", "mix", "head"}
 
 
@@ -75,7 +77,8 @@ def test_a_session_says_what_it_takes_and_returns(target: str) -> None:
     network, _, session = exported(target)
     for ours, theirs in zip((*network.inputs, *network.outputs), (*session.inputs, *session.outputs), strict=True):
         free = tuple(FREE if open_ else n for n, open_ in zip(ours.shape, ours.dynamic[1:], strict=True))
-        assert theirs in (ours, Port(ours.name, free, ours.dynamic))
+        fixed = Port(ours.name, ours.shape, (False,) * len(ours.dynamic))
+        assert theirs in ((fixed,) if target == "litert" else (ours, Port(ours.name, free, ours.dynamic)))
 
 
 @every

@@ -10,6 +10,7 @@ from microtome.runtimes.base import Exporter, Runner, Runtime
 TARGETS = {
     "openvino": "microtome.runtimes.openvino",
     "onnxruntime": "microtome.runtimes.onnxruntime",
+    "litert": "microtome.runtimes.litert",
     "reference": "microtome.runtimes.reference",
 }
 REQUIRED = [

@@ -5,6 +5,9 @@ operator that works on integers as they are (a concatenation, a max-pool), the q
 traffic is in integers; values that meet in a concatenation share one grid, and so do all uses of one value. Where
 another reader needs a much finer grid of a value than the concatenation it also goes to, there are two grids in a row:
 the concatenation rounds anew what that reader sees, and the value itself is in memory once, in integers.
+
+Targets that want integers from end to end (`Capabilities.integers`) get a quantizer on every value that passes between
+such operators, the network's input and output among them; what an activation is fused with has none before it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from microtome.types import Bits, Capabilities, OperatorSupport, QType
 
 # A grid so many times wider than a value needs costs it 2 dB of signal to noise.
 WIDER = 1.25
+# What takes a clamp behind it into its own kernel, beside layers.
+FUSED = frozenset({"add", "sub", "mul"})
 # What may stand between a layer and the sum that takes its output up.
 PASSED = frozenset({"batch_norm", "relu", "clamp", "leaky_relu", "prelu", "identity"})
 
@@ -168,7 +173,8 @@ def place(
     groups = _Groups()
     for node in reversed(network.graph_module.graph.nodes):
         users = wanted.get(node)
-        if users is None or kind(node) not in capabilities.transparent or set(node.users) != set(users):
+        moves = kind(node) in capabilities.transparent
+        if users is None or not (moves or kind(node) in capabilities.same_grid) or set(node.users) != set(users):
             continue
         inputs = _tensor_inputs(node)
         if fixed & set(users) or any(n.op == "get_attr" for n in inputs):
@@ -184,7 +190,8 @@ def place(
             wanted.setdefault(value, {})[node] = qtype
             names.setdefault(value, names[node])
             groups.join(value, node)
-        del wanted[node]
+        if moves:
+            del wanted[node]
     members: dict[Node, list[Node]] = {}
     for value in network.graph_module.graph.nodes:
         if value in wanted:
@@ -243,7 +250,53 @@ def _wanted(
             for value in reader.values:
                 wanted.setdefault(value, {}).setdefault(reader.node, reader.qtype)
                 names.setdefault(value, reader.layer)
+    if capabilities.integers:
+        _everywhere(network, capabilities, {layer for layer in rounded if rounded[layer]}, wanted, names)
     return wanted, names, fixed
+
+
+def _everywhere(
+    network: Network,
+    capabilities: Capabilities,
+    layers: set[str],
+    wanted: dict[Node, dict[Node, QType]],
+    names: dict[Node, str],
+) -> None:
+    """Want every value in integers that a layer or an operator of integers reads or gives.
+
+    Args:
+        network: without quantizers.
+        capabilities: of the target.
+        layers: names of those that run in integers.
+        wanted: what is wanted already; more is put in.
+        names: likewise.
+    """
+    by_node = {layer.node: layer.name for layer in network.layers}
+    near = next(iter(by_node.values()))
+    qtype = next(iter(capabilities.integers.values()))
+    moving = capabilities.transparent | capabilities.same_grid
+    for node in network.graph_module.graph.nodes:
+        near = by_node.get(node, near)
+        own = capabilities.integers.get(kind(node), qtype)
+        if by_node.get(node) not in layers and kind(node) not in capabilities.integers and kind(node) not in moving:
+            continue
+        for value in (value for value in _tensor_inputs(node) if value.op != "get_attr" and is_real(value)):
+            wanted.setdefault(value, {}).setdefault(node, own)
+            names.setdefault(value, near)
+        result = _behind_activation(node) if node in by_node or kind(node) in FUSED else node
+        if is_real(result):
+            names.setdefault(result, near)
+            for user in result.users:
+                wanted.setdefault(result, {}).setdefault(user, own)
+    for node in list(wanted):  # what a fused activation reads is in no memory
+        if (by_node.get(node) in layers or kind(node) in FUSED) and _behind_activation(node) is not node:
+            del wanted[node]
+
+
+def is_real(node: Node) -> bool:
+    """Whether a value is a tensor of real numbers."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _producer(value: Node) -> Node:
