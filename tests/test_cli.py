@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +25,7 @@ from microtome.types import CalibrationChoice, ObserverName
 from microtome.verbs.recipe import asked
 from microtome.version import __version__
 
-COMMANDS = ("compress", "evaluate", "bench", "inspect", "report", "demo", "recipes")
+COMMANDS = ("compress", "evaluate", "bench", "inspect", "parity", "report", "demo", "recipes", "targets")
 DEMO = "microtome.demo.network:demo_network"
 
 
@@ -186,3 +187,15 @@ def test_report_again_and_comparison(package: Path, tmp_path: Path) -> None:
     call("report", package, package, "-o", tmp_path / "both.html")
     assert (tmp_path / "both.html").exists()
     assert "error:" in call("report", tmp_path / "nothing", code=2)
+
+
+def test_targets_are_listed_with_what_they_run_and_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads(call("targets", "--json"))["targets"]
+    assert tuple(found) == tuple(TARGETS)
+    assert found["onnxruntime"]["layers"]["conv"] == {"activation": "uint8", "weight": "int8", "axes": [1, 2]}
+    assert found["litert"]["everywhere"]
+    assert not found["reference"]["integers"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert not json.loads(call("targets", "--target", "onnxruntime", "--json"))["targets"]["onnxruntime"]["installed"]
+    assert "microtome[onnxruntime]" in " ".join(call("targets").split())
+    assert "there is no target 'tensorrt'" in call("targets", "--target", "tensorrt", code=2)

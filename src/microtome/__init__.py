@@ -1,7 +1,7 @@
 """microtome compresses medical-imaging networks and proves that nothing clinical was lost.
 
-The verbs are `compress`, `evaluate`, `bench` and `inspect`; `predict` and `open_package` run what `compress` made. They
-are loaded when they are first used: `import microtome` itself loads neither torch nor pydicom.
+The verbs are `compress`, `evaluate`, `bench`, `inspect` and `parity`; `predict` and `open_package` run what `compress`
+made. They are loaded when they are first used: `import microtome` itself loads neither torch nor pydicom.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from microtome.verbs.evaluate import evaluate
     from microtome.verbs.inspect import inspect
     from microtome.verbs.options import CompressOptions
+    from microtome.verbs.parity import parity
     from microtome.verbs.predict import predict
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "open_package",
+    "parity",
     "predict",
 ]
 
@@ -40,6 +42,7 @@ _HOMES = {
     "inspect": "microtome.verbs.inspect",
     "open_package": "microtome.package",
     "Package": "microtome.package",
+    "parity": "microtome.verbs.parity",
     "predict": "microtome.verbs.predict",
 }
 

@@ -69,12 +69,30 @@ class SessionFiles(TypedDict, total=False):
     pipeline_sha256: str
 
 
+class Rung(TypedDict):
+    """A value of the network that stands on a grid, on a runtime and simulated: differences in steps of that grid.
+
+    `own_…` are of this part alone, given what the runtime had before it; the others of all from the input on.
+    """
+
+    layer: str
+    step: float
+    own_largest: float
+    own_mean: float
+    largest: float
+    mean: float
+    departs: bool
+
+
 class Target(SessionFiles, total=False):
     """One of the targets of a package."""
 
     bytes: int
     measured: bool
     latency_ms: float
+    integer: dict[str, int]
+    agreement: Estimate | None
+    parity: dict[str, Any]
     verdict: Verdict
 
 
@@ -179,5 +197,6 @@ class Result(TypedDict, total=False):
     trajectory: list[dict[str, Any]]
     search: list[dict[str, Any]]
     placement: list[dict[str, Any]]
+    rungs: list[Rung]
     targets: dict[str, Target]
     failed_targets: dict[str, str]

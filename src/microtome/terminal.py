@@ -144,6 +144,67 @@ def bench_table(result: dict[str, Any]) -> None:
     console.print(table)
 
 
+def parity_table(result: dict[str, Any]) -> None:
+    """Print `parity`'s result."""
+    console = _wide()
+    for name, found in result["targets"].items():
+        if "skipped" in found:
+            console.print(f"[bold]{escape(name)}[/]: not compared. {escape(found['skipped'])}", highlight=False)
+            continue
+        table = Table("value read by", "step", "alone: mean", "largest", "from the input on: mean", "largest", "")
+        table.show_edge, table.pad_edge = False, False
+        for rung in found["rungs"]:
+            numbers = (f"{rung[key]:.4g}" for key in ("step", "own_mean", "own_largest", "mean", "largest"))
+            table.add_row(escape(rung["layer"]), *numbers, "[red]departs[/]" if rung["departs"] else "")
+        console.print(f"[bold]{escape(name)}[/], {found['precision']} beside integers; differences in steps")
+        console.print(table)
+        console.print(f"{_same(found)} as simulated", highlight=False)
+        if found["departs"] is not None:
+            console.print(f"[red]{escape(found['departs'])}[/] is the first that departs.", highlight=False)
+    if "parent" in result:
+        console.print(f"Simulated beside the parent: {_same(result['parent'])}", highlight=False)
+    console.print(result["tolerance"], style="dim", highlight=False)
+
+
+def targets_table(result: dict[str, Any]) -> None:
+    """Print what `targets` found."""
+    console = _wide()
+    table = Table("target", "installed", "integers", "other operators on integers", "floats")
+    table.show_edge, table.pad_edge = False, False
+    for name, found in result["targets"].items():
+        if not found["installed"]:
+            missing = f"no: pip install 'microtome\\[{found['extra']}]'"
+            table.add_row(escape(name), missing, "", "", "")
+            continue
+        layers = [_layer_formats(kind, row) for kind, row in found["layers"].items()]
+        where = "runs here" if found["runs"] else "cannot run here"
+        table.add_row(
+            escape(name),
+            f"{found['version'] or 'yes'}, {where}" + ("" if found["integers"] else "; integers are simulated"),
+            "\n".join(layers),
+            ", ".join(found["operators"]) + (" (all of a network)" if found["everywhere"] else ""),
+            ", ".join(found["floats"]),
+        )
+    console.print(table)
+    console.print(f"{result['processor']}: {', '.join(result['instructions'])}", style="dim", highlight=False)
+
+
+def _layer_formats(kind: str, row: Mapping[str, Any]) -> str:
+    axes = f" {', '.join(f'{n}-D' for n in row['axes'])}" if row["axes"] else ""
+    return f"{kind}{axes}: {row['activation']} × {row['weight']}"
+
+
+def _same(found: Mapping[str, Any]) -> str:
+    """Say in words how alike predictions are."""
+    count = len(found["cases"])
+    images = f"{count} image{'s' * (count != 1)}"
+    if found["agreement"] is None:
+        gap = max((case["largest"] or 0.0 for case in found["cases"]), default=0.0)
+        return f"{images}, predictions within {gap:.3g}"
+    worst = min(case["agreement"] for case in found["cases"])
+    return f"{images}, {found['agreement']:.3%} of the labels (at least {worst:.3%})"
+
+
 def inspect_table(result: dict[str, Any]) -> None:
     """Print `inspect`'s result."""
     console = _wide()

@@ -3,10 +3,23 @@
 import sys
 
 from microtome import crash
-from microtome.cli import bench, compress, demo, evaluate, inspect, predict, recipes, report
+from microtome.cli import bench, compress, demo, evaluate, inspect, parity, predict, recipes, report, targets
 from microtome.cli.app import app
 
-__all__ = ["app", "bench", "compress", "demo", "evaluate", "inspect", "main", "predict", "recipes", "report"]
+__all__ = [
+    "app",
+    "bench",
+    "compress",
+    "demo",
+    "evaluate",
+    "inspect",
+    "main",
+    "parity",
+    "predict",
+    "recipes",
+    "report",
+    "targets",
+]
 
 
 def main() -> None:

@@ -33,8 +33,22 @@ OBJECTS = (
     "sensitivity",
     "training",
     "structure",
+    "targets",
+    "failed_targets",
 )
-TABLES = ("runs", "layers", "cases", "examples", "quantizers", "pareto", "trials", "placement", "trajectory", "search")
+TABLES = (
+    "runs",
+    "layers",
+    "cases",
+    "examples",
+    "quantizers",
+    "pareto",
+    "trials",
+    "placement",
+    "trajectory",
+    "search",
+    "rungs",
+)
 LISTS = ("classes", "warnings", "notes")
 REQUIRED = ("parent", "compressed")
 PANELS = ("image", "reference", "parent", "compressed")

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from microtome.report import accuracy, diagnosis, files, headline, structure, technical, words
+from microtome.report import accuracy, diagnosis, files, headline, structure, targets, technical, words
 from microtome.report.view import View, ViewOf
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,6 +52,7 @@ def page_of(result: files.Result, arrays: files.Examples, folder: Path, view: Vi
         "cases": accuracy.case_table(result, view),
         "examples": accuracy.examples(result, arrays),
         "speed": technical.speed(result),
+        "targets": targets.targets(result),
         "layers": technical.layers(result),
         "diagnosis": diagnosis.diagnosis(result),
         "structure": structure.structure(result),

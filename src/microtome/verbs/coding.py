@@ -33,7 +33,8 @@ def with_weights_on_grids(request: Request, network: Network) -> Network:
 
 
 def write_network(folder: Path, made: Sequence[Made], request: Request) -> list[Made]:
-    """Write the first target's network and weights; of a package that is to be coded all model files into one.
+    """Write the networks, and the first one's weights; of a package that is to be coded the first network and all model
+    files into one.
 
     Args:
         folder: the package as far as it is, with the files of its targets.
@@ -47,6 +48,8 @@ def write_network(folder: Path, made: Sequence[Made], request: Request) -> list[
     pt2.save(network, folder / NETWORK)
     if not is_coded(request):
         save_packed(network, folder / WEIGHTS)
+        for one in made[1:]:  # for `parity`: each target's file has a network of its own
+            pt2.save(one.network.to("cpu"), folder / target_folder(one.name) / NETWORK)
         return list(made)
     content = (folder / NETWORK).read_bytes()
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in _exported(folder, made)}

@@ -12,12 +12,13 @@ import numpy as np
 
 from microtome import recipes
 from microtome.batches.calibration import CalibrationBatches
+from microtome.deployment import parity
 from microtome.deployment.deploy import Running, deploy
 from microtome.deployment.memory import shortage
 from microtome.deployment.placement import Placement, measured_placement
 from microtome.deployment.timing import eager
 from microtome.environment import arithmetic
-from microtome.errors import MicrotomeError
+from microtome.errors import MicrotomeError, TargetError
 from microtome.evidence.comparison import Pair, evaluate_pair, streamed
 from microtome.evidence.diagnosis import diagnose, from_history
 from microtome.evidence.examples import choose, pictures
@@ -105,7 +106,8 @@ def compress(
         for part in for_each_target(request):
             place = staging.part(part.runtime.NAME, target_folder(part.runtime.NAME))
             try:
-                made.append(_made(part, place, made, seconds if not made else Stopwatch(), progress))
+                one = _made(part, place, made, seconds if not made else Stopwatch(), progress)
+                made.append(_with_rungs(one, part, progress) if len(options.targets) > 1 else one)
             except MicrotomeError as error:
                 if not made:
                     raise
@@ -242,6 +244,27 @@ def _add_diagnosis(result: Result, request: Request, network: Network) -> None:
     removed = structure(request.loaded.network.to("cpu"), network.to("cpu"))
     if removed:
         result["structure"] = removed
+
+
+def _with_rungs(made: Made, request: Request, progress: Progress) -> Made:
+    """Return what came out for one of several targets, and where its runtime departs from the simulation."""
+    name, result = request.runtime.NAME, made.result
+    if not result.get("measured", True):
+        return made
+    if not parity.fits(made.network):
+        result["notes"].append(f"{name} was not compared with its network layer by layer: that takes too much memory.")
+        return made
+    progress.say(f"compare {name} with the simulation, layer by layer")
+    running = Running(request.options.threads, result["session"]["precision"])
+    try:
+        rungs = parity.climbed(made.network, request.runtime, example_of(request), running)
+    except TargetError as error:
+        result["notes"].append(f"{name} was not compared with its network layer by layer: {error}")
+        return made
+    departs = next((rung["layer"] for rung in rungs if rung["departs"]), None)
+    warnings = [f"{name} computes something else than its network before {departs}: see `microtome parity`."]
+    result["warnings"] += warnings if departs is not None else []
+    return replace(made, result={**result, "rungs": rungs})
 
 
 def _write(request: Request, made: Sequence[Made], result: Result, staging: Staging, progress: Progress) -> None:

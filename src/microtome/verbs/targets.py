@@ -138,5 +138,14 @@ def _line(made: Made) -> Target:
     }
     if measured:
         line["latency_ms"] = result["compressed"]["latency_ms"]
+        line["integer"] = result["integer"]
+        line["agreement"] = result["agreement"]
+    if "rungs" in result:
+        line["parity"] = {
+            "values": len(result["rungs"]),
+            "largest": max(rung["own_largest"] for rung in result["rungs"]),
+            "mean": max(rung["own_mean"] for rung in result["rungs"]),
+            "departs": next((rung["layer"] for rung in result["rungs"] if rung["departs"]), None),
+        }
     line["verdict"] = result["verdict"]
     return line
