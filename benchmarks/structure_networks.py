@@ -84,7 +84,7 @@ def subjects(*, small: bool = False) -> list[Subject]:
     seg_ds = either({}, {"init_filters": 8, "blocks_down": (1, 2, 2)})
     return [
         Subject("UNet 2-D", monai("UNet", 2, 3, 2, unet, steps, norm="batch"), (3, 32, 32)),
-        Subject("UNet 3-D", monai("UNet", 3, 4, 3, unet, steps, num_res_units=2), (4, 16, 16, 16)),
+        Subject("UNet 3-D", monai("UNet", 3, 4, 3, unet, steps, num_res_units=2), (4, 32, 32, 32)),
         Subject(
             "BasicUNet",
             monai(
@@ -138,6 +138,6 @@ def subjects(*, small: bool = False) -> list[Subject]:
             ),
             (3, 64, 64),
         ),
-        Subject("PlainConvUNet", nnunet("PlainConvUNet", nn_unet, 2), (1, 16, 16, 16)),
-        Subject("ResidualEncoderUNet", nnunet("ResidualEncoderUNet", nn_unet, 2), (1, 16, 16, 16)),
+        Subject("PlainConvUNet", nnunet("PlainConvUNet", nn_unet, 2), (1, 32, 32, 32)),
+        Subject("ResidualEncoderUNet", nnunet("ResidualEncoderUNet", nn_unet, 2), (1, 32, 32, 32)),
     ]
