@@ -31,6 +31,7 @@ from microtome.errors import MicrotomeError
 from microtome.terminal import RichProgress
 from microtome.verbs.compress import compress
 from microtome.verbs.options import CompressOptions
+from structure_pairs import teacher_table
 from structure_peers import contest
 from structure_plans import PARTS, Plan, plans
 from structure_subjects import subject
@@ -180,7 +181,8 @@ def main() -> None:
             file.write_text(json.dumps(row, indent=1))
             print(json.dumps(row), flush=True)
     rows = [json.loads(file.read_text()) for file in sorted(options.out.glob("*-*.json"))]
-    print("\n".join([*table(rows), *times_table(options.out)]))
+    pairs = teacher_table(options.out, list(plans(["student"])))
+    print("\n".join([*table(rows), *pairs, *times_table(options.out)]))
     if options.json is not None:
         options.json.write_text(json.dumps({"rows": rows}, indent=1))
 
