@@ -14,7 +14,7 @@ from microtome.errors import TargetError
 from microtome.graph.operators import kind
 from microtome.graph.quantizers import qparams_of
 from microtome.graph.watching.moments import named_arguments
-from microtome.runtimes.tflite.model import Grid, Model
+from microtome.runtimes.tflite.model import Grid, Model, grid_of
 from microtome.types import Array, QParams
 
 if TYPE_CHECKING:
@@ -254,7 +254,12 @@ class Writer:
         if own is not None and own.same(grid):
             return tensor
         output = self.model.tensor(f"{self.model.name(tensor)}/rounded", self.model.shape(tensor), "int8", grid)
-        return self.model.operator("QUANTIZE", [tensor], output)
+        if own is None:
+            return self.model.operator("QUANTIZE", [tensor], output)
+        # XNNPACK's QUANTIZE takes the ratio of two scales in 256ths, and is off by a step in every seventh value; as a
+        # product with one it is exact.
+        one = self.model.constant("one", np.array([1], np.int8), grid_of(1.0, 0))
+        return self.model.operator("MUL", [tensor, one], output, fusedActivationFunction=0)
 
     def _turned(self, node: Node, tensor: int, *, last: bool) -> int:
         rank = len(self.shape(node))
