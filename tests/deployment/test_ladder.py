@@ -17,8 +17,9 @@ from microtome.graph.network import Network
 from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
-from microtome.runtimes import TARGETS, reference, runtime
+from microtome.runtimes import reference, runtime
 from networks import captured, images, randomize
+from targets import EVERY
 
 
 def quantized(target: str, name: str = "unet2d") -> Network:
@@ -34,7 +35,7 @@ def climbed(network: Network, target: Any, count: int = 2) -> list[dict[str, Any
     return ladder.rungs()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERY)
 def test_no_runtime_departs_from_its_network(target: str):
     network = quantized(target)
     rungs = climbed(network, runtime(target))
@@ -81,7 +82,7 @@ class Residual(nn.Module):
         return self.third(y.relu_())
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", EVERY)
 def test_what_is_changed_in_place_later_is_compared_as_it_was(target: str):
     network = capture(randomize(Residual()), (4, 12, 10))
     context = Context(images(network.shape), capabilities=runtime(target).capabilities())

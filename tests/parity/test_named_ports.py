@@ -17,17 +17,18 @@ from microtome.graph.network import Network
 from microtome.graph.quantizers import quantizers
 from microtome.methods.base import Context
 from microtome.methods.quantize import Quantize
-from microtome.runtimes import TARGETS, runtime
+from microtome.runtimes import runtime
 from microtome.runtimes.base import Session
 from microtome.types import FREE, Port
 from networks import captured, images, sqnr_db
 from networks_with_ports import KEPT, batches, prompted
+from targets import EVERY, FIXED
 
 # As in test_runtimes: a value on the edge between two integers may fall to the other side.
 INTEGER_DB = 38.0
 ROUNDED_DB = 30.0
 ROUNDING = 1e-4  # one thread sums in another order than all threads do
-every = pytest.mark.parametrize("target", TARGETS)
+every = pytest.mark.parametrize("target", EVERY)
 
 
 @functools.cache
@@ -43,7 +44,7 @@ def exported(target: str) -> tuple[Network, Path, Session]:
 def test_all_outputs_by_name(target: str) -> None:
     network, _, session = exported(target)
     assert {q.kind for q in quantizers(network)} == {"activation", "weight"}
-    side = (8, 8) if target == "litert" else (12, 10)  # LiteRT's files have one size
+    side = (8, 8) if target in FIXED else (12, 10)  # their files have one size
     (given,) = batches(1, size=3, side=side, seed=1)
     with torch.no_grad():
         expected = network.run(given)
@@ -52,7 +53,7 @@ def test_all_outputs_by_name(target: str) -> None:
     assert list(actual) == list(KEPT)
     for name, value in expected.items():
         assert actual[name].dtype == np.float32
-        assert sqnr_db(value, torch.from_numpy(actual[name])) > (ROUNDED_DB if target == "litert" else INTEGER_DB), name
+        assert sqnr_db(value, torch.from_numpy(actual[name])) > (ROUNDED_DB if target in FIXED else INTEGER_DB), name
     assert {run.names[0].split("/")[0] for run in session.layer_runs(arrays)} >= {"enter", "mix", "head"}
 
 
@@ -78,7 +79,7 @@ def test_a_session_says_what_it_takes_and_returns(target: str) -> None:
     for ours, theirs in zip((*network.inputs, *network.outputs), (*session.inputs, *session.outputs), strict=True):
         free = tuple(FREE if open_ else n for n, open_ in zip(ours.shape, ours.dynamic[1:], strict=True))
         fixed = Port(ours.name, ours.shape, (False,) * len(ours.dynamic))
-        assert theirs in ((fixed,) if target == "litert" else (ours, Port(ours.name, free, ours.dynamic)))
+        assert theirs in ((fixed,) if target in FIXED else (ours, Port(ours.name, free, ours.dynamic)))
 
 
 @every

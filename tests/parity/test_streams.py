@@ -15,11 +15,12 @@ from microtome.recipes import read, run
 from microtome.runtimes import TARGETS, runtime
 from microtome.runtimes.base import Session
 from networks import captured, images
+from targets import param
 
 # One thread per input sums in another order than all threads for one input do.
 ROUNDING = 1e-4
 target_and_threads = pytest.mark.parametrize(
-    ("target", "threads"), [(target, threads) for target in TARGETS for threads in (1, 2, 0)]
+    ("target", "threads"), [param(target, threads) for target in TARGETS for threads in (1, 2, 0)]
 )
 
 

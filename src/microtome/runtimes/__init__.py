@@ -11,6 +11,7 @@ TARGETS = {
     "openvino": "microtome.runtimes.openvino",
     "onnxruntime": "microtome.runtimes.onnxruntime",
     "litert": "microtome.runtimes.litert",
+    "executorch": "microtome.runtimes.executorch",
     "reference": "microtome.runtimes.reference",
 }
 REQUIRED = [

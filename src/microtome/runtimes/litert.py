@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microtome.errors import DataError, MissingExtraError, ReadError, TargetError
-from microtome.runtimes.base import LayerRun, answer, arrays, one_by_one
-from microtome.types import Array, Batch, Capabilities, OperatorSupport, Port, QType
+from microtome.errors import MissingExtraError, ReadError, TargetError
+from microtome.runtimes.base import LayerRun
+from microtome.runtimes.fixed import FixedSession, port_of
+from microtome.types import Array, Batch, Capabilities, OperatorSupport, QType
 
 if TYPE_CHECKING:
     from microtome.graph.network import Network
@@ -119,8 +120,10 @@ def open_content(path: Path, files: Mapping[str, bytes], *, threads: int = 0, pr
     return Session(path, threads=threads, content=files[path.name])
 
 
-class Session:
+class Session(FixedSession):
     """A file that microtome wrote, on LiteRT's interpreter with its delegate for the CPU, XNNPACK."""
+
+    target = "LiteRT"
 
     def __init__(self, path: Path, *, threads: int = 0, content: bytes | None = None) -> None:
         """Read the file, or take its content.
@@ -136,39 +139,12 @@ class Session:
         self._content = path.read_bytes() if content is None else content
         self._threads = threads or None
         ports = _metadata(self._content, path)
-        self.inputs, self.outputs = (tuple(map(_port, ports[key])) for key in ("inputs", "outputs"))
+        self.inputs, self.outputs = (tuple(map(port_of, ports[key])) for key in ("inputs", "outputs"))
         self._runner = self._open()
         found = self._runner.get_signature_runner()
         details = found.get_input_details(), found.get_output_details()
         self._given = [details[0][port.name] for port in self.inputs]
         self._returned = [details[1][port.name] for port in self.outputs]
-
-    @overload
-    def run(self, x: Array) -> Array: ...
-
-    @overload
-    def run(self, x: Mapping[str, Array]) -> dict[str, Array]: ...
-
-    def run(self, x: Batch) -> Array | dict[str, Array]:
-        """Run an array and return the first output, or all inputs by name and return all outputs by name.
-
-        Raises:
-            DataError: an input is missing, unknown, or of another shape than the file's.
-        """
-        given = arrays(x, self.inputs)
-        for array, port in zip(given, self.inputs, strict=True):
-            if array.shape[1:] != port.shape:
-                raise DataError(
-                    f"the file takes {port.name} of shape {port.shape}, not {array.shape[1:]}.",
-                    "Files for LiteRT have one size: export the network with the size that it shall run at.",
-                )
-        rows = [self._one([array[place : place + 1] for array in given]) for place in range(len(given[0]))]
-        joined = [np.concatenate([row[place] for row in rows]) for place in range(len(self.outputs))]
-        return answer(x, dict(zip((port.name for port in self.outputs), joined, strict=True)))
-
-    def stream(self, batches: Iterable[Batch]) -> Iterator[Any]:
-        """Run inputs of one shape, one after another."""
-        return one_by_one(self.run, batches)
 
     def layer_runs(self, x: Batch) -> tuple[LayerRun, ...]:
         """Run `x`, and return each operator of the file with the kernel that has it; times are not measured."""
@@ -187,7 +163,7 @@ class Session:
             runs.append(LayerRun((name,), operator["op_name"], "int8" if integer else "f32", kernel, None))
         return tuple(runs)
 
-    def _one(self, given: list[Array]) -> list[Array]:
+    def _one(self, given: Sequence[Array]) -> list[Array]:
         """Run a batch of one."""
         for array, detail in zip(given, self._given, strict=True):
             stored = np.moveaxis(array, 1, -1) if array.ndim >= 3 else array
@@ -254,7 +230,3 @@ def _metadata(content: bytes, path: Path) -> dict[str, Any]:
     except Exception as error:
         raise ReadError(f"{path} is no TensorFlow Lite file, or a damaged one.", "Export it again.") from error
     raise ReadError(f"{path} was not written by microtome.", "Give the model.tflite of a package.")
-
-
-def _port(row: Mapping[str, Any]) -> Port:
-    return Port(row["name"], tuple(row["shape"]), (False,) * (len(row["shape"]) + 1))
