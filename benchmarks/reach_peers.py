@@ -76,13 +76,13 @@ def executorch_peer(subject: Subject, folder: Path, threads: int) -> tuple[Run, 
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     del threads  # of the process
-    example = (torch.from_numpy(subject.example),)
+    example = (torch.from_numpy(subject.example).clone(memory_format=torch.contiguous_format),)  # no strides of 0
     module = torch.export.export(subject.network.graph_module, example).module()
     chosen = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     prepared = prepare_pt2e(module, chosen)
     with torch.no_grad():
         for x in subject.calibration:
-            prepared(x)
+            prepared(x.clone(memory_format=torch.contiguous_format))
     program = torch.export.export(convert_pt2e(prepared), example)
     content = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
     (folder / "peer.pte").write_bytes(content)
