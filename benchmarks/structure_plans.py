@@ -70,6 +70,7 @@ def toml(value: Any) -> str:
 # Images per step are those of `structure.BATCHES`: an epoch of hippocampus has 32 steps, of skin 160, of chest 260.
 STEPS = {"hippocampus": 3000, "skin": 2000, "chest": 1200, "nnunet": 2000}
 SHORT = {"hippocampus": 600, "skin": 500}  # where many trainings are compared
+MIDDLE = {"hippocampus": 900, "skin": 800}
 STUDENT = {"hippocampus": 1500, "skin": 1200}  # of fresh weights: they need longer
 # Epochs after which images come as they came before: what the teacher says of them is then read from the disk.
 VIEWS = {"hippocampus": 16, "skin": 4, "chest": 2, "nnunet": 16}
@@ -105,9 +106,10 @@ def plans(parts: Iterable[str]) -> Iterator[Plan]:
 
 
 def _prune() -> Iterator[Plan]:
-    """Nine tenths of the weights go; beside it networks of that size with fresh weights, with a teacher and without."""
+    """Nine tenths of the weights go, or five sixths; beside it fresh weights, with a teacher and without."""
     for network in ("hippocampus", "skin"):
         yield Plan("prune", network, "pruned", (cut(0.91), student(network, lengths=SHORT)))
+        yield Plan("prune", network, "pruned by five sixths", (cut(0.83), student(network, lengths=MIDDLE)))
         small = {"width": 0.32, "multiple": 8, "init": "fresh", "lengths": SHORT}
         yield Plan("prune", network, "small with teacher", (student(network, **small),))
         yield Plan("prune", network, "natively small", (student(network, **small, labels=1.0),))
