@@ -19,6 +19,17 @@ from microtome.types import Capabilities, OperatorSupport, QType
 torch.set_num_threads(1)
 
 
+class Of(nn.Module):
+    """A function of an image and of layers."""
+
+    def __init__(self, function, *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, *self.layers)
+
+
 class UNet2d(nn.Module):
     """One level down and up: batch norm, PReLU, a strided convolution, a concatenation, a transposed convolution."""
 

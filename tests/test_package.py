@@ -132,7 +132,7 @@ def test_a_target_that_cannot_be_run_here_is_exported_without_evidence(
     assert "cannot run boxed" in line["verdict"]["reason"]
     assert "latency_ms" not in line
     own = tmp_path / "package" / "targets" / "boxed"
-    assert {file.name for file in own.iterdir()} == {"model.box", "result.json"}
+    assert {file.name for file in own.iterdir()} == {"model.box", "network.pt2", "result.json"}
     assert json.loads((own / "result.json").read_text())["measured"] is False
     assert "cannot run boxed" in report([own]).read_text()
     opened = microtome.open_package(tmp_path / "package", target="boxed", threads=1)  # on a machine that can

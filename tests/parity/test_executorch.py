@@ -17,24 +17,13 @@ from microtome.methods.base import Context
 from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.runtimes import executorch, litert
-from networks import captured, images, randomize, sqnr_db
+from networks import Of, captured, images, randomize, sqnr_db
 
 FLOAT_DB, ROUNDED_DB = 90.0, 28.0
 SAME_DB = 40.0  # a scale of another precision: single values on the edge between two integers
 installed = pytest.mark.skipif(
     not executorch.measurable(), reason="executorch is not installed: pip install 'microtome[executorch]'"
 )
-
-
-class Of(nn.Module):
-    """A function of an image and of layers."""
-
-    def __init__(self, function, *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x, *self.layers)
 
 
 def quantized(network: Network) -> Network:

@@ -19,21 +19,10 @@ from microtome.methods.fold import FoldBatchNorm
 from microtome.methods.quantize import Quantize
 from microtome.runtimes import litert
 from microtome.runtimes.litert import Session
-from networks import captured, images, randomize, sqnr_db
+from networks import Of, captured, images, randomize, sqnr_db
 
 FLOAT_DB = 90.0  # another order of summation
 ROUNDED_DB = 28.0  # a value on the edge between two integers, behind every operator
-
-
-class Of(nn.Module):
-    """A function of an image and of layers."""
-
-    def __init__(self, function, *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x, *self.layers)
 
 
 def session(network: Network, folder: Path) -> Session:
