@@ -256,8 +256,8 @@ class Writer:
         output = self.model.tensor(f"{self.model.name(tensor)}/rounded", self.model.shape(tensor), "int8", grid)
         if own is None:
             return self.model.operator("QUANTIZE", [tensor], output)
-        # XNNPACK's QUANTIZE takes the ratio of two scales in 256ths, and is off by a step in every seventh value; as a
-        # product with one it is exact.
+        # XNNPACK's QUANTIZE from integers to integers was off by a step in every seventh value of a U-Net; as a product
+        # with one it is exact.
         one = self.model.constant("one", np.array([1], np.int8), grid_of(1.0, 0))
         return self.model.operator("MUL", [tensor, one], output, fusedActivationFunction=0)
 
